@@ -1,0 +1,26 @@
+"""llm-kvbranch: explore a conversation with a local model as a tree.
+
+This module holds llm's hooks and nothing else. Everything is imported inside
+them: ``llm --help`` must not pay for llama.cpp, numpy or datasette.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llm
+
+
+@llm.hookimpl
+def register_models(register: Any) -> None:
+    from .model import AsyncKVLlama, KVLlama, model_names
+
+    for model_id, name in model_names():
+        register(KVLlama(model_id, name), AsyncKVLlama(model_id, name))
+
+
+@llm.hookimpl
+def register_commands(cli: Any) -> None:
+    from .cli import kvbranch
+
+    cli.add_command(kvbranch)

@@ -1,0 +1,90 @@
+"""The ``llm kvbranch`` commands: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+database_option = click.option(
+    "-d",
+    "--database",
+    type=click.Path(readable=True, dir_okay=False),
+    help="Path to log database",
+)
+json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
+
+
+@click.group()
+def kvbranch() -> None:
+    "Explore conversations with a local model, and the KV state they left"
+
+
+@kvbranch.command()
+@click.argument("response_id")
+@database_option
+@json_option
+def show(response_id: str, database: str | None, json_: bool) -> None:
+    """
+    Show what a response cost and what state it left
+
+    RESPONSE_ID is a full id, the start of one, or "last".
+    """
+    from .history import History, open_log
+    from .report import describe_response
+
+    history = History(open_log(database))
+    facts = describe_response(history, history.resolve(response_id))
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"{click.style(name.ljust(width), dim=True)}  {value}")
+
+
+@kvbranch.command()
+@json_option
+def status(json_: bool) -> None:
+    "Show what the state store holds"
+    from .report import describe_store
+
+    facts = describe_store()
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"Store    {facts['directory']}")
+    click.echo(
+        f"States   {facts['states']:,} in files, {facts['bytes']:,} bytes, "
+        f"{facts['tokens']:,} tokens"
+    )
+    for model in facts["models"]:
+        click.echo(
+            f"Model    {model['name']} ({model['kv_type']}): "
+            f"{model['states']:,} states, {model['bytes']:,} bytes"
+        )
+    for miss in facts["misses"]:
+        click.echo(f"Missed   {miss['count']:,} x {miss['reason']}")
+
+
+@kvbranch.command()
+def verify() -> None:
+    "Check every state file, and the index"
+    from .report import open_store
+
+    problems = 0
+    store = open_store()
+    for name, problem in store.verify() if store else ():
+        problems += 1
+        click.echo(f"{name}: {problem}")
+    n = sum(entry.present for entry in store.entries()) if store else 0
+    if problems:
+        raise click.ClickException(
+            f"{problems} problem{'s' if problems > 1 else ''} found. Nothing is lost: "
+            "what cannot be used is read again from the log"
+        )
+    click.echo(f"{n:,} states checked, no problem found")
+
+

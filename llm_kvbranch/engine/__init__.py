@@ -1,0 +1,21 @@
+"""llama.cpp behind a small interface; the only importer of ``llama_cpp``.
+
+``Weights`` is a GGUF file in memory, ``Engine`` a context over it. Nothing is
+loaded by importing this package: the bindings come with the first ``Weights``.
+"""
+
+from .core import KV_TYPES, Engine, Feed, Settings
+from .sampler import Sampler, Sampling, json_grammar
+from .weights import Load, Weights
+
+__all__ = [
+    "KV_TYPES",
+    "Engine",
+    "Feed",
+    "Load",
+    "Sampler",
+    "Sampling",
+    "Settings",
+    "Weights",
+    "json_grammar",
+]

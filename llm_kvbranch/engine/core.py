@@ -1,0 +1,309 @@
+"""One context: sequences of decoded tokens, and their KV rows in and out.
+
+The idea: a single unified KV cache holds several sequences. A sequence's rows
+[a, b) are captured by copying that range to a scratch sequence, which shares
+the cells, and asking llama.cpp for the scratch sequence's state; they are
+restored the same way backwards. The context is only as large as what it holds
+needs, and grows by being made again around the same rows.
+
+The invariants: nothing is restored straight into a live sequence; the scratch
+sequence is empty between calls, also after a failure. After a failed or stopped
+decode the caller cuts the sequence back to what it knows.
+
+This module does not know messages, files or why something is restored.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ContextError, KVBranchError, StateError
+from . import blob
+from .lib import build, llama, take_errors
+from .sampler import Sampler, Sampling
+from .weights import Weights
+
+KV_TYPES = {  # enum ggml_type
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 20,
+}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+_N_CTX_STEP = 256  # llama.cpp pads the context to this many cells
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the context is made. Of these, the KV types and flash attention
+    decide which states fit; the others may differ between capture and restore.
+    """
+
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str = "auto"
+    n_batch: int = 512
+    n_threads: int | None = None
+    n_seq: int = 4
+
+
+@dataclass
+class Feed:
+    "Tokens to decode into one sequence from a position on"
+
+    seq: int
+    start: int
+    tokens: array[int]
+    logits: bool = True  # of the last token
+
+
+class Engine:
+    "A model and one context over it. Not thread-safe: one call at a time."
+
+    def __init__(self, weights: Weights, settings: Settings):
+        self.weights = weights
+        self.settings = settings
+        self.n_ctx = 0
+        self.cuts_anywhere = not weights.recurrent and weights.n_swa == 0
+        self._llama = llama()
+        self._context: Any = None
+        self._memory: Any = None
+        self._batch: Any = None
+        self._scratch = settings.n_seq
+        self._stop: Callable[[], bool] = lambda: False
+        self._abort = self._llama.ggml_abort_callback(lambda _: self._stop())
+        self._no_abort = self._llama.ggml_abort_callback(0)
+
+    def close(self) -> None:
+        if getattr(self, "_batch", None) is not None:
+            self._llama.llama_batch_free(self._batch)
+            self._batch = None
+        if getattr(self, "_context", None):
+            self._llama.llama_free(self._context)
+            self._context = self._memory = None
+            self.n_ctx = 0
+
+    __del__ = close
+
+    def fingerprint(self, content: str) -> dict[str, str]:
+        """All that must be equal for a state to be this model's own.
+
+        ``content`` is the digest of the model file.
+        """
+        return {
+            "model": content,
+            "llama.cpp": build(),
+            "kv_type": f"{self.settings.type_k}/{self.settings.type_v}",
+            "flash_attn": self.settings.flash_attn,
+            "rope": "model",
+            "lora": "none",
+            "n_rs_seq": "0",
+            "attn_rot_disable": os.environ.get("LLAMA_ATTN_ROT_DISABLE", ""),
+        }
+
+    # -- the context ---------------------------------------------------
+
+    def reserve(self, n_cells: int, live: Iterable[int] = ()) -> None:
+        """Make room for n_cells in total, keeping the live sequences' rows.
+
+        Raises ContextError when llama.cpp cannot allocate that much.
+        """
+        if n_cells <= self.n_ctx:
+            return
+        kept = [(seq, self._get(seq)) for seq in live if self.length(seq)]
+        size = -(-n_cells // _N_CTX_STEP) * _N_CTX_STEP
+        previous = self.n_ctx
+        self.close()
+        try:
+            self._create(size)
+        except ContextError:
+            if previous:  # what was there fits still
+                self._create(previous)
+                self._put_back(kept)
+            raise
+        self._put_back(kept)
+
+    def _create(self, n_ctx: int) -> None:
+        lib, settings = self._llama, self.settings
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = n_ctx
+        parameters.n_batch = parameters.n_ubatch = settings.n_batch
+        parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
+        parameters.kv_unified = True
+        parameters.n_threads = settings.n_threads or default_threads()
+        parameters.n_threads_batch = parameters.n_threads
+        parameters.flash_attn_type = FLASH_ATTENTION[settings.flash_attn]
+        parameters.type_k = KV_TYPES[settings.type_k]
+        parameters.type_v = KV_TYPES[settings.type_v]
+        parameters.no_perf = True
+        take_errors()
+        self._context = lib.llama_init_from_model(self.weights.model, parameters)
+        if not self._context:
+            raise ContextError(
+                f"llama.cpp cannot make a context of {n_ctx} tokens with KV type"
+                f" {settings.type_k}/{settings.type_v}: {take_errors()}"
+            )
+        self._memory = lib.llama_get_memory(self._context)
+        self._batch = lib.llama_batch_init(settings.n_batch, 0, 1)
+        self.n_ctx = n_ctx
+
+    def _put_back(self, kept: list[tuple[int, bytearray]]) -> None:
+        for seq, data in kept:
+            if self._set(memoryview(data), seq) != len(data):
+                raise ContextError("llama.cpp could not grow its context")
+
+    # -- decoding ------------------------------------------------------
+
+    def decode(
+        self, feeds: list[Feed], stop: Callable[[], bool] | None = None
+    ) -> list[int]:
+        """Decode all feeds in one batch; at most ``n_batch`` tokens together.
+
+        Returns for each feed the index to sample from (-1 without logits).
+        ``stop`` is asked during the computation, and ends it when true: then
+        KeyboardInterrupt is raised, and the sequences hold an unknown part of
+        the tokens.
+        """
+        lib, batch = self._llama, self._batch
+        n, indices = 0, []
+        for feed in feeds:
+            for offset, token in enumerate(feed.tokens):
+                batch.token[n] = token
+                batch.pos[n] = feed.start + offset
+                batch.n_seq_id[n] = 1
+                batch.seq_id[n][0] = feed.seq
+                batch.logits[n] = 0
+                n += 1
+            indices.append(n - 1 if feed.logits else -1)
+            batch.logits[n - 1] = feed.logits
+        batch.n_tokens = n
+        if stop is not None:
+            self._stop = stop
+            lib.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            result = lib.llama_decode(self._context, batch)
+        finally:
+            if stop is not None:
+                lib.llama_set_abort_callback(self._context, self._no_abort, None)
+                self._stop = lambda: False
+        if result == 2:
+            raise KeyboardInterrupt
+        if result == 1:
+            raise ContextError(
+                f"The context of {self.n_ctx} tokens is full: "
+                "end other generations, or give a larger n_ctx"
+            )
+        if result != 0:
+            raise KVBranchError(f"llama.cpp failed to decode: {take_errors()}")
+        return indices
+
+    def sampler(self, sampling: Sampling, history: array[int]) -> Sampler:
+        "A sampler for one generation; ``history`` is what the penalties see"
+        return Sampler(self.weights.vocab, sampling, history)
+
+    def sample(self, sampler: Sampler, index: int) -> int:
+        "Draw a token from the logits at an index that decode returned"
+        return sampler.sample(self._context, index)
+
+    # -- sequences -----------------------------------------------------
+
+    def length(self, seq: int) -> int:
+        "Position after the last token of a sequence, 0 when it is empty"
+        if self._memory is None:
+            return 0
+        return int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
+
+    def cut(self, seq: int, n: int) -> bool:
+        """Forget the rows at positions >= n.
+
+        False, with the sequence as it was, where the architecture cannot.
+        """
+        if self._memory is None or self.length(seq) <= n:
+            return True
+        if n and not self.cuts_anywhere:
+            return False
+        start = n if n else -1
+        return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, -1))
+
+    def capture(self, seq: int, start: int, end: int) -> bytearray:
+        """The KV rows [start, end) of a sequence, as llama.cpp writes them.
+
+        Architectures with a recurrent part add its state as of now, so they
+        must be captured when the sequence ends at ``end``.
+        """
+        lib = self._llama
+        lib.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
+        try:
+            return self._get(self._scratch)
+        finally:
+            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
+    def nbytes(self, seq: int, start: int, end: int) -> int:
+        "How many bytes capture would return"
+        lib = self._llama
+        lib.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
+        try:
+            return int(
+                lib.llama_state_seq_get_size_ext(self._context, self._scratch, 0)
+            )
+        finally:
+            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
+    def restore(
+        self, seq: int, payload: memoryview, start: int, end: int, upto: int
+    ) -> None:
+        """Append captured rows [start, end) to a sequence, those below ``upto``.
+
+        The sequence must end at ``start`` or after it, with the same tokens.
+        Raises StateError, the sequence as it was, when the payload does not fit.
+        """
+        lib = self._llama
+        blob.check(payload, start, end, whole=self.cuts_anywhere)
+        begin = self.length(seq)
+        try:
+            read = self._set(payload, self._scratch)
+            last = lib.llama_memory_seq_pos_max(self._memory, self._scratch)
+            if read != len(payload) or last != end - 1:
+                raise StateError(f"llama.cpp refuses the state ({take_errors()})")
+            lib.llama_memory_seq_cp(self._memory, self._scratch, seq, begin, upto)
+        finally:
+            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
+    def _get(self, seq: int) -> bytearray:
+        lib = self._llama
+        size = lib.llama_state_seq_get_size_ext(self._context, seq, 0)
+        data = bytearray(size)
+        pointer = (ctypes.c_uint8 * size).from_buffer(data)
+        written = lib.llama_state_seq_get_data_ext(self._context, pointer, size, seq, 0)
+        if written != size:
+            raise KVBranchError(f"llama.cpp could not write its state: {take_errors()}")
+        return data
+
+    def _set(self, payload: memoryview, seq: int) -> int:
+        "Bytes that llama.cpp read, 0 when it refused"
+        size = len(payload)
+        pointer = (ctypes.c_uint8 * size).from_buffer(payload)
+        return int(
+            self._llama.llama_state_seq_set_data_ext(
+                self._context, pointer, size, seq, 0
+            )
+        )
+
+
+def default_threads() -> int:
+    "The processors this process may use"
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+

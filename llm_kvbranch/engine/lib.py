@@ -1,0 +1,87 @@
+"""The llama.cpp bindings, loaded late and quietly.
+
+The idea: only ``llama_cpp.llama_cpp``, the ctypes layer, is wanted. Importing
+the package ``llama_cpp`` also brings numpy, jinja2 and its chat code, which
+takes four times as long, so the submodule is imported without running the
+package's own ``__init__``. Another plugin's ``import llama_cpp`` later still
+gets the whole package, sharing the bindings already loaded.
+
+The invariant: llama.cpp writes nothing to the terminal; the last errors it
+reported are kept, and end up in the text of our exceptions.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+from ..errors import ModelLoadError
+
+_ERROR, _CONTINUATION = 4, 5  # enum ggml_log_level
+_errors: collections.deque[str] = collections.deque(maxlen=8)
+_keep: list[Any] = []  # callbacks that C holds a pointer to
+
+
+@functools.cache
+def llama() -> Any:
+    "The ctypes bindings, their log silenced and the backends started"
+    # Without this a crash inside ggml starts gdb, where it is installed
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    try:
+        bindings = _import_bindings()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelLoadError(
+            f"Cannot load llama-cpp-python: {error}. "
+            "Reinstall it: pip install --force-reinstall llama-cpp-python"
+        ) from None
+    callback = bindings.llama_log_callback(_on_log)
+    _keep.append(callback)
+    bindings.llama_log_set(callback, None)
+    bindings.llama_backend_init()
+    return bindings
+
+
+def _import_bindings() -> Any:
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("it is not installed")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    package.__spec__ = spec
+    sys.modules["llama_cpp"] = package
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        if sys.modules.get("llama_cpp") is package:
+            del sys.modules["llama_cpp"]
+
+
+def _on_log(level: int, text: bytes | None, _: Any) -> None:
+    if level == _ERROR and text:
+        _errors.append(text.decode("utf-8", "replace").strip())
+
+
+def take_errors() -> str:
+    "What llama.cpp reported as errors since the last call, as one line"
+    text = "; ".join(dict.fromkeys(line for line in _errors if line))
+    _errors.clear()
+    return text or "llama.cpp gave no reason"
+
+
+@functools.cache
+def build() -> str:
+    "Which llama.cpp this is: the bindings' version, its own, the state format's"
+    bindings = llama()
+    own = bindings.llama_version()
+    own = own.decode() if isinstance(own, bytes) else own
+    package = importlib.metadata.version("llama-cpp-python")
+    return f"{package}/{own}/seq{bindings.LLAMA_STATE_SEQ_VERSION}"

@@ -1,0 +1,107 @@
+"""Choosing the next token: llama.cpp's own C sampler chain.
+
+The order is llama.cpp's default: penalties, top-k, typical, top-p, min-p, then
+temperature and the draw. Temperature 0 is greedy. The penalties see the end of
+the prompt too, the same whether it was decoded or restored.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import KVBranchError
+from .lib import llama, take_errors
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens; names, units and defaults are llama.cpp's.
+
+    ``seed`` None draws one at random. ``grammar`` is GBNF text whose root rule
+    is ``root``.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    grammar: str | None = None
+
+
+class Sampler:
+    "One generation's sampler chain"
+
+    def __init__(self, vocab: Any, sampling: Sampling, history: array[int]):
+        self._llama = lib = llama()
+        self._chain = lib.llama_sampler_chain_init(
+            lib.llama_sampler_chain_default_params()
+        )
+        if sampling.grammar is not None:
+            grammar = lib.llama_sampler_init_grammar(
+                vocab, sampling.grammar.encode(), b"root"
+            )
+            if not grammar:
+                raise KVBranchError(f"The grammar cannot be used: {take_errors()}")
+            self._add(grammar)
+        penalised = (sampling.repeat_penalty, sampling.frequency_penalty) != (1.0, 0.0)
+        if penalised or sampling.presence_penalty:
+            n = sampling.repeat_last_n
+            penalties = lib.llama_sampler_init_penalties(
+                lib.llama_vocab_n_tokens(vocab),
+                n if n >= 0 else len(history) + (1 << 20),
+                sampling.repeat_penalty,
+                sampling.frequency_penalty,
+                sampling.presence_penalty,
+            )
+            for token in history[-n:] if n > 0 else history if n < 0 else ():
+                lib.llama_sampler_accept(penalties, token)
+            self._add(penalties)
+        if sampling.temperature <= 0:
+            self._add(lib.llama_sampler_init_greedy())
+            return
+        if sampling.top_k > 0:
+            self._add(lib.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.typical_p < 1:
+            self._add(lib.llama_sampler_init_typical(sampling.typical_p, 1))
+        if sampling.top_p < 1:
+            self._add(lib.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            self._add(lib.llama_sampler_init_min_p(sampling.min_p, 1))
+        self._add(lib.llama_sampler_init_temp(sampling.temperature))
+        seed = 0xFFFFFFFF if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        self._add(lib.llama_sampler_init_dist(seed))
+
+    def _add(self, sampler: Any) -> None:
+        self._llama.llama_sampler_chain_add(self._chain, sampler)
+
+    def sample(self, context: Any, index: int) -> int:
+        "Draw from the logits of a batch index and remember the choice"
+        return int(self._llama.llama_sampler_sample(self._chain, context, index))
+
+    def close(self) -> None:
+        if self._chain:
+            self._llama.llama_sampler_free(self._chain)
+            self._chain = None
+
+    __del__ = close
+
+
+def json_grammar(schema: dict[str, Any]) -> str:
+    "GBNF of a JSON schema; raises KVBranchError for one that has none"
+    import importlib
+    import json
+
+    llama()
+    module = importlib.import_module("llama_cpp.llama_grammar")
+    try:
+        return str(module.json_schema_to_gbnf(json.dumps(schema)))
+    except Exception as error:  # the converter raises whatever comes its way
+        raise KVBranchError(f"This schema cannot be enforced: {error}") from None

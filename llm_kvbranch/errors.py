@@ -1,0 +1,53 @@
+"""Everything this package raises on purpose.
+
+    KVBranchError           shown by llm as one line, exit code 1
+    ├── ModelNotFound       there is no GGUF file to run
+    ├── ModelLoadError      llama.cpp refused the file or the settings
+    ├── ContextError        the prompt or the generations do not fit the context
+    ├── ChatError           the model's chat template cannot take these messages
+    ├── HistoryError        no such response in the log
+    ├── StoreError          the state store cannot be read or written
+    └── StateError          one state file cannot be used; becomes a miss reason
+
+The base derives from ``llm.ModelError``, which llm documents as the exception
+whose text is displayed to the user. A message says what is wrong and what to
+do next, in one line.
+"""
+
+import llm
+
+
+class KVBranchError(llm.ModelError):
+    "Base of every error raised by llm-kvbranch"
+
+
+class ModelNotFound(KVBranchError):
+    "There is no GGUF file to run"
+
+
+class ModelLoadError(KVBranchError):
+    "llama.cpp could not load the model or create a context for it"
+
+
+class ContextError(KVBranchError):
+    "The prompt, or the generations running at once, do not fit the context"
+
+
+class ChatError(KVBranchError):
+    "The chat template rejected the messages, or a message cannot be rendered"
+
+
+class HistoryError(KVBranchError):
+    "The log holds no such response"
+
+
+class StoreError(KVBranchError):
+    "The state store cannot be read or written"
+
+
+class StateError(KVBranchError):
+    """One state file cannot be used.
+
+    ``str(error)`` is the miss reason that the user sees; it names no path, so
+    that equal reasons can be counted together.
+    """
