@@ -42,10 +42,12 @@ _SENTINEL = f"\ue002{_WORD}\ue003"
 class Vocabulary(Protocol):
     "What is needed of a model here"
 
-    bos_text: str
-    eos_text: str
-    chat_template: str | None
-
+    @property
+    def bos_text(self) -> str: ...
+    @property
+    def eos_text(self) -> str: ...
+    @property
+    def chat_template(self) -> str | None: ...
     @property
     def control_texts(self) -> tuple[str, ...]: ...
 

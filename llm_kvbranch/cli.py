@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -86,5 +85,3 @@ def verify() -> None:
             "what cannot be used is read again from the log"
         )
     click.echo(f"{n:,} states checked, no problem found")
-
-

@@ -80,9 +80,9 @@ class History:
         "Id of the response that a turn goes on from"
         at = turn["parent_message_hash"]
         while at is not None:
-            for row in self.db.query("select * from messages where hash = ?", [at]):
-                break
-            else:
+            rows = self.db.query("select * from messages where hash = ?", [at])
+            row = next(iter(rows), None)
+            if row is None:
                 return None
             if row["role"] == "assistant":
                 for found in self.db.query(

@@ -35,83 +35,113 @@ def model_names() -> list[tuple[str, str | None]]:
     return [(catalog.MODEL_ID, None), *named]
 
 
-class Options(llm.Options):
+class KVLlamaOptions(llm.Options):
     "What llama.cpp users expect to set, by llama.cpp's names"
 
     temperature: Optional[float] = Field(
-        default=None, ge=0, description="Randomness of the choice, 0 always takes the "
+        default=None,
+        ge=0,
+        description="Randomness of the choice, 0 always takes the "
         "likeliest token (default 0.8)",
     )
     top_k: Optional[int] = Field(
-        default=None, ge=0, description="Choose among the k likeliest tokens, 0 for "
-        "all (default 40)",
+        default=None,
+        ge=0,
+        description="Choose among the k likeliest tokens, 0 for all (default 40)",
     )
     top_p: Optional[float] = Field(
-        default=None, gt=0, le=1, description="Choose among the likeliest tokens "
+        default=None,
+        gt=0,
+        le=1,
+        description="Choose among the likeliest tokens "
         "that together reach this probability (default 0.95)",
     )
     min_p: Optional[float] = Field(
-        default=None, ge=0, le=1, description="Leave out tokens less likely than "
+        default=None,
+        ge=0,
+        le=1,
+        description="Leave out tokens less likely than "
         "this share of the likeliest one (default 0.05)",
     )
     typical_p: Optional[float] = Field(
-        default=None, gt=0, le=1, description="Locally typical sampling, 1 is off "
-        "(default 1)",
+        default=None,
+        gt=0,
+        le=1,
+        description="Locally typical sampling, 1 is off (default 1)",
     )
     repeat_penalty: Optional[float] = Field(
-        default=None, gt=0, description="Divide the score of recent tokens by this, "
-        "1 is off (default 1)",
+        default=None,
+        gt=0,
+        description="Divide the score of recent tokens by this, 1 is off (default 1)",
     )
     presence_penalty: Optional[float] = Field(
-        default=None, ge=-2, le=2, description="Lower the score of tokens that "
-        "occurred recently (default 0)",
+        default=None,
+        ge=-2,
+        le=2,
+        description="Lower the score of tokens that occurred recently (default 0)",
     )
     frequency_penalty: Optional[float] = Field(
-        default=None, ge=-2, le=2, description="Lower the score of recent tokens "
+        default=None,
+        ge=-2,
+        le=2,
+        description="Lower the score of recent tokens "
         "each time they occurred (default 0)",
     )
     repeat_last_n: Optional[int] = Field(
-        default=None, ge=-1, description="How many tokens count as recent, -1 for "
-        "all (default 64)",
+        default=None,
+        ge=-1,
+        description="How many tokens count as recent, -1 for all (default 64)",
     )
     seed: Optional[int] = Field(
-        default=None, ge=0, le=0xFFFFFFFE, description="Seed of the choice; random "
-        "if not given",
+        default=None,
+        ge=0,
+        le=0xFFFFFFFE,
+        description="Seed of the choice; random if not given",
     )
     max_tokens: Optional[int] = Field(
-        default=None, ge=1, description="Longest answer, in tokens",
+        default=None,
+        ge=1,
+        description="Longest answer, in tokens",
     )
     stop: Optional[Union[str, list[str]]] = Field(
-        default=None, description="End the answer before this text; several as a "
-        "JSON list",
+        default=None,
+        description="End the answer before this text; several as a JSON list",
     )
     grammar: Optional[str] = Field(
-        default=None, description="GBNF grammar that the answer must follow",
+        default=None,
+        description="GBNF grammar that the answer must follow",
     )
     n_ctx: Optional[int] = Field(
-        default=None, ge=1, description="Most tokens that prompt and answer may have "
+        default=None,
+        ge=1,
+        description="Most tokens that prompt and answer may have "
         "together (default: what the model was trained for). Memory is taken as "
         "needed, not for all of it",
     )
     n_gpu_layers: Optional[int] = Field(
-        default=None, ge=-1, description="Layers to offload to the GPU, -1 for all "
-        "(default -1)",
+        default=None,
+        ge=-1,
+        description="Layers to offload to the GPU, -1 for all (default -1)",
     )
     n_threads: Optional[int] = Field(
-        default=None, ge=1, description="Threads to compute with (default: the "
-        "processors available)",
+        default=None,
+        ge=1,
+        description="Threads to compute with (default: the processors available)",
     )
     n_batch: Optional[int] = Field(
-        default=None, ge=32, le=8192, description="Tokens to prefill at a time "
-        "(default 512)",
+        default=None,
+        ge=32,
+        le=8192,
+        description="Tokens to prefill at a time (default 512)",
     )
     kv_type: Optional[str] = Field(
-        default=None, description="Type of the KV cache: f16, bf16, f32, q8_0, q5_1, "
+        default=None,
+        description="Type of the KV cache: f16, bf16, f32, q8_0, q5_1, "
         "q5_0, q4_1, q4_0, iq4_nl; or K/V apart as in q8_0/q4_0 (default f16)",
     )
     flash_attn: Optional[bool] = Field(
-        default=None, description="Flash attention on or off (default: llama.cpp "
-        "decides)",
+        default=None,
+        description="Flash attention on or off (default: llama.cpp decides)",
     )
 
     @field_validator("stop")
@@ -160,9 +190,6 @@ class _Shared:
     model_id: str
     name: str | None
 
-    class Options(Options):
-        pass
-
     def __init__(self, model_id: str = catalog.MODEL_ID, name: str | None = None):
         self.model_id = model_id
         self.name = name
@@ -206,6 +233,9 @@ class _Shared:
 class KVLlama(_Shared, llm.Model):
     "A GGUF model run by llama.cpp, each logged answer leaving its KV state"
 
+    class Options(KVLlamaOptions):
+        pass
+
     def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
     ) -> Iterator[str]:
@@ -216,6 +246,9 @@ class KVLlama(_Shared, llm.Model):
 
 class AsyncKVLlama(_Shared, llm.AsyncModel):
     "The same model for asyncio; the computation runs in a thread of its own"
+
+    class Options(KVLlamaOptions):
+        pass
 
     async def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
@@ -319,6 +352,5 @@ def _tip_hash(response: Any) -> str | None:
     "The hash under which llm logged the answer"
     from .session import chain_hashes
 
-    return (chain_hashes([*response.prompt.messages, *response.messages()]) or [None])[
-        -1
-    ]
+    hashes = chain_hashes([*response.prompt.messages, *response.messages()])
+    return hashes[-1] if hashes else None

@@ -25,7 +25,6 @@ from .chat import Chat, message_text
 from .state import tokens_of
 from .store import Chain, Entry, Store
 
-
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
 
@@ -161,7 +160,9 @@ class Planner:
         "How far an entry's answer says the same as a text"
         assert self.store is not None
         state = entry.state
-        n, n_text = covered(state.tokens[state.answer - state.start :], self.piece, text)
+        n, n_text = covered(
+            state.tokens[state.answer - state.start :], self.piece, text
+        )
         if not n and text:
             return None
         tokens = self.store.chain(entry).tokens

@@ -40,8 +40,6 @@ SUFFIX = ".safetensors"
 _MAX_HEADER = 1 << 20
 _NO_DIGEST = "0" * 32
 
-Tokens = array  # array("i"): token ids, int32
-
 
 def tokens_of(ids: Any = ()) -> array[int]:
     "Token ids as the int32 array that the whole package passes around"
@@ -177,7 +175,7 @@ def write_state(path: Path, state: State, payload: Any) -> tuple[str, int]:
 def _write_all(file: Any, data: Any) -> None:
     "Raw writes may be short (2 GiB at a time on Linux)"
     view = memoryview(data)
-    while len(view):
+    while view:
         view = view[file.write(view) :]
 
 
@@ -288,7 +286,7 @@ def _parse(view: memoryview) -> tuple[State, int]:
                 f"state file is {'truncated' if found < due else 'too long'}"
             )
         tokens = tokens_from_bytes(view[header_size : header_size + n_token_bytes])
-        strings = {
+        strings: dict[str, Any] = {
             name: metadata.get(name)
             for name in _FIELDS
             if name not in ("start", "end", "answer")

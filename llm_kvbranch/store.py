@@ -279,7 +279,8 @@ class Store:
             [state.fingerprint, state.response_id],
         )
         cursor = db.execute(
-            "insert into states (id, fingerprint, parent, start, end, answer, tokens, prefix,"
+            "insert into states"
+            " (id, fingerprint, parent, start, end, answer, tokens, prefix,"
             " input_hash, tip_hash, render, nbytes, digest, created, used)"
             " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [

@@ -306,4 +306,3 @@ def default_threads() -> int:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:  # not on macOS or Windows
         return os.cpu_count() or 1
-

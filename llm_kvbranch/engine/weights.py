@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import ModelLoadError
 from .lib import llama, take_errors
@@ -36,9 +34,7 @@ class Weights:
         parameters.n_gpu_layers = load.n_gpu_layers
         parameters.main_gpu = load.main_gpu
         take_errors()
-        self.model = lib.llama_model_load_from_file(
-            str(load.path).encode(), parameters
-        )
+        self.model = lib.llama_model_load_from_file(str(load.path).encode(), parameters)
         if not self.model:
             raise ModelLoadError(
                 f"llama.cpp cannot load {load.path.name}: {take_errors()}"
@@ -103,7 +99,7 @@ class Weights:
         "Whether the model ends its turn with this token"
         return bool(self._llama.llama_vocab_is_eog(self.vocab, token))
 
-    @functools.cached_property
+    @property
     def control_texts(self) -> tuple[str, ...]:
         "The texts that tokenize(special=True) reads as control tokens"
         lib, vocab = self._llama, self.vocab
@@ -142,12 +138,3 @@ class Weights:
         buffer = ctypes.create_string_buffer(256)
         self._llama.llama_model_desc(self.model, buffer, 256)
         return buffer.value.decode("utf-8", "replace")
-
-
-def can_offload() -> bool:
-    "Whether this build of llama.cpp can use a GPU"
-    return bool(llama().llama_supports_gpu_offload())
-
-
-def system_info() -> Any:
-    return llama().llama_print_system_info().decode()

@@ -1,0 +1,343 @@
+"""One answer, from its plan to its stored state.
+
+The idea: a generation plans its prompt, takes a slot, fills it and decodes.
+When its response is logged it is committed: the rows that are not stored yet
+are captured and put in the store, and files found bad on the way are written
+again.
+
+The invariant: nothing is stored before ``commit``. A slot ends where the text
+does: a token that goes past a stop string, or stops inside a character, is not
+part of the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sqlite3
+import threading
+import time
+from array import array
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .engine import Sampler, Sampling
+from .errors import ContextError, KVBranchError, StoreError
+from .planning import Plan, covered
+from .slots import HEADROOM, Filling, Slot
+from .state import State, prefix_digest, tokens_of
+from .store import Chain, Entry, Store
+from .text import TextStream
+
+if TYPE_CHECKING:
+    from .session import Session
+
+STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate from. ``messages`` are llm's; ``tools`` as chat templates
+    take them. ``n_ctx`` limits prompt and answer together, in tokens.
+    """
+
+    messages: Sequence[Any]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n_ctx: int | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+class Generation:
+    """One answer: iterate over it for its text, then ``commit`` it.
+
+    ``facts`` is complete when the iteration has ended.
+    """
+
+    def __init__(self, session: Session, request: Request):
+        self.session = session
+        self.request = request
+        self.facts: dict[str, Any] = {}
+        self.finish_reason = "stop"
+        self._prompt = tokens_of()
+        self._limit = 0
+        self.tokens = tokens_of()  # of prompt and answer, once finished
+        self.answer = 0
+        self.plan: Plan | None = None
+        self._slot: Slot | None = None
+        self._cancelled = False
+        self._misses: list[tuple[Entry, str]] = []
+        self._kept: tuple[int, bytearray] | None = None  # (start, rows)
+        self._fork = 0
+        self._committed = False
+
+    @property
+    def end(self) -> int:
+        return len(self.tokens)
+
+    def cancel(self) -> None:
+        "Stop as soon as possible; callable from any thread"
+        self._cancelled = True
+
+    def __iter__(self) -> Generator[str, None, None]:
+        session = self.session
+        try:
+            yield from self._run()
+        except KeyboardInterrupt:
+            if not self._cancelled:
+                raise
+            self.finish_reason = "cancelled"
+        finally:
+            if self._slot is not None:
+                with session.lock:
+                    session.slots.release(self._slot)
+
+    def _run(self) -> Iterator[str]:
+        session, request = self.session, self.request
+        started = time.perf_counter()
+        with session.lock:
+            slot, sampler, token = self._begin()
+        weights, generated = session.engine.weights, tokens_of()
+        text, first = TextStream(request.stop), 0.0
+        try:
+            while not (self._cancelled or weights.is_eog(token)):
+                generated.append(token)
+                piece = text.feed(weights.piece(token))
+                if not first:
+                    first = time.perf_counter()
+                    self.facts["ttft_ms"] = _ms(first - started)
+                if piece:
+                    yield piece
+                if text.stopped or self._at_limit(len(generated)):
+                    break
+                with session.lock:
+                    session.slots.grow(slot, len(slot.tokens) + 1, self._limit)
+                    index = session.slots.prefill(slot, self._prompt + generated)
+                    token = session.engine.sample(sampler, index)
+        finally:
+            sampler.close()
+        if len(generated) > 1:
+            rate = (len(generated) - 1) / (time.perf_counter() - first)
+            self.facts["decode_tps"] = round(rate, 2)
+        if rest := text.end():
+            yield rest
+        if self._cancelled:
+            self.finish_reason = "cancelled"
+        with session.lock:
+            self._finish(slot, generated, text.text)
+
+    def _begin(self) -> tuple[Slot, Sampler, int]:
+        "Plan, take a slot, fill it, and draw the first token"
+        session, request = self.session, self.request
+        plan = self.plan = session.plan(request)
+        self._prompt, self.answer = plan.tokens, len(plan.tokens)
+        self._limit = self._find_limit()
+        sampler = session.engine.sampler(request.sampling, plan.tokens)
+        slot = self._slot = session.slots.acquire(plan.tokens)
+        expected = min(request.max_tokens or HEADROOM, 4 * HEADROOM)
+        session.slots.reserve(slot, min(self._limit, self.answer + expected))
+        with _interruptible(lambda: self._cancelled) as stop:
+            filling = session.slots.fill(slot, plan.tokens, plan.chain, stop)
+        self._fork = min(filling.resident, self.answer - 1)
+        self._misses = filling.misses
+        self._describe(plan, filling)
+        # Before the lock is let go: the next decode replaces the logits
+        return slot, sampler, session.engine.sample(sampler, filling.index)
+
+    def _at_limit(self, n_generated: int) -> bool:
+        "Whether the answer may not get longer"
+        if n_generated == self.request.max_tokens:
+            self.finish_reason = "length"
+        elif self.answer + n_generated >= self._limit:
+            self.finish_reason = "context"
+        else:
+            return False
+        return True
+
+    def _find_limit(self) -> int:
+        "How many tokens prompt and answer may have together"
+        session, request = self.session, self.request
+        trained = session.engine.weights.n_ctx_train
+        limit = min(request.n_ctx or trained, trained) if trained else request.n_ctx
+        limit = limit or 1 << 20
+        if self.answer >= limit:
+            raise ContextError(
+                f"The prompt is {self.answer:,} tokens long with its history, "
+                f"{session.name} takes {limit:,} with the answer. Shorten it"
+                + (
+                    f", or raise n_ctx (up to {trained:,})"
+                    if limit < trained
+                    else ", start a new conversation or use a model with more context"
+                )
+            )
+        return limit
+
+    def _describe(self, plan: Plan, filling: Filling) -> None:
+        reused = filling.resident + filling.restored
+        reasons = [reason for _, reason in filling.misses]
+        if plan.miss_reason:
+            reasons.append(plan.miss_reason)
+        self.facts.update(
+            prompt_tokens=self.answer,
+            restored_tokens=reused,
+            resident_tokens=filling.resident,
+            prefilled_tokens=self.answer - reused,
+            generated_tokens=0,
+            miss_reason="; ".join(dict.fromkeys(reasons)) or None,
+            restore_ms=_ms(filling.restore_ms / 1e3),
+            prefill_ms=_ms(filling.prefill_ms / 1e3),
+            ttft_ms=None,
+            decode_tps=None,
+        )
+        if plan.miss_reason and self.session.store is not None:
+            with contextlib.suppress(*STORE_ERRORS):
+                self.session.store.count_miss(plan.miss_reason)
+
+    def _finish(self, slot: Slot, generated: array[int], text: str) -> None:
+        "Make the slot end where the text does, and remember what to store"
+        session, plan = self.session, self.plan
+        assert plan is not None
+        piece = session.engine.weights.piece
+        n, n_text = covered(generated, piece, text)
+        if n_text == len(text):
+            # Tokens that spell nothing (control tokens) belong to the answer
+            while n < len(generated) and not piece(generated[n]):
+                n += 1
+        self.tokens = plan.tokens + generated[:n]
+        session.slots.truncate(slot, self.end)
+        if not slot.tokens:
+            session.slots.fill(slot, self.tokens, plan.chain)
+        session.slots.prefill(slot, self.tokens, logits=False)
+        slot.waiting.add(self)
+        start = min(len(plan.chain.tokens), self.end - 1)
+        self.facts.update(
+            generated_tokens=len(generated),
+            finish_reason=self.finish_reason,
+            state_start=start,
+            state_end=self.end,
+            state_bytes=session.engine.nbytes(slot.seq, start, self.end),
+        )
+
+    # -- storing -------------------------------------------------------
+
+    def detach(self) -> None:
+        "Capture the rows into memory: the slot is about to lose them"
+        slot = self._slot
+        assert slot is not None
+        start = min(self._fork, self.end - 1)
+        self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
+
+    def commit(self, response_id: str, tip_hash: str | None) -> Entry | None:
+        """Store the rows that this answer added, under its response's id.
+
+        Also writes the files again that were found missing or bad on the way.
+        Never raises for the store's sake: it warns and returns None.
+        """
+        session = self.session
+        with session.lock:
+            if session.store is None or not self.tokens or self._committed:
+                return None
+            self._committed = True
+            try:
+                return self._commit(session.store, response_id, tip_hash)
+            except (KVBranchError, *STORE_ERRORS) as error:
+                session.warn(f"{error}. The answer is logged, its state is not kept")
+                return None
+
+    def _commit(
+        self, store: Store, response_id: str, tip_hash: str | None
+    ) -> Entry | None:
+        session, slot, plan = self.session, self._slot, self.plan
+        assert slot is not None
+        assert plan is not None
+        live = self in slot.waiting
+        if live:
+            self._heal(store, slot)
+        stored = self._stored_prefix(store)
+        start = len(stored.tokens)
+        if live:
+            payload = session.engine.capture(slot.seq, start, self.end)
+        elif self._kept is not None and self._kept[0] <= start:
+            start, payload = self._kept
+            stored = stored.cut(start)
+        else:
+            session.warn("The state left memory before its response was logged")
+            return None
+        state = State(
+            response_id=response_id,
+            fingerprint=session.planner.fingerprint,
+            start=start,
+            end=self.end,
+            answer=self.answer,
+            tokens=self.tokens[start:],
+            prefix=prefix_digest(self.tokens, start),
+            parent_id=(
+                stored.segments[-1].entry.state.response_id if stored.segments else None
+            ),
+            input_hash=plan.input_hash,
+            tip_hash=tip_hash,
+            render=plan.render,
+        )
+        entry = store.put(state, payload)
+        store.used(stored)
+        slot.waiting.discard(self)
+        self._kept = None
+        return entry
+
+    def _stored_prefix(self, store: Store) -> Chain:
+        "The chain of good files that holds the beginning, up to the answer"
+        planner, plan = self.session.planner, self.plan
+        assert plan is not None
+        seen = store.find("input_hash", [plan.input_hash], planner.fingerprint)
+        chain = store.longest_prefix(planner.fingerprint, self.tokens, seen)
+        for segment in chain.segments:
+            if not segment.entry.present:
+                chain = chain.cut(segment.start)
+                break
+        return planner.resumable(chain.cut(min(self.answer, self.end - 1)))
+
+    def _heal(self, store: Store, slot: Slot) -> None:
+        "Write the files again whose rows were prefilled because they were bad"
+        for entry, _ in self._misses:
+            state = entry.state
+            whole = state.end <= self.answer and (
+                self.tokens[state.start : state.end] == state.tokens
+            )
+            if whole and self.session.engine.cuts_anywhere:
+                payload = self.session.engine.capture(slot.seq, state.start, state.end)
+                store.put(replace(state, digest=""), payload)
+        self._misses = []
+
+
+@contextlib.contextmanager
+def _interruptible(
+    cancelled: Callable[[], bool],
+) -> Iterator[Callable[[], bool]]:
+    """A stop function for long decodes that Ctrl-C makes true.
+
+    Python delivers KeyboardInterrupt only between its own instructions; a
+    prefill can take seconds inside llama.cpp, which asks this function instead.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield cancelled
+        return
+    interrupted = False
+
+    def on_interrupt(*_: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: interrupted or cancelled()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

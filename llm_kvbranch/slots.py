@@ -1,0 +1,210 @@
+"""The sequences of a context, and what each of them holds.
+
+The idea: a slot is a sequence together with the token ids of its rows. Filling
+a slot with tokens keeps what it has in common with them, restores what is
+stored, and prefills the rest.
+
+The invariant: ``slot.tokens`` are exactly the rows of the slot's sequence
+whenever the slot is not busy, also after an error or Ctrl-C. Rows that may
+still be logged are handed over before they are lost.
+
+This module does not know messages, responses or where states are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import weakref
+from array import array
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .engine import Engine, Feed
+from .errors import ContextError, StateError
+from .state import common_prefix, tokens_of
+from .store import Chain, Entry, Segment
+
+HEADROOM = 512  # cells reserved for an answer whose length is not known
+
+Stop = Callable[[], bool]
+
+
+class Waiting(Protocol):
+    "Something whose rows are in a slot and not stored yet"
+
+    @property
+    def end(self) -> int:
+        "Position after its last token"
+
+    def detach(self) -> None:
+        "Called before the slot loses the rows"
+
+
+@dataclass(eq=False)
+class Slot:
+    "A sequence of the context and the token ids of its rows"
+
+    seq: int
+    tokens: array[int] = field(default_factory=tokens_of)
+    busy: bool = False
+    used: int = 0
+    waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+
+
+@dataclass
+class Filling:
+    "How a slot was filled: tokens in memory already, tokens restored, misses"
+
+    resident: int = 0
+    restored: int = 0
+    misses: list[tuple[Entry, str]] = field(default_factory=list)
+    restore_ms: float = 0.0
+    prefill_ms: float = 0.0
+    index: int = -1
+
+
+class Slots:
+    """All slots of an engine. The caller sees to it that calls do not overlap.
+
+    ``open_state`` gives an entry's verified payload or raises StateError;
+    ``lost`` is told of entries that could not be restored, and why.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        open_state: Callable[[Entry], AbstractContextManager[memoryview]],
+        lost: Callable[[Entry, str], None],
+    ):
+        self.engine = engine
+        self._open_state = open_state
+        self._lost = lost
+        self._clock = itertools.count(1)
+        self._slots = [Slot(seq) for seq in range(engine.settings.n_seq)]
+
+    def acquire(self, tokens: array[int]) -> Slot:
+        "The idle slot that shares the most with the tokens; raises ContextError"
+        idle = [slot for slot in self._slots if not slot.busy]
+        if not idle:
+            raise ContextError(
+                f"{len(self._slots)} generations are running: finish one first"
+            )
+        slot = max(idle, key=lambda s: (common_prefix(s.tokens, tokens), s.used))
+        slot.busy = True
+        slot.used = next(self._clock)
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        "Give a slot back, corrected to what its sequence really holds"
+        held = self.engine.length(slot.seq)
+        if held != len(slot.tokens):
+            self.truncate(slot, min(held, len(slot.tokens)))
+        slot.busy = False
+
+    def fill(
+        self, slot: Slot, tokens: array[int], chain: Chain, stop: Stop | None = None
+    ) -> Filling:
+        """Make the slot hold exactly the tokens; logits of the last one.
+
+        ``chain`` says which of them are stored. Raises KeyboardInterrupt when
+        ``stop`` says so.
+        """
+        filling = Filling()
+        started = time.perf_counter()
+        resident = min(common_prefix(slot.tokens, tokens), len(tokens) - 1)
+        self._settle(slot, resident)
+        self.truncate(slot, resident)
+        filling.resident = len(slot.tokens)
+        if not self.engine.cuts_anywhere and len(chain.tokens) <= filling.resident:
+            chain = Chain()
+        for segment in chain.segments:
+            if segment.end <= len(slot.tokens):
+                continue
+            try:
+                self._restore(slot, tokens, segment)
+                filling.restored += segment.end - max(segment.start, filling.resident)
+            except StateError as error:
+                filling.misses.append((segment.entry, str(error)))
+                self._lost(segment.entry, str(error))
+                if not self.engine.cuts_anywhere:
+                    break
+                filling.restore_ms += _ms_since(started)
+                started = time.perf_counter()
+                self.prefill(slot, tokens[: segment.end], stop, logits=False)
+                filling.prefill_ms += _ms_since(started)
+                started = time.perf_counter()
+        filling.restore_ms += _ms_since(started)
+        started = time.perf_counter()
+        filling.index = self.prefill(slot, tokens, stop)
+        filling.prefill_ms += _ms_since(started)
+        return filling
+
+    def _restore(self, slot: Slot, tokens: array[int], segment: Segment) -> None:
+        "Append a segment's rows to the slot; raises StateError"
+        if not segment.entry.present:
+            raise StateError("state file is missing")
+        state = segment.entry.state
+        with self._open_state(segment.entry) as payload:
+            self.engine.restore(slot.seq, payload, state.start, state.end, segment.end)
+        slot.tokens += tokens[len(slot.tokens) : segment.end]
+
+    def prefill(
+        self,
+        slot: Slot,
+        tokens: array[int],
+        stop: Stop | None = None,
+        logits: bool = True,
+    ) -> int:
+        "Decode what the slot lacks of the tokens; index of the last one's logits"
+        index = -1
+        while (begin := len(slot.tokens)) < len(tokens):
+            chunk = tokens[begin : begin + self.engine.settings.n_batch]
+            last = begin + len(chunk) == len(tokens)
+            feed = Feed(slot.seq, begin, chunk, logits=logits and last)
+            (index,) = self.engine.decode([feed], stop)
+            slot.tokens += chunk
+        return index
+
+    def truncate(self, slot: Slot, n: int) -> None:
+        """Forget the slot's rows from n on, or all where only that is possible.
+
+        The slot may hold fewer than n tokens afterwards, never more.
+        """
+        if not self.engine.cut(slot.seq, n):
+            self.engine.cut(slot.seq, 0)
+            n = 0
+        del slot.tokens[n:]
+
+    def reserve(self, slot: Slot, n: int) -> None:
+        "Make room for n tokens in the slot; idle slots are given up for it"
+        if n + self._others(slot) > self.engine.n_ctx:
+            for other in self._slots:
+                if other is not slot and not other.busy and other.tokens:
+                    self._settle(other, 0)
+                    self.truncate(other, 0)
+        self.engine.reserve(
+            n + self._others(slot), [s.seq for s in self._slots if s.tokens]
+        )
+
+    def grow(self, slot: Slot, n: int, limit: int) -> None:
+        "Make room for n tokens in the slot, and for more to come below the limit"
+        if n + self._others(slot) > self.engine.n_ctx:
+            self.reserve(slot, min(limit, n + max(HEADROOM, n // 2)))
+
+    def _others(self, slot: Slot) -> int:
+        return sum(len(s.tokens) for s in self._slots if s is not slot)
+
+    def _settle(self, slot: Slot, n: int) -> None:
+        "Before rows from n on are lost: hand over those that may still be logged"
+        waiting: list[Waiting] = list(slot.waiting)
+        for one in waiting:
+            if n < one.end or not self.engine.cuts_anywhere:
+                one.detach()
+                slot.waiting.discard(one)
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
