@@ -95,9 +95,11 @@ class Chat:
         they do not cover. None when the template leaves that answer out, so
         that nothing can be spliced.
         """
-        safe = [self._safe(m) for m in messages[index + 1 :]]
-        marked = [*map(to_chat, messages[:index]), [{"role": "assistant"}], *safe]
-        marked[index] = [{**to_chat(messages[index])[0], "content": _SENTINEL}]
+        marked = [
+            *map(to_chat, messages[:index]),
+            [{**to_chat(messages[index])[0], "content": _SENTINEL}],
+            *map(self._safe, messages[index + 1 :]),
+        ]
         _, found, after = self._render(marked, tools).rpartition(_SENTINEL)
         if not found:
             return None
@@ -212,14 +214,11 @@ def _map_text(change: Any, value: Any) -> Any:
 
 def render(source: str, **values: Any) -> str:
     "Render a chat template the way Hugging Face does; raises ChatError"
-    import jinja2
-
     try:
         return str(_compile(source).render(**values))
-    except jinja2.TemplateError as error:
-        raise ChatError(f"The model's chat template failed: {error}") from None
-    except (TypeError, ValueError, KeyError) as error:
-        raise ChatError(f"The model's chat template failed: {error!r}") from None
+    except Exception as error:  # a template is foreign code: it may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ChatError(f"The model's chat template failed: {reason}") from None
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from typing import Any
 
 import click
+
+from .errors import KVBranchError
 
 database_option = click.option(
     "-d",
@@ -15,7 +19,19 @@ database_option = click.option(
 json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
 
 
-@click.group()
+class _Group(click.Group):
+    "A group whose expected errors are one line and exit code 1"
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KVBranchError as error:
+            raise click.ClickException(str(error)) from None
+        except sqlite3.Error as error:
+            raise click.ClickException(f"The log cannot be used: {error}") from None
+
+
+@click.group(cls=_Group)
 def kvbranch() -> None:
     "Explore conversations with a local model, and the KV state they left"
 

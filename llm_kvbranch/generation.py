@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from .engine import Sampler, Sampling
 from .errors import ContextError, KVBranchError, StoreError
-from .planning import Plan, covered
+from .planning import Plan, Turn, answer_hash, covered
 from .slots import HEADROOM, Filling, Slot
 from .state import State, prefix_digest, tokens_of
 from .store import Chain, Entry, Store
@@ -179,6 +179,12 @@ class Generation:
         reasons = [reason for _, reason in filling.misses]
         if plan.miss_reason:
             reasons.append(plan.miss_reason)
+        elif not reasons and reused < min(plan.n_known, self.answer - 1):
+            reasons.append(
+                "an earlier answer left no state"
+                if self.session.engine.cuts_anywhere
+                else "this kind of model cannot resume inside an answer"
+            )
         self.facts.update(
             prompt_tokens=self.answer,
             restored_tokens=reused,
@@ -191,9 +197,9 @@ class Generation:
             ttft_ms=None,
             decode_tps=None,
         )
-        if plan.miss_reason and self.session.store is not None:
+        if reasons and not filling.misses and self.session.store is not None:
             with contextlib.suppress(*STORE_ERRORS):
-                self.session.store.count_miss(plan.miss_reason)
+                self.session.store.count_miss(reasons[0])
 
     def _finish(self, slot: Slot, generated: array[int], text: str) -> None:
         "Make the slot end where the text does, and remember what to store"
@@ -211,6 +217,15 @@ class Generation:
             session.slots.fill(slot, self.tokens, plan.chain)
         session.slots.prefill(slot, self.tokens, logits=False)
         slot.waiting.add(self)
+        session.planner.remember(
+            Turn(
+                self.tokens,
+                self.answer,
+                plan.render,
+                plan.input_hash,
+                answer_hash(text, plan.input_hash),
+            )
+        )
         start = min(len(plan.chain.tokens), self.end - 1)
         self.facts.update(
             generated_tokens=len(generated),

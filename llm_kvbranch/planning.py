@@ -17,16 +17,17 @@ from __future__ import annotations
 import codecs
 import json
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .chat import Chat, message_text
-from .state import tokens_of
 from .store import Chain, Entry, Store
 
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
+_MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
 
 
 @dataclass
@@ -34,23 +35,41 @@ class Plan:
     """The tokens of a prompt and the stored chain that holds their beginning.
 
     At least the last token is left to decode: its logits choose the answer.
+    ``n_known`` is how many of the tokens belong to known turns, and so should
+    not have to be read again.
     """
 
     tokens: array[int]
     chain: Chain
     render: str
     input_hash: str | None
+    n_known: int = 0
     miss_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt and its answer as exact token ids.
+
+    ``answer`` is the position of the first generated token. The hashes are
+    llm's, of the prompt's chain and of the answer.
+    """
+
+    tokens: array[int]
+    answer: int
+    render: str
+    input_hash: str | None
+    tip_hash: str | None
 
 
 @dataclass
 class _Known:
-    "An assistant turn with exact token ids: of all up to ``n_text`` characters"
+    "The first ``n_text`` characters of the message at ``index`` as exact tokens"
 
     index: int
-    entry: Entry
-    tokens: array[int] = field(default_factory=tokens_of)
-    n_text: int = 0
+    tokens: array[int]
+    n_text: int
+    entry: Entry | None = None
 
 
 class Planner:
@@ -74,16 +93,19 @@ class Planner:
         self.store = store
         self.fingerprint = fingerprint
         self.cuts_anywhere = cuts_anywhere
+        self._recent: deque[Turn] = deque(maxlen=_MAX_RECENT)
+
+    def remember(self, turn: Turn) -> None:
+        "Keep a turn's token ids in memory: it may go on before it is stored"
+        self._recent.append(turn)
 
     def plan(
         self, messages: Sequence[Any], tools: Sequence[dict[str, Any]] = ()
     ) -> Plan:
         "Plan the answer to llm messages; raises ChatError"
         hashes = chain_hashes(messages)
-        render = self.chat.render_id(tools)
         last = hashes[-1] if hashes else None
-        if self.store is None:
-            return Plan(self.chat.encode(messages, tools), Chain(), render, last)
+        render = self.chat.render_id(tools)
         tokens, known, reason = None, None, None
         answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if answers:
@@ -98,15 +120,18 @@ class Planner:
                 messages, known.index, known.tokens, rest, tools
             )
             if tokens is None:
-                reason = "the chat template leaves the last answer out"
+                known, reason = None, "the chat template leaves the last answer out"
         if tokens is None:
             tokens = self.chat.encode(messages, tools)
-        seen = self.store.find("input_hash", [last], self.fingerprint)
-        if known is not None:
-            seen.append(known.entry)
-        chain = self.store.longest_prefix(self.fingerprint, tokens, seen)
-        chain = self.resumable(chain.cut(len(tokens) - 1))
-        return Plan(tokens, chain, render, last, reason)
+        chain = Chain()
+        if self.store is not None:
+            seen = self.store.find("input_hash", [last], self.fingerprint)
+            if known is not None and known.entry is not None:
+                seen.append(known.entry)
+            chain = self.store.longest_prefix(self.fingerprint, tokens, seen)
+            chain = self.resumable(chain.cut(len(tokens) - 1))
+        n_known = len(known.tokens) if known else 0
+        return Plan(tokens, chain, render, last, n_known, reason)
 
     def resumable(self, chain: Chain) -> Chain:
         "The longest beginning of a chain that this architecture can resume from"
@@ -128,18 +153,16 @@ class Planner:
         render: str,
     ) -> _Known | None:
         "The deepest assistant turn whose tokens are known, whole or up to a cut"
-        assert self.store is not None
-        tips = [hashes[i] for i in answers]
+        whole = self._by_hash("tip_hash", [hashes[i] for i in answers], render)
         inputs = [hashes[i - 1] for i in answers if i]
-        whole = self._by_hash("tip_hash", tips, render)
         begun = self._by_hash("input_hash", inputs, render)
         for index in reversed(answers):
             candidates = whole.get(hashes[index], []) + (
                 begun.get(hashes[index - 1], []) if index else []
             )
             best: _Known | None = None
-            for entry in candidates:
-                found = self._match(index, entry, message_text(messages[index]))
+            for candidate in candidates:
+                found = self._match(index, candidate, message_text(messages[index]))
                 if found and (best is None or found.n_text > best.n_text):
                     best = found
             if best is not None:
@@ -147,31 +170,41 @@ class Planner:
         return None
 
     def _by_hash(
-        self, column: str, hashes: Iterable[str], render: str
-    ) -> dict[str, list[Entry]]:
-        assert self.store is not None
-        found: dict[str, list[Entry]] = {}
-        for entry in self.store.find(column, hashes, self.fingerprint):
-            if entry.state.render == render:
-                found.setdefault(getattr(entry.state, column), []).append(entry)
+        self, column: str, hashes: list[str], render: str
+    ) -> dict[str, list[Turn | Entry]]:
+        "Turns in memory and entries of the store, by one of their hashes"
+        candidates: list[Turn | Entry] = list(self._recent)
+        if self.store is not None:
+            candidates += self.store.find(column, hashes, self.fingerprint)
+        found: dict[str, list[Turn | Entry]] = {}
+        for candidate in candidates:
+            facts = candidate.state if isinstance(candidate, Entry) else candidate
+            if facts.render == render:
+                found.setdefault(getattr(facts, column), []).append(candidate)
         return found
 
-    def _match(self, index: int, entry: Entry, text: str) -> _Known | None:
-        "How far an entry's answer says the same as a text"
+    def _match(self, index: int, candidate: Turn | Entry, text: str) -> _Known | None:
+        "How far a candidate's answer says the same as a text"
+        if isinstance(candidate, Turn):
+            n, n_text = covered(candidate.tokens[candidate.answer :], self.piece, text)
+            if text and not n:
+                return None
+            known = candidate.tokens[: candidate.answer + n]
+            return _Known(index, known, n_text)
         assert self.store is not None
-        state = entry.state
-        n, n_text = covered(
-            state.tokens[state.answer - state.start :], self.piece, text
-        )
-        if not n and text:
+        state = candidate.state
+        answered = state.tokens[state.answer - state.start :]
+        n, n_text = covered(answered, self.piece, text)
+        if text and not n:
             return None
-        tokens = self.store.chain(entry).tokens
-        if not tokens:
-            return None
-        return _Known(index, entry, tokens[: state.answer + n], n_text)
+        known = self.store.chain(candidate).tokens[: state.answer + n]
+        if not known:
+            return None  # a link of its chain is unknown
+        return _Known(index, known, n_text, candidate)
 
     def _why_unknown(self, tip: str) -> str:
-        assert self.store is not None
+        if self.store is None:
+            return "there is no state store"
         entries = self.store.find("tip_hash", [tip])
         if any(entry.state.fingerprint == self.fingerprint for entry in entries):
             return "the tools or the chat template changed"
@@ -182,10 +215,10 @@ class Planner:
         changed = [
             f"{name} {theirs.get(name) or '-'} is now {ours.get(name) or '-'}"
             for name in ours
-            if theirs.get(name) != ours.get(name) and name != "model"
+            if theirs.get(name) != ours.get(name) and name not in ("model", "name")
         ]
         if theirs.get("model") != ours.get("model"):
-            changed.insert(0, "another model file")
+            changed.insert(0, f"{theirs.get('name')} is now {ours.get('name')}")
         return f"the state was made with other settings: {', '.join(changed)}"
 
     def _fields(self, fingerprint: str) -> dict[str, str]:
@@ -202,6 +235,14 @@ def chain_hashes(messages: Sequence[Any]) -> list[str]:
     for message in messages:
         hashes.append(message_hash(message, hashes[-1] if hashes else None))
     return hashes
+
+
+def answer_hash(text: str, input_hash: str | None) -> str:
+    "The hash under which llm will log an answer that is nothing but text"
+    from llm import assistant
+    from llm.logs import message_hash
+
+    return message_hash(assistant(text), input_hash)
 
 
 def covered(

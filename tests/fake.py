@@ -1,0 +1,225 @@
+"""An engine without a model whose output shows every mistake in its KV rows.
+
+The row at position i is a hash of the tokens up to i, and the next token is
+drawn from a hash of all rows. A wrong, missing or misordered segment therefore
+changes what is generated, which ``oracle`` (the naive twin: decode everything,
+store nothing) does not forgive.
+
+Its tokenizer prefers pairs of bytes but generates single bytes as well, so that
+text tokenised again has other ids than the text that was generated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_kvbranch.chat import CHATML, Chat
+from llm_kvbranch.engine import Feed, Load, Sampling
+from llm_kvbranch.errors import ContextError, StateError
+from llm_kvbranch.planning import Planner
+from llm_kvbranch.session import Session
+from llm_kvbranch.store import Store
+
+CONTROLS = {"<|im_start|>": 1, "<|im_end|>": 2}
+EOG = 2
+BYTE, PAIR = 100, 1000
+ROW = 16
+
+
+class FakeVocab:
+    "Bytes, pairs of bytes and two control tokens"
+
+    bos_text = ""
+    eos_text = "<|im_end|>"
+    chat_template = CHATML
+    control_texts = tuple(CONTROLS)
+
+    def __init__(self, n_ctx_train: int = 100_000):
+        self.n_ctx_train = n_ctx_train
+
+    def tokenize(self, text: str, special: bool, bos: bool = False) -> array[int]:
+        tokens = array("i")
+        while text:
+            at, control = min(
+                ((text.find(c), c) for c in CONTROLS if special and c in text),
+                default=(len(text), None),
+            )
+            data = text[:at].encode()
+            for i in range(0, len(data) - 1, 2):
+                tokens.append(PAIR + data[i] * 256 + data[i + 1])
+            if len(data) % 2:
+                tokens.append(BYTE + data[-1])
+            if control:
+                tokens.append(CONTROLS[control])
+            text = text[at + len(control or "") :]
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        if token >= PAIR:
+            return bytes(divmod(token - PAIR, 256))
+        return bytes([token - BYTE]) if token >= BYTE else b""
+
+    def is_eog(self, token: int) -> bool:
+        return token == EOG
+
+
+@dataclass(frozen=True)
+class FakeSettings:
+    n_batch: int = 16
+    n_seq: int = 3
+
+
+class FakeSampler:
+    def close(self) -> None: ...
+
+
+class FakeEngine:
+    """Implements what Slots and Generation use of Engine.
+
+    ``recurrent``: the state of a sequence is one value that cannot be taken
+    back, a capture is of now, and rows in the middle are not enough.
+    """
+
+    def __init__(
+        self,
+        recurrent: bool = False,
+        n_ctx_train: int = 100_000,
+        settings: FakeSettings | None = None,
+    ):
+        self.weights = FakeVocab(n_ctx_train)
+        self.settings = settings or FakeSettings()
+        self.cuts_anywhere = not recurrent
+        self.n_ctx = 0
+        self.decoded: list[int] = []  # every token ever decoded
+        self.rows: dict[int, list[bytes]] = {}
+        self.memory: dict[int, bytes] = {}  # the recurrent state
+        self._logits: list[bytes] = []
+
+    def reserve(self, n_cells, live=()):
+        self.n_ctx = max(self.n_ctx, n_cells)
+        live = set(live)
+        for seq in list(self.rows):
+            if seq not in live:
+                del self.rows[seq]
+
+    def decode(self, feeds: list[Feed], stop=None) -> list[int]:
+        if stop is not None and stop():
+            raise KeyboardInterrupt
+        assert sum(len(feed.tokens) for feed in feeds) <= self.settings.n_batch
+        self._logits = []
+        for feed in feeds:
+            rows = self.rows.setdefault(feed.seq, [])
+            assert feed.start == len(rows), "decoded at the wrong position"
+            for token in feed.tokens:
+                before = rows[-1] if rows else b""
+                rows.append(_hash(before + struct.pack("<i", token)))
+                memory = self.memory.get(feed.seq, b"")
+                self.memory[feed.seq] = _hash(memory + rows[-1])
+                self.decoded.append(token)
+            self._logits.append(self._output(feed.seq) if feed.logits else b"")
+        if sum(map(len, self.rows.values())) > self.n_ctx:
+            raise ContextError("full")
+        return list(range(len(feeds)))
+
+    def _output(self, seq: int) -> bytes:
+        if not self.cuts_anywhere:
+            return self.memory[seq]
+        return _hash(b"".join(self.rows[seq]))
+
+    def sampler(self, sampling: Sampling, history) -> FakeSampler:
+        return FakeSampler()
+
+    def sample(self, sampler, index: int) -> int:
+        assert self._logits[index], "sampled without logits"
+        return draw(self._logits[index])
+
+    def length(self, seq: int) -> int:
+        return len(self.rows.get(seq, ()))
+
+    def cut(self, seq: int, n: int) -> bool:
+        if self.length(seq) <= n:
+            return True
+        if n and not self.cuts_anywhere:
+            return False
+        del self.rows[seq][n:]
+        if not n:
+            self.memory.pop(seq, None)
+        return True
+
+    def capture(self, seq: int, start: int, end: int) -> bytearray:
+        rows = self.rows[seq]
+        assert 0 <= start < end <= len(rows)
+        if not self.cuts_anywhere:
+            assert end == len(rows), "a recurrent state was captured too late"
+        data = struct.pack("<ii", start, end) + b"".join(rows[start:end])
+        return bytearray(data + self.memory[seq][:ROW])
+
+    def nbytes(self, seq: int, start: int, end: int) -> int:
+        return 8 + ROW * (end - start + 1)
+
+    def restore(self, seq: int, payload, start: int, end: int, upto: int) -> None:
+        data = bytes(payload)
+        if len(data) != 8 + ROW * (end - start + 1):
+            raise StateError("state payload has the wrong size")
+        if struct.unpack_from("<ii", data) != (start, end):
+            raise StateError("state payload holds other positions")
+        rows = self.rows.setdefault(seq, [])
+        assert start <= len(rows) < upto <= end, "restored out of order"
+        assert self.cuts_anywhere or upto == end, "cut a recurrent state"
+        new = [data[8 + i * ROW : 8 + (i + 1) * ROW] for i in range(upto - start)]
+        rows += new[len(rows) - start :]
+        self.memory[seq] = data[-ROW:]
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=ROW).digest()
+
+
+def draw(logits: bytes) -> int:
+    "A token from a hash: mostly text, now and then the end of the turn"
+    kind, first, second = logits[0], logits[1], logits[2]
+    letters = b"abcdefgh \n.xyzABC"
+    if kind < 16:
+        return EOG
+    if kind < 24:  # a character in two tokens
+        return BYTE + 0xC3
+    if kind < 120:
+        return BYTE + letters[first % len(letters)]
+    return PAIR + 256 * letters[first % len(letters)] + letters[second % len(letters)]
+
+
+def oracle(tokens: array[int], n: int, recurrent: bool = False) -> list[int]:
+    "What an engine that never stored anything generates: at most n tokens"
+    engine = FakeEngine(recurrent, settings=FakeSettings(n_batch=1 << 30))
+    engine.reserve(1 << 30)
+    tokens, generated = array("i", tokens), []
+    (index,) = engine.decode([Feed(0, 0, tokens)])
+    while (token := engine.sample(None, index)) != EOG and len(generated) < n:
+        generated.append(token)
+        start = len(tokens) + len(generated) - 1
+        (index,) = engine.decode([Feed(0, start, array("i", [token]))])
+    return generated
+
+
+def fake_session(
+    root: Path | None,
+    warnings: list[str] | None = None,
+    fingerprint: str = "fake",
+    **engine_options,
+) -> Session:
+    "A session as a new process would have it"
+    engine = FakeEngine(**engine_options)
+    store = Store(root) if root is not None else None
+    planner = Planner(
+        Chat(engine.weights),
+        engine.weights.piece,
+        store,
+        fingerprint,
+        engine.cuts_anywhere,
+    )
+    warn = (warnings if warnings is not None else []).append
+    return Session(engine, planner, store, warn, Load(Path("fake.gguf")))
