@@ -448,14 +448,23 @@ class Store:
     # -- bookkeeping ---------------------------------------------------
 
     def lost(self, entry: Entry, reason: str) -> None:
-        "Record that an entry's file cannot be used; its token ids stay known"
+        """Record that an entry's file cannot be used; its token ids stay known.
+
+        A file that another process has written again since is left alone.
+        """
         with self._write() as db:
-            db.execute(
-                "update states set nbytes = 0 where fingerprint = ? and id = ?",
-                [entry.state.fingerprint, entry.state.response_id],
+            cursor = db.execute(
+                "update states set nbytes = 0"
+                " where fingerprint = ? and id = ? and digest = ?",
+                [
+                    entry.state.fingerprint,
+                    entry.state.response_id,
+                    entry.state.digest,
+                ],
             )
-        with contextlib.suppress(OSError):
-            self.path(entry.state).unlink()
+        if cursor.rowcount:
+            with contextlib.suppress(OSError):
+                self.path(entry.state).unlink()
         self.count_miss(reason)
 
     def count_miss(self, reason: str) -> None:
