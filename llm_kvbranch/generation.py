@@ -71,6 +71,7 @@ class Generation:
         self._misses: list[tuple[Entry, str]] = []
         self._kept: tuple[int, bytearray] | None = None  # (start, rows)
         self._fork = 0
+        self._tip_hash: str | None = None
         self._committed = False
 
     @property
@@ -217,13 +218,14 @@ class Generation:
             session.slots.fill(slot, self.tokens, plan.chain)
         session.slots.prefill(slot, self.tokens, logits=False)
         slot.waiting.add(self)
+        self._tip_hash = answer_hash(text, plan.input_hash)
         session.planner.remember(
             Turn(
                 self.tokens,
                 self.answer,
                 plan.render,
                 plan.input_hash,
-                answer_hash(text, plan.input_hash),
+                self._tip_hash,
             )
         )
         start = min(len(plan.chain.tokens), self.end - 1)
@@ -244,7 +246,7 @@ class Generation:
         start = min(self._fork, self.end - 1)
         self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
 
-    def commit(self, response_id: str, tip_hash: str | None) -> Entry | None:
+    def commit(self, response_id: str) -> Entry | None:
         """Store the rows that this answer added, under its response's id.
 
         Also writes the files again that were found missing or bad on the way.
@@ -256,14 +258,12 @@ class Generation:
                 return None
             self._committed = True
             try:
-                return self._commit(session.store, response_id, tip_hash)
+                return self._commit(session.store, response_id)
             except (KVBranchError, *STORE_ERRORS) as error:
                 session.warn(f"{error}. The answer is logged, its state is not kept")
                 return None
 
-    def _commit(
-        self, store: Store, response_id: str, tip_hash: str | None
-    ) -> Entry | None:
+    def _commit(self, store: Store, response_id: str) -> Entry | None:
         session, slot, plan = self.session, self._slot, self.plan
         assert slot is not None
         assert plan is not None
@@ -292,7 +292,7 @@ class Generation:
                 stored.segments[-1].entry.state.response_id if stored.segments else None
             ),
             input_hash=plan.input_hash,
-            tip_hash=tip_hash,
+            tip_hash=self._tip_hash,
             render=plan.render,
         )
         entry = store.put(state, payload)

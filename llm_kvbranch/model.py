@@ -327,10 +327,16 @@ def _commit_when_logged(response: Any, generation: Generation) -> None:
     def log_and_commit(db: Any) -> None:
         log_to_db(db)
         if _is_persistent(db):
-            generation.commit(response.id, _tip_hash(response))
+            generation.commit(response.id)
 
+    response.log_to_db = log_and_commit
     if isinstance(response, llm.AsyncResponse):
-        # Logged through the sync response that it turns itself into
+        _hook_sync_copies(response, generation)
+
+
+def _hook_sync_copies(response: Any, generation: Generation) -> None:
+    "llm logs an async response by way of a sync copy of it"
+    if hasattr(response, "_to_sync_response"):
         to_sync = response._to_sync_response
 
         def to_sync_and_hook() -> Any:
@@ -338,19 +344,18 @@ def _commit_when_logged(response: Any, generation: Generation) -> None:
             _commit_when_logged(sync, generation)
             return sync
 
-        response._to_sync_response = to_sync_and_hook  # type: ignore[method-assign]
-    else:
-        response.log_to_db = log_and_commit
+        response._to_sync_response = to_sync_and_hook
+    else:  # llm before 0.36
+        to_sync_async = response.to_sync_response
+
+        async def to_sync_and_hook_async() -> Any:
+            sync = await to_sync_async()
+            _commit_when_logged(sync, generation)
+            return sync
+
+        response.to_sync_response = to_sync_and_hook_async
 
 
 def _is_persistent(db: Any) -> bool:
     "False for the in-memory log that llm makes for --no-log --json"
     return any(row[2] for row in db.execute("pragma database_list").fetchall())
-
-
-def _tip_hash(response: Any) -> str | None:
-    "The hash under which llm logged the answer"
-    from .session import chain_hashes
-
-    hashes = chain_hashes([*response.prompt.messages, *response.messages()])
-    return hashes[-1] if hashes else None

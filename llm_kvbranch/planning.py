@@ -237,12 +237,15 @@ def chain_hashes(messages: Sequence[Any]) -> list[str]:
     return hashes
 
 
-def answer_hash(text: str, input_hash: str | None) -> str:
-    "The hash under which llm will log an answer that is nothing but text"
+def answer_hash(text: str, input_hash: str | None) -> str | None:
+    """The hash under which llm will log an answer that is nothing but text.
+
+    llm makes no message of an empty answer: its tip is the prompt's.
+    """
     from llm import assistant
     from llm.logs import message_hash
 
-    return message_hash(assistant(text), input_hash)
+    return message_hash(assistant(text), input_hash) if text else input_hash
 
 
 def covered(

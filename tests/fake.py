@@ -209,13 +209,14 @@ def fake_session(
     root: Path | None,
     warnings: list[str] | None = None,
     fingerprint: str = "fake",
+    template: str | None = None,
     **engine_options,
 ) -> Session:
     "A session as a new process would have it"
     engine = FakeEngine(**engine_options)
     store = Store(root) if root is not None else None
     planner = Planner(
-        Chat(engine.weights),
+        Chat(engine.weights, template),
         engine.weights.piece,
         store,
         fingerprint,

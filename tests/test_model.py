@@ -85,6 +85,18 @@ class TestSync:
         assert row["tip_message_hash"] == stored[two.id].tip_hash
         assert row["parent_message_hash"] == stored[two.id].input_hash
 
+    def test_an_empty_answer(self, kvllama, db, user_path):
+        first = kvllama.prompt("Say hello.", **GREEDY).text()[:1]
+        conversation = kvllama.conversation()
+        empty = conversation.prompt("Say hello.", stop=first, **GREEDY)
+        assert empty.text() == ""
+        empty.log_to_db(db)
+        state = states(user_path)[empty.id]
+        assert state.tip_hash == db["turns"].get(empty.id)["tip_message_hash"]
+        conversation.prompt("Now?", **GREEDY).text()
+        facts = conversation.responses[-1].response_json["kvbranch"]
+        assert facts["miss_reason"] is None
+
     def test_not_stored_for_a_log_in_memory(self, kvllama, user_path):
         response = kvllama.prompt("One", **GREEDY)
         response.text()

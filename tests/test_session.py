@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from llm_kvbranch.chat import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
-from llm_kvbranch.planning import chain_hashes
 from llm_kvbranch.session import Request
 
-from .fake import CONTROLS, FakeSettings, fake_session, oracle
+from .fake import CONTROLS, FakeSettings, FakeVocab, fake_session, oracle
 
 _ids = itertools.count(1)
 
@@ -37,12 +37,12 @@ class Answer:
         self.text = "".join(self.generation)
         self.facts = self.generation.facts
         self.n_decoded = len(session.engine.decoded) - self.before
-        self.chain = [*messages, llm.assistant(self.text)]
+        self.chain = [*messages, *([llm.assistant(self.text)] if self.text else [])]
         self.recurrent = recurrent
         self.entry = self.log() if log else None
 
     def log(self):
-        return self.generation.commit(self.id, chain_hashes(self.chain)[-1])
+        return self.generation.commit(self.id)
 
     @property
     def answer_tokens(self):
@@ -52,8 +52,8 @@ class Answer:
         "The answer is that of an engine which decoded the whole prompt"
         plan = self.generation.plan
         expected = oracle(plan.tokens, len(self.generation.tokens) + 64, self.recurrent)
-        got = list(self.generation.tokens[len(plan.tokens) :])
-        assert got == expected[: len(got)]
+        assert list(self.answer_tokens) == expected[: len(self.answer_tokens)]
+        assert spell(plan.tokens) == chatml(self.messages)
         assert self.facts["prompt_tokens"] == len(plan.tokens)
         assert self.facts["restored_tokens"] + self.facts["prefilled_tokens"] == len(
             plan.tokens
@@ -61,11 +61,34 @@ class Answer:
         return self
 
 
+def spell(tokens) -> str:
+    "Tokens as text, control tokens written out"
+    names = {number: name.encode() for name, number in CONTROLS.items()}
+    data = b"".join(names.get(t) or FakeVocab().piece(t) for t in tokens)
+    return data.decode("utf-8", "replace")
+
+
+def chatml(messages) -> str:
+    "What the prompt must be, said another way than by a template"
+    turns = [f"{m.role}\n{''.join(p.text for p in m.parts)}" for m in messages]
+    begun = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
+    return begun + "<|im_start|>assistant\n"
+
+
 def user(text: str):
     return llm.user(text)
 
 
 LONG = "Tell me about the sea, its tides and its storms. " * 8
+
+
+def talkative(root, messages, text: str):
+    "A user turn that the fake model answers with something"
+    for n in itertools.count():
+        turn = user(text + "!" * n)
+        if Answer(fake_session(root), [*messages, turn], log=False).text:
+            return turn
+    raise AssertionError
 
 
 class TestFollowUp:
@@ -199,7 +222,10 @@ class TestMisses:
     def test_answered_reported_and_healed(self, tmp_path, damage, which):
         turns, messages = [], []
         for i in range(3):
-            turn = Answer(fake_session(tmp_path), [*messages, user(f"{LONG} {i}")])
+            turn = Answer(
+                fake_session(tmp_path),
+                [*messages, talkative(tmp_path, messages, f"{LONG} {i}")],
+            )
             turns.append(turn)
             messages = turn.chain
         session = fake_session(tmp_path)
@@ -212,6 +238,7 @@ class TestMisses:
         assert after.facts["prefilled_tokens"] < lost + 40
         assert not list(session.store.verify())
         assert session.store.misses()[0]["count"] == 1
+        assert session.store.get(turns[which].id).present
         healed = Answer(fake_session(tmp_path), [*after.chain, user("Yes?")]).check()
         assert healed.facts["miss_reason"] is None
         assert healed.facts["restored_tokens"] == after.entry.state.end
@@ -234,6 +261,18 @@ class TestMisses:
         after = Answer(session, [*one.chain, user("?")]).check()
         assert after.facts["restored_tokens"] == 0
         assert "kv_type f16/f16 is now q8_0/q8_0" in after.facts["miss_reason"]
+
+    def test_other_tools(self, tmp_path):
+        template = "{{ tools | tojson if tools else '' }}" + CHATML
+        one = Answer(fake_session(tmp_path, template=template), [user(LONG)])
+        tool = {"type": "function", "function": {"name": "f"}}
+        after = Answer(
+            fake_session(tmp_path, template=template),
+            [*one.chain, user("?")],
+            tools=(tool,),
+        )
+        assert after.facts["miss_reason"] == "the tools or the chat template changed"
+        assert spell(after.generation.plan.tokens).startswith('[{"type"')
 
     def test_unlogged_turn(self, tmp_path):
         one = Answer(fake_session(tmp_path), [user(LONG)], log=False)
@@ -302,6 +341,16 @@ class TestUnlogged:
         ).check()
         assert after.facts["restored_tokens"] == one.generation.end
 
+    def test_rows_that_hang_in_the_air_are_not_stored(self, tmp_path):
+        warnings = []
+        session = fake_session(tmp_path, warnings)
+        one = Answer(session, [user(LONG)], log=False)
+        two = Answer(session, [*one.chain, user("More")], log=False)
+        Answer(session, [user("Something else")], log=False)
+        assert two.log() is None
+        assert len(warnings) == 1
+        assert not list(session.store.entries())
+
     def test_dropped_answers_are_not_kept(self, tmp_path):
         session = fake_session(tmp_path)
         one = Answer(session, [user(LONG)], log=False)
@@ -362,6 +411,7 @@ class TestInterruption:
         pieces = iter(session.generate(Request(messages=[user(LONG)])))
         next(pieces)
         pieces.close()
+        honest(session)
         Answer(session, [user(LONG)]).check()
 
     def test_cancelled_in_prefill(self, tmp_path):
@@ -377,7 +427,7 @@ class TestInterruption:
         session.engine.decode = cancel_at_third
         assert "".join(generation) == ""
         session.engine.decode = decode
-        assert generation.commit("x", None) is None
+        assert generation.commit("x") is None
         Answer(session, [user(LONG)]).check()
 
     @pytest.mark.parametrize("at", range(0, 60, 7))
@@ -396,7 +446,15 @@ class TestInterruption:
         with pytest.raises(KeyboardInterrupt):
             list(prompts)
         session.engine.decode = decode
+        honest(session)
         Answer(session, [user(LONG)]).check()
+
+
+def honest(session):
+    "Every slot holds the rows that it says it holds"
+    for slot in session.slots._slots:
+        assert session.engine.length(slot.seq) == len(slot.tokens)
+        assert not slot.busy
 
 
 class TestLimits:
@@ -555,7 +613,7 @@ class TreeMachine(RuleBasedStateMachine):
             turn = self._ask([*parent.chain, user("and then?")], log)
             if known:
                 assert turn.facts["miss_reason"] is None
-                if not self.recurrent or parent.text:
+                if parent.text:
                     assert turn.facts["restored_tokens"] >= parent.generation.end
 
     @rule()
