@@ -5,7 +5,7 @@ counts: a blob with a wrong position is accepted and gives wrong answers. So the
 structure is walked here first, field by field. Layout (llama.cpp state format
 3, ``llama_kv_cache::state_write``), all little endian:
 
-    u32 magic, u32 version
+    u32 magic, i32 id of the sequence it was captured from
     u32 n_stream (1), u32 cell_count
     cell_count x (i32 position, u32 n_seq_id (1), i32 seq_id)
     u32 v_trans, u32 n_layer
