@@ -306,12 +306,11 @@ class Generation:
         planner, plan = self.session.planner, self.plan
         assert plan is not None
         seen = store.find("input_hash", [plan.input_hash], planner.fingerprint)
-        chain = store.longest_prefix(planner.fingerprint, self.tokens, seen)
+        chain = planner.stored(self.tokens[: min(self.answer, self.end - 1)], seen)
         for segment in chain.segments:
             if not segment.entry.present:
-                chain = chain.cut(segment.start)
-                break
-        return planner.resumable(chain.cut(min(self.answer, self.end - 1)))
+                return chain.cut(segment.start)
+        return chain
 
     def _heal(self, store: Store, slot: Slot) -> None:
         "Write the files again whose rows were prefilled because they were bad"

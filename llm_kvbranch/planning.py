@@ -128,12 +128,18 @@ class Planner:
             seen = self.store.find("input_hash", [last], self.fingerprint)
             if known is not None and known.entry is not None:
                 seen.append(known.entry)
-            chain = self.store.longest_prefix(self.fingerprint, tokens, seen)
-            chain = self.resumable(chain.cut(len(tokens) - 1))
+            chain = self.stored(tokens[:-1], seen)
         n_known = len(known.tokens) if known else 0
         return Plan(tokens, chain, render, last, n_known, reason)
 
-    def resumable(self, chain: Chain) -> Chain:
+    def stored(self, tokens: array[int], seen: Sequence[Entry]) -> Chain:
+        "The chain that holds the most of some tokens and can be resumed from"
+        assert self.store is not None
+        return self.store.longest_prefix(
+            self.fingerprint, tokens, seen, self._resumable
+        )
+
+    def _resumable(self, chain: Chain) -> Chain:
         "The longest beginning of a chain that this architecture can resume from"
         if self.cuts_anywhere:
             return chain

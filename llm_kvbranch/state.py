@@ -19,6 +19,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import secrets
 import struct
 import sys
@@ -262,10 +263,12 @@ def _parse(view: memoryview) -> tuple[State, int]:
     "State and header size; raises StateError on anything not written by us"
     header, header_size = _parse_header(view)
     metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise StateError("state file is not one of llm-kvbranch's")
     if (written_as := metadata.get("format")) != FORMAT:
-        known = isinstance(written_as, str) and written_as.startswith("llm-kvbranch/")
+        known = str(written_as).startswith("llm-kvbranch/")
         raise StateError(
             f"state file has format {written_as}, this version reads {FORMAT}"
             if known
@@ -296,15 +299,14 @@ def _parse(view: memoryview) -> tuple[State, int]:
             end=end,
             answer=answer,
             tokens=tokens,
-            digest=str(metadata["digest"]),
+            digest=metadata["digest"],
             **strings,
         )
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         raise StateError("state file is damaged (header makes no sense)") from None
-    if not all(
-        isinstance(value, str)
-        or (value is None and name in ("parent_id", "input_hash", "tip_hash"))
-        for name, value in strings.items()
+    required = {"response_id", "fingerprint", "prefix", "render", "created"}
+    if not required <= metadata.keys() or not re.fullmatch(
+        "[0-9a-f]{32}", state.digest
     ):
         raise StateError("state file is damaged (header makes no sense)")
     return state, header_size

@@ -24,7 +24,7 @@ import os
 import re
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,25 @@ class Chain:
         return sum(s.end - s.start for s in self.segments if s.entry.present)
 
 
+@dataclass
+class _Search:
+    "The best chain so far for some tokens, and the longest match of any"
+
+    tokens: array[int]
+    usable: Callable[[Chain], Chain]
+    best: Chain = field(default_factory=Chain)
+    longest: int = 0
+    tried: set[int] = field(default_factory=set)
+
+    def offer(self, chain: Chain) -> None:
+        chain = chain.cut(common_prefix(chain.tokens, self.tokens))
+        self.longest = max(self.longest, len(chain.tokens))
+        chain = self.usable(chain)
+        ours = (self.best.available, len(self.best.tokens))
+        if (chain.available, len(chain.tokens)) > ours:
+            self.best = chain
+
+
 class Store:
     """The state files below one directory, and their index.
 
@@ -182,7 +201,6 @@ class Store:
         db.execute("pragma foreign_keys = on")
         if db.execute("pragma user_version").fetchone()[0] == _SCHEMA_VERSION:
             return db
-        db.execute("pragma journal_mode = wal")
         db.execute("begin immediate")
         try:
             if db.execute("pragma user_version").fetchone()[0] != _SCHEMA_VERSION:
@@ -191,6 +209,10 @@ class Store:
         except BaseException:
             db.execute("rollback")
             raise
+        with contextlib.suppress(sqlite3.OperationalError):
+            # Readers and the writer then leave each other alone. Someone else
+            # may be at it: it is a property of the file, one time is enough
+            db.execute("pragma journal_mode = wal")
         return db
 
     def _create(self, db: sqlite3.Connection) -> None:
@@ -202,13 +224,16 @@ class Store:
         for statement in _SCHEMA.split(";"):
             db.execute(statement)
         db.execute(f"pragma user_version = {_SCHEMA_VERSION}")
-        rows = []
+        states = []
         for path in self._files():
             with contextlib.suppress(StateError):
                 state = read_state(path)
-                rows.append((self._insert(db, state, path.stat().st_size), state))
-        for key, state in rows:  # once every parent is there
-            self._index_tokens(db, key, state)
+                if path == self.path(state):  # or it is a copy, or no file of ours
+                    states.append((state, path.stat().st_size))
+        states.sort(key=lambda pair: pair[0].created)
+        keys = [self._insert(db, state, nbytes) for state, nbytes in states]
+        for key, (state, _) in zip(keys, states, strict=True):
+            self._index_tokens(db, key, state)  # now that every parent is there
 
     def close(self) -> None:
         self.db.close()
@@ -251,13 +276,14 @@ class Store:
     def put(self, state: State, payload: Any) -> Entry:
         """Store a state: the file first, then its index row.
 
-        A state of the same response is replaced. Raises StoreError, with the
-        file removed again, when either cannot be written.
+        A state of the same response is replaced; ``created`` becomes now, so no
+        two files are equal. Raises StoreError, with the file removed again, when
+        either cannot be written.
         """
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", state.response_id):
             raise StoreError(f"Response id {state.response_id!r} cannot name a file")
         path = self.path(state)
-        state = replace(state, created=state.created or _now())
+        state = replace(state, created=_now())
         try:
             self._make_directory(path.parent)
             digest, nbytes = write_state(path, state, payload)
@@ -267,7 +293,7 @@ class Store:
         try:
             with self._write() as db:
                 self._index_tokens(db, self._insert(db, state, nbytes), state)
-        except StoreError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
@@ -361,15 +387,15 @@ class Store:
         tokens, segments = tokens_of(), []
         for row in rows:
             entry = _entry(row)
-            if entry.state.start > len(tokens):
-                return Chain()  # the parent is unknown
             end = min(row["cut"], entry.state.end)
             if end <= entry.state.start:
-                continue  # the child left the chain before this one began
+                continue  # its child leaves the chain before it begins
+            if entry.state.start > len(tokens):
+                return Chain()  # the parent is unknown
             tokens = tokens[: entry.state.start]
-            tokens += entry.state.tokens[: end - entry.state.start]
-            if prefix_digest(tokens, entry.state.start) != entry.state.prefix:
+            if prefix_digest(tokens, len(tokens)) != entry.state.prefix:
                 return Chain()
+            tokens += entry.state.tokens[: end - entry.state.start]
             segments.append(Segment(entry, entry.state.start, end))
         return Chain(tuple(segments), tokens)
 
@@ -381,58 +407,60 @@ class Store:
         Newest first. Without a fingerprint, entries of any model.
         """
         assert column in ("tip_hash", "input_hash")
-        wanted = [h for h in hashes if h]
-        found: list[Entry] = []
-        for chunk in _chunks(wanted):
-            found += [
-                _entry(row)
-                for row in self.db.execute(
-                    f"select * from states where {column} in"
-                    f" ({','.join('?' * len(chunk))})"
-                    " and fingerprint = coalesce(?, fingerprint) order by key desc",
-                    [*chunk, fingerprint],
-                )
-            ]
-        return found
+        found: list[sqlite3.Row] = []
+        for chunk in _chunks([h for h in hashes if h]):
+            found += self.db.execute(
+                f"select * from states where {column} in"
+                f" ({','.join('?' * len(chunk))})"
+                " and fingerprint = coalesce(?, fingerprint)",
+                [*chunk, fingerprint],
+            ).fetchall()
+        return [_entry(row) for row in sorted(found, key=lambda r: -r["key"])]
 
     def longest_prefix(
-        self, fingerprint: str, tokens: array[int], known: Iterable[Entry] = ()
+        self,
+        fingerprint: str,
+        tokens: array[int],
+        known: Iterable[Entry] = (),
+        usable: Callable[[Chain], Chain] = lambda chain: chain,
     ) -> Chain:
         """The chain that shares the most leading tokens with ``tokens``.
 
-        ``known`` are entries found another way, to be tried too. Of the chains
-        found, the one with the most rows in files wins. The cost is that of the
-        path, not of the store.
+        ``known`` are entries found another way, to be tried too; ``usable`` cuts
+        a chain to what can be made use of. Of the chains found, the one with the
+        most rows in files wins. The cost is that of the path, not of the store.
         """
+        search = _Search(tokens, usable)
+        for chunk in _chunks([entry.state.response_id for entry in known]):
+            self._try(
+                search,
+                "select key from states where fingerprint = ?"
+                f" and id in ({','.join('?' * len(chunk))})",
+                [fingerprint, *chunk],
+            )
         hashes = block_hashes(fingerprint, tokens)
-        keys: dict[int, None] = {}
-        for entry in known:
-            for (key,) in self.db.execute(
-                "select key from states where fingerprint = ? and id = ?",
-                [fingerprint, entry.state.response_id],
-            ):
-                keys[key] = None
-        deepest = self._deepest_block(hashes)
-        for starts in (0, 1):
-            for (key,) in self.db.execute(
-                "select state from blocks where hash = ? and starts = ?"
-                " order by state desc limit ?",
-                [hashes[deepest], starts, _MAX_CANDIDATES],
-            ):
-                keys[key] = None
-        best = Chain()
-        for key in keys:
-            chain = self._chain(self.db, key)
-            chain = chain.cut(common_prefix(chain.tokens, tokens))
-            if (chain.available, len(chain.tokens)) > (
-                best.available,
-                len(best.tokens),
-            ):
-                best = chain
-        return best
+        for depth in self._known_blocks(hashes):
+            for starts in (0, 1):
+                self._try(
+                    search,
+                    "select state from blocks join states on key = state"
+                    " where hash = ? and starts = ? and fingerprint = ?"
+                    " order by state desc limit ?",
+                    [hashes[depth], starts, fingerprint, _MAX_CANDIDATES],
+                )
+            if search.longest >= depth * BLOCK:
+                break  # else what was found is not what the hash promised
+        return search.best
 
-    def _deepest_block(self, hashes: list[int]) -> int:
-        "Index of the last hash that any state has a block for, 0 for none"
+    def _try(self, search: _Search, query: str, values: list[Any]) -> None:
+        "Offer the chains of the states that a query selects"
+        for (key,) in self.db.execute(query, values).fetchall():
+            if key not in search.tried:
+                search.tried.add(key)
+                search.offer(self._chain(self.db, key))
+
+    def _known_blocks(self, hashes: list[int]) -> list[int]:
+        "Indices of the hashes that any state has a block for, deepest first; 0 last"
         known: set[int] = set()
         for chunk in _chunks(hashes[1:]):
             known |= {
@@ -443,7 +471,8 @@ class Store:
                     chunk,
                 )
             }
-        return max((i for i, h in enumerate(hashes) if i and h in known), default=0)
+        deepest_first = range(len(hashes) - 1, 0, -1)
+        return [*(i for i in deepest_first if hashes[i] in known), 0]
 
     # -- bookkeeping ---------------------------------------------------
 
@@ -523,9 +552,13 @@ class Store:
         return digest
 
     def entries(self) -> Iterator[Entry]:
-        "Every entry, oldest first"
-        for row in self.db.execute("select * from states order by key"):
-            yield _entry(row)
+        "Every entry, oldest first; the store may change in the meantime"
+        last = -1
+        while rows := self.db.execute(
+            "select * from states where key > ? order by key limit 500", [last]
+        ).fetchall():
+            yield from map(_entry, rows)
+            last = rows[-1]["key"]
 
     def misses(self) -> list[dict[str, Any]]:
         "Reasons for which stored state was not used, most frequent first"
