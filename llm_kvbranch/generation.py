@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from .engine import Sampler, Sampling
 from .errors import ContextError, KVBranchError, StoreError
+from .index import Chain, Entry
 from .planning import Plan, Turn, answer_hash, covered
 from .slots import HEADROOM, Filling, Slot
 from .state import State, prefix_digest, tokens_of
-from .store import Chain, Entry, Store
+from .store import Store
 from .text import TextStream
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class Generation:
         sampler = session.engine.sampler(request.sampling, plan.tokens)
         slot = self._slot = session.slots.acquire(plan.tokens)
         expected = min(request.max_tokens or HEADROOM, 4 * HEADROOM)
-        session.slots.reserve(slot, min(self._limit, self.answer + expected))
+        n_cells = max(min(self._limit, self.answer + expected), plan.chain.n_cells)
+        session.slots.reserve(slot, n_cells)
         with _interruptible(lambda: self._cancelled) as stop:
             filling = session.slots.fill(slot, plan.tokens, plan.chain, stop)
         self._fork = min(filling.resident, self.answer - 1)

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .chat import Chat, message_text
-from .store import Chain, Entry, Store
+from .index import Chain, Entry
+from .store import Store
 
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
@@ -168,7 +169,8 @@ class Planner:
             )
             best: _Known | None = None
             for candidate in candidates:
-                found = self._match(index, candidate, message_text(messages[index]))
+                text = message_text(messages[index])
+                found = self._match(index, candidate, text, hashes[index])
                 if found and (best is None or found.n_text > best.n_text):
                     best = found
             if best is not None:
@@ -189,21 +191,24 @@ class Planner:
                 found.setdefault(getattr(facts, column), []).append(candidate)
         return found
 
-    def _match(self, index: int, candidate: Turn | Entry, text: str) -> _Known | None:
-        "How far a candidate's answer says the same as a text"
-        if isinstance(candidate, Turn):
-            n, n_text = covered(candidate.tokens[candidate.answer :], self.piece, text)
-            if text and not n:
-                return None
-            known = candidate.tokens[: candidate.answer + n]
-            return _Known(index, known, n_text)
-        assert self.store is not None
-        state = candidate.state
-        answered = state.tokens[state.answer - state.start :]
-        n, n_text = covered(answered, self.piece, text)
+    def _match(
+        self, index: int, candidate: Turn | Entry, text: str, tip: str
+    ) -> _Known | None:
+        "How far a candidate's answer says the same as the message at an index"
+        turn = candidate.state if isinstance(candidate, Entry) else candidate
+        if isinstance(candidate, Entry):
+            answer = turn.tokens[turn.answer - candidate.state.start :]
+        else:
+            answer = turn.tokens[turn.answer :]
+        n, n_text = covered(answer, self.piece, text)
         if text and not n:
             return None
-        known = self.store.chain(candidate).tokens[: state.answer + n]
+        if turn.tip_hash == tip and n_text == len(text):
+            n = len(answer)  # with the control tokens at its end, if there are
+        if not isinstance(candidate, Entry):
+            return _Known(index, turn.tokens[: turn.answer + n], n_text)
+        assert self.store is not None
+        known = self.store.chain(candidate).tokens[: turn.answer + n]
         if not known:
             return None  # a link of its chain is unknown
         return _Known(index, known, n_text, candidate)

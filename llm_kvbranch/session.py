@@ -9,6 +9,7 @@ This module does not know llm's models, options or log.
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,10 @@ from .engine import (
 )
 from .errors import StateError
 from .generation import STORE_ERRORS, Generation, Request
+from .index import Entry, is_damage
 from .planning import Plan, Planner, chain_hashes
 from .slots import Slots
-from .store import Entry, Store
+from .store import Store
 
 __all__ = [
     "KV_TYPES",
@@ -77,7 +79,14 @@ class Session:
     def plan(self, request: Request) -> Plan:
         "Plan a prompt, without a store if it fails"
         try:
-            return self.planner.plan(request.messages, request.tools)
+            try:
+                return self.planner.plan(request.messages, request.tools)
+            except sqlite3.DatabaseError as error:
+                if self.store is None or not is_damage(error):
+                    raise
+                self.warn("The index of the state store was damaged: made again")
+                self.store.rebuild()
+                return self.planner.plan(request.messages, request.tools)
         except STORE_ERRORS as error:
             self._give_up_store(error)
             plan = self.planner.plan(request.messages, request.tools)

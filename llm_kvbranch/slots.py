@@ -24,8 +24,8 @@ from typing import Any, Protocol
 
 from .engine import Engine, Feed
 from .errors import ContextError, StateError
+from .index import Chain, Entry, Segment
 from .state import common_prefix, tokens_of
-from .store import Chain, Entry, Segment
 
 HEADROOM = 512  # cells reserved for an answer whose length is not known
 
@@ -123,6 +123,7 @@ class Slots:
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
                 continue
+            self.reserve(slot, len(slot.tokens) + segment.size)
             try:
                 self._restore(slot, tokens, segment)
                 filling.restored += segment.end - max(segment.start, filling.resident)

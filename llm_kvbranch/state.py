@@ -275,6 +275,7 @@ def _parse(view: memoryview) -> tuple[State, int]:
             else "state file is not one of llm-kvbranch's"
         )
     try:
+        "".join(metadata.values()).encode()  # no lone surrogates
         start, end = int(metadata["start"]), int(metadata["end"])
         answer = int(metadata["answer"])
         n_token_bytes = 4 * (end - start)

@@ -37,10 +37,13 @@ STATE = 16  # numbers that each of them remembers
 TIME_STEP = 8  # rank (Mamba 1) or heads (Mamba 2) of the time step
 
 
-def write(name: str, path: Path, seed: int = 7) -> Path:
-    "Write the model of that name (see ``MODELS``) and return its path"
+def write(name: str, path: Path, seed: int = 7, controls: Sequence[int] = ()) -> Path:
+    """Write the model of that name (see ``MODELS``) and return its path.
+
+    ``controls`` are token ids to be control tokens, which spell nothing.
+    """
     architecture, build = MODELS[name]
-    file = _File(path, architecture, seed)
+    file = _File(path, architecture, seed, controls)
     build(file)
     file.close()
     return path
@@ -49,18 +52,30 @@ def write(name: str, path: Path, seed: int = 7) -> Path:
 class _File:
     "A GGUF file being written: SmolLM2's tokenizer, and tensors of noise"
 
-    def __init__(self, path: Path, architecture: str, seed: int):
+    def __init__(
+        self, path: Path, architecture: str, seed: int, controls: Sequence[int]
+    ):
         self.writer = gguf.GGUFWriter(path, architecture)
         self._random = np.random.default_rng(seed)
         for key, value, kinds in _tokenizer():
-            self.writer.add_key_value(key, value, *kinds)
+            if key == "tokenizer.ggml.token_type" and controls:
+                self.writer.add_key_value(key, _marked(value, controls), *kinds)
+            else:
+                self.writer.add_key_value(key, value, *kinds)
         self.writer.add_context_length(N_CTX)
         self.writer.add_embedding_length(N_EMBD)
         self.writer.add_layer_norm_rms_eps(1e-5)
         self.n_vocab = len(_tokenizer_value("tokenizer.ggml.tokens"))
         self.writer.add_vocab_size(self.n_vocab)
         self.noise("token_embd", self.n_vocab, N_EMBD)
-        self.noise("output", self.n_vocab, N_EMBD)
+        self._output()
+
+    def _output(self) -> None:
+        "Logits: noise, and none for control tokens, so that no answer ends early"
+        data = self._random.standard_normal((self.n_vocab, N_EMBD), dtype=np.float32)
+        kinds = np.array(_tokenizer_value("tokenizer.ggml.token_type"))
+        data[kinds == gguf.TokenType.CONTROL] = 0
+        self._add("output.weight", (data * N_EMBD**-0.5).astype(np.float16))
 
     def attention_sizes(self, heads_kv: int | Sequence[int], head: int = HEAD) -> None:
         "One number of KV heads for all layers, or one for each"
@@ -236,6 +251,14 @@ MODELS: dict[str, tuple[str, Callable[[_File], None]]] = {
     "granitehybrid": ("granitehybrid", _granite_hybrid),
     "lfm2": ("lfm2", _lfm2),
 }
+
+
+def _marked(kinds: list[int], controls: Sequence[int]) -> list[int]:
+    "Token types with those of some tokens changed"
+    kinds = list(kinds)
+    for token in controls:
+        kinds[token] = gguf.TokenType.CONTROL
+    return kinds
 
 
 def _layers(n: int) -> list[str]:

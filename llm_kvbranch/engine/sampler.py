@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import KVBranchError
-from .lib import llama, take_errors
+from .lib import listen, llama, take_errors
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Sampler:
             lib.llama_sampler_chain_default_params()
         )
         if sampling.grammar is not None:
+            listen()
             grammar = lib.llama_sampler_init_grammar(
                 vocab, sampling.grammar.encode(), b"root"
             )
@@ -101,6 +102,7 @@ def json_grammar(schema: dict[str, Any]) -> str:
 
     llama()
     module = importlib.import_module("llama_cpp.llama_grammar")
+    listen()
     try:
         return str(module.json_schema_to_gbnf(json.dumps(schema)))
     except Exception as error:  # the converter raises whatever comes its way

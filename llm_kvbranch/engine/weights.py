@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelLoadError
-from .lib import llama, take_errors
+from .lib import listen, llama, take_errors
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
 
@@ -33,8 +34,8 @@ class Weights:
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = load.n_gpu_layers
         parameters.main_gpu = load.main_gpu
-        take_errors()
-        self.model = lib.llama_model_load_from_file(str(load.path).encode(), parameters)
+        listen()
+        self.model = lib.llama_model_load_from_file(os.fsencode(load.path), parameters)
         if not self.model:
             raise ModelLoadError(
                 f"llama.cpp cannot load {load.path.name}: {take_errors()}"
@@ -43,10 +44,11 @@ class Weights:
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
         self.n_swa = int(lib.llama_model_n_swa(self.model))
-        self.recurrent = bool(
-            lib.llama_model_is_recurrent(self.model)
-            or lib.llama_model_is_hybrid(self.model)
-        )
+        self.kind = "attention"
+        if lib.llama_model_is_hybrid(self.model):
+            self.kind = "hybrid"
+        elif lib.llama_model_is_recurrent(self.model):
+            self.kind = "recurrent"
         if not lib.llama_model_has_decoder(self.model) or self.n_vocab == 0:
             raise ModelLoadError(f"{load.path.name} is not a model that writes text")
         self._pieces: dict[int, bytes] = {}
