@@ -70,18 +70,18 @@ def status(json_: bool) -> None:
     if json_:
         click.echo(json.dumps(facts, indent=2))
         return
-    click.echo(f"Store    {facts['directory']}")
+    click.echo(f"Store   {facts['directory']}")
     click.echo(
-        f"States   {facts['states']:,} in files, {facts['bytes']:,} bytes, "
-        f"{facts['tokens']:,} tokens"
+        f"States  {facts['states']:,} of {facts['responses']:,} responses, "
+        f"{_size(facts['bytes'])}, {facts['tokens']:,} tokens"
     )
     for model in facts["models"]:
         click.echo(
-            f"Model    {model['name']} ({model['kv_type']}): "
-            f"{model['states']:,} states, {model['bytes']:,} bytes"
+            f"Model   {model['name']} with KV type {model['kv_type']}: "
+            f"{model['states']:,} states, {_size(model['bytes'])}"
         )
     for miss in facts["misses"]:
-        click.echo(f"Missed   {miss['count']:,} x {miss['reason']}")
+        click.echo(f"Missed  {miss['count']:,} x {miss['reason']}")
 
 
 @kvbranch.command()
@@ -100,4 +100,14 @@ def verify() -> None:
             f"{problems} problem{'s' if problems > 1 else ''} found. Nothing is lost: "
             "what cannot be used is read again from the log"
         )
-    click.echo(f"{n:,} states checked, no problem found")
+    click.echo(f"{n:,} state file{'s' if n != 1 else ''} checked, no problem found")
+
+
+def _size(nbytes: float) -> str:
+    "Bytes as people say them"
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if nbytes < 1000:
+            break
+        nbytes, unit = nbytes / 1000, larger
+    return f"{nbytes:,.0f} {unit}" if unit == "bytes" else f"{nbytes:,.1f} {unit}"

@@ -73,11 +73,15 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
 
 
 def describe_store() -> dict[str, Any]:
-    "The store in numbers: files, bytes, tokens, by model, and the misses"
+    """The store in numbers: responses known, those with a file, bytes, tokens.
+
+    Also by model, and what was missed and why.
+    """
     store = open_store()
     models: dict[str, dict[str, Any]] = {}
-    states = tokens = nbytes = 0
+    responses = states = tokens = nbytes = 0
     for entry in store.entries() if store else ():
+        responses += 1
         if not entry.present:
             continue
         assert store is not None
@@ -98,6 +102,7 @@ def describe_store() -> dict[str, Any]:
         tokens += len(entry.state.tokens)
     return {
         "directory": str(catalog.data_directory()),
+        "responses": responses,
         "states": states,
         "bytes": nbytes,
         "tokens": tokens,
