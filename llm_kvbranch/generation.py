@@ -145,6 +145,8 @@ class Generation:
             filling = session.slots.fill(slot, plan.tokens, plan.chain, stop)
         self._fork = min(filling.resident, self.answer - 1)
         self._misses = filling.misses
+        lost = [entry for entry, _ in filling.misses if not self._can_heal(entry)]
+        plan.chain = plan.chain.before(lost)
         self._describe(plan, filling)
         # Before the lock is let go: the next decode replaces the logits
         return slot, sampler, session.engine.sample(sampler, filling.index)
@@ -230,7 +232,10 @@ class Generation:
                 self._tip_hash,
             )
         )
-        start = min(len(plan.chain.tokens), self.end - 1)
+        start = 0
+        if session.store is not None:
+            with contextlib.suppress(*STORE_ERRORS):
+                start = len(self._stored_prefix(session.store).tokens)
         self.facts.update(
             generated_tokens=len(generated),
             finish_reason=self.finish_reason,
@@ -314,16 +319,22 @@ class Generation:
                 return chain.cut(segment.start)
         return chain
 
+    def _can_heal(self, entry: Entry) -> bool:
+        "Whether the prompt holds all the tokens of an entry, each at its place"
+        state = entry.state
+        return (
+            self.session.engine.cuts_anywhere
+            and state.end <= self.answer
+            and self._prompt[state.start : state.end] == state.tokens
+        )
+
     def _heal(self, store: Store, slot: Slot) -> None:
         "Write the files again whose rows were prefilled because they were bad"
         for entry, _ in self._misses:
-            state = entry.state
-            whole = state.end <= self.answer and (
-                self.tokens[state.start : state.end] == state.tokens
-            )
-            if whole and self.session.engine.cuts_anywhere:
-                payload = self.session.engine.capture(slot.seq, state.start, state.end)
-                store.put(replace(state, digest=""), payload)
+            if self._can_heal(entry):
+                state = replace(entry.state, digest="")
+                rows = self.session.engine.capture(slot.seq, state.start, state.end)
+                store.put(state, rows)
         self._misses = []
 
 

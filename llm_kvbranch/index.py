@@ -128,6 +128,14 @@ class Chain:
         )
         return Chain(kept, self.tokens[:n])
 
+    def before(self, entries: Iterable[Entry]) -> Chain:
+        "The same chain up to the first row that one of the entries supplies"
+        bad = [entry.state.response_id for entry in entries]
+        for segment in self.segments:
+            if segment.entry.state.response_id in bad:
+                return self.cut(segment.start)
+        return self
+
     @property
     def n_cells(self) -> int:
         "Cells taken while the chain is restored, at the most"

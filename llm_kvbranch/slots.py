@@ -86,13 +86,21 @@ class Slots:
         self._slots = [Slot(seq) for seq in range(engine.settings.n_seq)]
 
     def acquire(self, tokens: array[int]) -> Slot:
-        "The idle slot that shares the most with the tokens; raises ContextError"
+        "The idle slot to put the tokens into; raises ContextError if all are busy"
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
             raise ContextError(
                 f"{len(self._slots)} generations are running: finish one first"
             )
-        slot = max(idle, key=lambda s: (common_prefix(s.tokens, tokens), s.used))
+
+        def worth(slot: Slot) -> tuple[int, bool, int]:
+            "What is kept, if that is not little; else an empty or an old slot"
+            kept, whole = common_prefix(slot.tokens, tokens), len(slot.tokens)
+            if not self.engine.cuts_anywhere and kept < whole:
+                kept = 0
+            return kept if 2 * kept >= whole else 0, not slot.tokens, -slot.used
+
+        slot = max(idle, key=worth)
         slot.busy = True
         slot.used = next(self._clock)
         return slot
@@ -114,19 +122,21 @@ class Slots:
         """
         filling = Filling()
         started = time.perf_counter()
-        resident = min(common_prefix(slot.tokens, tokens), len(tokens) - 1)
+        held = self.engine.length(slot.seq)  # fewer, should a context be lost
+        resident = min(common_prefix(slot.tokens, tokens), held, len(tokens) - 1)
         self._settle(slot, resident)
         self.truncate(slot, resident)
         filling.resident = len(slot.tokens)
-        if not self.engine.cuts_anywhere and len(chain.tokens) <= filling.resident:
-            chain = Chain()
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
                 continue
-            self.reserve(slot, len(slot.tokens) + segment.size)
             try:
+                self.reserve(slot, len(slot.tokens) + segment.size)
                 self._restore(slot, tokens, segment)
                 filling.restored += segment.end - max(segment.start, filling.resident)
+            except ContextError as error:  # room for the whole file, that is
+                filling.misses.append((segment.entry, str(error)))
+                break
             except StateError as error:
                 filling.misses.append((segment.entry, str(error)))
                 self._lost(segment.entry, str(error))
@@ -180,12 +190,17 @@ class Slots:
         del slot.tokens[n:]
 
     def reserve(self, slot: Slot, n: int) -> None:
-        "Make room for n tokens in the slot; idle slots are given up for it"
-        if n + self._others(slot) > self.engine.n_ctx:
-            for other in self._slots:
-                if other is not slot and not other.busy and other.tokens:
-                    self._settle(other, 0)
-                    self.truncate(other, 0)
+        """Make room for n tokens in the slot; raises ContextError.
+
+        Idle slots are given up before the context grows, the longest unused
+        first: memory is dearer than restoring them from disk.
+        """
+        idle = [s for s in self._slots if s.tokens and not s.busy and s is not slot]
+        for other in sorted(idle, key=lambda s: s.used):
+            if n + self._others(slot) <= self.engine.n_ctx:
+                break
+            self._settle(other, 0)
+            self.truncate(other, 0)
         self.engine.reserve(
             n + self._others(slot), [s.seq for s in self._slots if s.tokens]
         )

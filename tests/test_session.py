@@ -389,6 +389,46 @@ class TestSeveralAtOnce:
             alone = Answer(fake_session(None), generation.request.messages, log=False)
             assert "".join(Answer(session, alone.messages, max_tokens=20).text) == text
 
+    def test_conversations_that_alternate_stay_in_memory(self, tmp_path):
+        session = fake_session(tmp_path)
+        Answer(session, [user("Make room")], max_tokens=2000)
+        chains = {"one": [], "two": []}
+        for i in range(3):
+            for name, chain in chains.items():
+                question = talkative(tmp_path, chain, name * 99)
+                turn = Answer(session, [*chain, question]).check()
+                facts, chains[name] = turn.facts, turn.chain
+                if i:
+                    assert facts["resident_tokens"] == facts["restored_tokens"]
+                    assert facts["resident_tokens"] > 100 * i
+
+    def test_the_longest_unused_is_given_up(self, tmp_path):
+        session = fake_session(tmp_path)
+        Answer(session, [user("Make room")], max_tokens=500)
+        old = Answer(session, [user("a" * 200)])
+        new = Answer(session, [user("b" * 200)])
+        Answer(session, [user("c" * 700)])
+        again = Answer(session, [*new.chain, user("?")]).check()
+        assert again.facts["resident_tokens"] >= new.generation.end - 1
+        again = Answer(session, [*old.chain, user("?")]).check()
+        assert again.facts["resident_tokens"] < 20
+
+    def test_no_room_to_restore(self, tmp_path, monkeypatch):
+        one = Answer(fake_session(tmp_path), [user(LONG)])
+        session = fake_session(tmp_path)
+        reserve, calls = session.engine.reserve, itertools.count()
+
+        def full(*arguments):
+            if next(calls) == 1:  # the first is for prompt and answer
+                raise ContextError("no memory")
+            return reserve(*arguments)
+
+        monkeypatch.setattr(session.engine, "reserve", full)
+        after = Answer(session, [*one.chain, user("?")]).check()
+        assert after.facts["miss_reason"] == "no memory"
+        assert session.store.get(one.id).present
+        assert not list(session.store.verify())
+
     def test_too_many(self):
         session = fake_session(None)
         running = [
@@ -595,7 +635,10 @@ class TreeMachine(RuleBasedStateMachine):
         ).check()
         if log:
             assert turn.entry is not None
-            assert turn.entry.state.end == turn.generation.end
+            assert (
+                turn.entry.state.end == turn.generation.end == turn.facts["state_end"]
+            )
+            assert turn.entry.state.start >= turn.facts["state_start"]
         self.turns.append(turn)
         return turn
 
@@ -611,10 +654,9 @@ class TreeMachine(RuleBasedStateMachine):
         if parent := self._some():
             known = parent.entry is not None and not self.damaged
             turn = self._ask([*parent.chain, user("and then?")], log)
-            if known:
+            if known and parent.text:
                 assert turn.facts["miss_reason"] is None
-                if parent.text:
-                    assert turn.facts["restored_tokens"] >= parent.generation.end
+                assert turn.facts["restored_tokens"] >= parent.generation.end
 
     @rule()
     def branch(self):
