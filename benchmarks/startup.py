@@ -1,9 +1,9 @@
 """What this plugin costs every ``llm`` command: ``llm --help`` with and without.
 
-    python benchmarks/startup.py [--repeat 20]
+    python benchmarks/startup.py [--repeat 30]
 
-Runs alternate, no other plugin is loaded in either; medians and their
-difference are printed, and the difference between the smallest of each.
+Runs alternate, no other plugin is loaded in either. Medians and their
+difference are printed, and in brackets the difference of the least.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import sys
 import time
 
 
-def run(plugins: str) -> float:
-    "Milliseconds of one llm --help"
+def run(plugins: str) -> tuple[float, float]:
+    "Milliseconds of one llm --help: (wall time, processor time)"
     environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins}
+    before = os.times()
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "llm", "--help"],
@@ -26,26 +27,35 @@ def run(plugins: str) -> float:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return 1000 * (time.perf_counter() - started)
+    wall = time.perf_counter() - started
+    after = os.times()
+    processor = (
+        after.children_user
+        + after.children_system
+        - before.children_user
+        - before.children_system
+    )
+    return 1000 * wall, 1000 * processor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--repeat", type=int, default=30)
     repeat = parser.parse_args().repeat
     run("")
     without, with_it = [], []
-    for _ in range(repeat):
-        without.append(run(""))
-        with_it.append(run("llm-kvbranch"))
-    for name, times in (("without", without), ("with", with_it)):
+    for i in range(repeat):
+        pair = [("", without), ("llm-kvbranch", with_it)]
+        for plugins, times in pair if i % 2 else reversed(pair):
+            times.append(run(plugins))
+    for name, column in (("wall time", 0), ("processor time", 1)):
+        a, b = ([t[column] for t in times] for times in (without, with_it))
         print(
-            f"{name:8} median {statistics.median(times):6.0f} ms   "
-            f"least {min(times):6.0f} ms"
+            f"{name:15} without {statistics.median(a):6.1f} ms   "
+            f"with {statistics.median(b):6.1f} ms   "
+            f"cost {statistics.median(b) - statistics.median(a):5.1f} ms   "
+            f"(least {min(b) - min(a):5.1f} ms)"
         )
-    medians = statistics.median(with_it) - statistics.median(without)
-    least = min(with_it) - min(without)
-    print(f"cost     median {medians:6.1f} ms   least {least:6.1f} ms")
 
 
 if __name__ == "__main__":
