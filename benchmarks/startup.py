@@ -38,6 +38,20 @@ def run(plugins: str) -> tuple[float, float]:
     return 1000 * wall, 1000 * processor
 
 
+def import_time() -> float:
+    "Milliseconds spent importing this package's own modules"
+    environment = {**os.environ, "LLM_LOAD_PLUGINS": "llm-kvbranch"}
+    lines = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "llm", "--help"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stderr.splitlines()
+    ours = [line.split("|") for line in lines if "llm_kvbranch" in line]
+    return sum(int(own.split(":")[1]) for own, _, _ in ours) / 1000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeat", type=int, default=30)
@@ -56,6 +70,8 @@ def main() -> None:
             f"cost {statistics.median(b) - statistics.median(a):5.1f} ms   "
             f"(least {min(b) - min(a):5.1f} ms)"
         )
+    imports = statistics.median(import_time() for _ in range(5))
+    print(f"of which importing its modules: {imports:.1f} ms")
 
 
 if __name__ == "__main__":
