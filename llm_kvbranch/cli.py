@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
+import llm
+from click_default_group import DefaultGroup
 
-from .errors import KVBranchError
+if TYPE_CHECKING:
+    from .branching import Branch, Place
+    from .history import History
 
 database_option = click.option(
     "-d",
@@ -19,21 +26,248 @@ database_option = click.option(
 json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
 
 
-class _Group(click.Group):
+class _Group(DefaultGroup):  # type: ignore[misc]
     "A group whose expected errors are one line and exit code 1"
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KVBranchError as error:
+        except llm.ModelError as error:
             raise click.ClickException(str(error)) from None
         except sqlite3.Error as error:
             raise click.ClickException(f"The log cannot be used: {error}") from None
 
 
-@click.group(cls=_Group)
-def kvbranch() -> None:
-    "Explore conversations with a local model, and the KV state they left"
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    "The options of every command that asks a model, named as those of llm prompt"
+    for option in reversed(
+        [
+            click.option("model_id", "-m", "--model", help="Another model to answer"),
+            click.option("-s", "--system", help="Another system prompt"),
+            click.option(
+                "options",
+                "-o",
+                "--option",
+                type=(str, str),
+                multiple=True,
+                help="key/value options for the model",
+            ),
+            database_option,
+            click.option("--no-stream", is_flag=True, help="Do not stream output"),
+            json_option,
+            click.option("-u", "--usage", is_flag=True, help="Show token usage"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def placing(command: Callable[..., None]) -> Callable[..., None]:
+    "The options that name a part of an answer"
+    for option in reversed(
+        [
+            click.option("--excerpt", help="Words of the answer"),
+            click.option(
+                "--occurrence", type=int, help="Which one, if they occur several times"
+            ),
+            click.option(
+                "range_",
+                "--range",
+                metavar="START:END",
+                help="Part of the answer by its characters",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _kvbranch() -> None:
+    """
+    Explore conversations as trees, and the KV state they left
+
+    RESPONSE_ID is a full id, the start of one, or "last".
+    """
+
+
+kvbranch: click.Group = click.group("kvbranch", cls=_Group, default="branch")(_kvbranch)
+
+
+@kvbranch.command()
+@click.argument("response_id")
+@click.argument("prompt", required=False)
+@placing
+@asking
+def branch(
+    response_id: str,
+    prompt: str | None,
+    excerpt: str | None,
+    occurrence: int | None,
+    range_: str | None,
+    **asked: Any,
+) -> None:
+    """
+    Go on from a response in a new thread
+
+    With an excerpt the answer is cut right after it: what came later is not part
+    of the branch. This is the default command.
+
+    \b
+        llm kvbranch last --excerpt 'the sky is blue' 'Why?'
+    """
+    from . import branching
+
+    place = _place(excerpt, occurrence, range_)
+    question = _read_prompt(prompt)
+    _ask(lambda h: branching.branch(h, response_id, question, place), **asked)
+
+
+@kvbranch.command()
+@click.argument("response_id")
+@click.argument("prompt", required=False)
+@placing
+@asking
+def focus(
+    response_id: str,
+    prompt: str | None,
+    excerpt: str | None,
+    occurrence: int | None,
+    range_: str | None,
+    **asked: Any,
+) -> None:
+    """
+    Ask about a part of an answer
+
+    The whole conversation stays, in a new thread, and the part is quoted.
+    """
+    from . import branching
+
+    place = _place(excerpt, occurrence, range_)
+    question = _read_prompt(prompt)
+    _ask(lambda h: branching.focus(h, response_id, question, place), **asked)
+
+
+@kvbranch.command(name="continue")
+@click.argument("response_id")
+@click.argument("prompt", required=False)
+@asking
+def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
+    """
+    Add a turn after a response
+
+    In its thread if it is the last of it, otherwise in a new one.
+    """
+    from . import branching
+
+    question = _read_prompt(prompt)
+    _ask(lambda h: branching.continue_(h, response_id, question), **asked)
+
+
+@kvbranch.command()
+@click.argument("response_id")
+@asking
+def retry(response_id: str, **asked: Any) -> None:
+    "Send the prompt of a response again, in a new thread"
+    from . import branching
+
+    _ask(lambda h: branching.retry(h, response_id), **asked)
+
+
+def _read_prompt(prompt: str | None) -> str:
+    "The prompt from the argument, after what is piped in, as llm prompt has it"
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
+        piped = sys.stdin.read()
+    whole = " ".join(bit for bit in (piped, prompt) if bit)
+    if not whole.strip():
+        raise click.ClickException("The prompt is empty: give it as an argument")
+    return whole
+
+
+def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> Place:
+    from .branching import Place
+
+    span = None
+    if range_ is not None:
+        start, colon, end = range_.partition(":")
+        if not (colon and start.strip().isdecimal() and end.strip().isdecimal()):
+            raise click.ClickException(
+                f"--range {range_!r} is not START:END, as in 10:42"
+            )
+        span = (int(start), int(end))
+    return Place(excerpt, occurrence, span)
+
+
+def _ask(
+    plan: Callable[[History], Branch],
+    model_id: str | None,
+    system: str | None,
+    options: tuple[tuple[str, str], ...],
+    database: str | None,
+    no_stream: bool,
+    json_: bool,
+    usage: bool,
+) -> None:
+    "Ask a model what a verb plans, show the answer and log it"
+    from llm.cli import display_stream_events
+
+    from . import branching
+    from .history import History, open_log
+
+    history = History(open_log(database))
+    branch = plan(history)
+    model = _model(model_id or branch.parent.model, model_id is None)
+    chosen = _options(model, options)
+    stream = model.can_stream and not (no_stream or json_)
+    response = branching.ask(branch, model, system, stream, **chosen)
+    try:
+        if stream:
+            display_stream_events(response.stream_events())
+            click.echo()
+        else:
+            text = response.text()
+            if not json_:
+                click.echo(text)
+    except Exception as error:  # a model may raise anything, as in llm prompt
+        if os.environ.get("LLM_RAISE_ERRORS"):
+            raise
+        raise click.ClickException(str(error)) from None
+    branching.log(history, branch, response)
+    if json_:
+        from .report import describe_response
+
+        facts = describe_response(history, response.id)
+        click.echo(json.dumps({**facts, "text": response.text()}, indent=2))
+    if usage:
+        line = click.style(
+            f"Token usage: {response.token_usage()}", fg="yellow", bold=True
+        )
+        click.echo(line, err=True)
+
+
+def _model(model_id: str, logged: bool) -> Any:
+    try:
+        return llm.get_model(model_id)
+    except llm.UnknownModelError:
+        raise click.ClickException(
+            f"The response was made by the model {model_id}, which is not installed: "
+            "install its plugin, or choose another model with -m"
+            if logged
+            else f"Unknown model: {model_id}. See llm models"
+        ) from None
+
+
+def _options(model: Any, given: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    "Options from the command line over the ones set with llm models options"
+    import pydantic
+    from llm.cli import get_model_options, render_errors
+
+    try:
+        checked = dict(model.Options(**dict(given)))
+    except pydantic.ValidationError as error:
+        raise click.ClickException(render_errors(error.errors())) from None
+    chosen = {name: value for name, value in checked.items() if value is not None}
+    return {**get_model_options(model.model_id), **chosen}
 
 
 @kvbranch.command()

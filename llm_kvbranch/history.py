@@ -7,11 +7,13 @@ the start of its id, and the response that another one goes on from.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llm
 import sqlite_utils
+from sqlite_utils.migrations import Migrations
 
 from .errors import HistoryError
 
@@ -22,6 +24,56 @@ def open_log(database: str | None = None) -> sqlite_utils.Database:
     if not path.is_file():
         raise HistoryError(f"There is no log {path} yet: ask a model something first")
     return sqlite_utils.Database(path)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A response as the log has it: what the model was sent, what it answered.
+
+    ``input_hash`` and ``tip_hash`` are llm's hashes of the two chains' ends.
+    """
+
+    id: str
+    thread_id: str
+    model: str
+    sent: list[Any]
+    answered: list[Any]
+    input_hash: str | None
+    tip_hash: str | None
+
+    @property
+    def text(self) -> str:
+        "The text of the answer"
+        parts = [part for message in self.answered for part in message.parts]
+        return "".join(getattr(part, "text", "") for part in parts if _is_text(part))
+
+
+def _is_text(part: Any) -> bool:
+    return bool(part.to_dict()["type"] == "text")
+
+
+migrations = Migrations("llm-kvbranch")
+
+
+@migrations()
+def m001_branches(db: sqlite_utils.Database) -> None:
+    "Where a response came from that a command of ours asked for"
+    db.table("kvbranch_branches").create(
+        {
+            "response_id": str,
+            "thread_id": str,
+            "from_response": str,
+            "verb": str,
+            "mode": str,
+            "excerpt": str,
+            "start": int,
+            "end": int,
+            "created": str,
+        },
+        pk="response_id",
+    )
+    db.table("kvbranch_branches").create_index(["from_response"])
+    db.table("kvbranch_branches").create_index(["thread_id"])
 
 
 class History:
@@ -52,6 +104,8 @@ class History:
         ids = [str(row["id"]) for row in rows]
         if reference in ids:
             return reference
+        if reference and not ids:
+            self._refuse_legacy(pattern)
         if not reference or not ids:
             raise HistoryError(
                 f"No response with id {reference!r} in the log: see llm logs --short"
@@ -64,6 +118,67 @@ class History:
                 + more
             )
         return ids[0]
+
+    def _refuse_legacy(self, pattern: str) -> None:
+        "Say so if a response is in the tables that llm wrote before 0.32"
+        if not self.db["responses"].exists():
+            return
+        for row in self.db.query(
+            "select id, conversation_id from responses where id like ? escape '\\'",
+            [pattern],
+        ):
+            raise HistoryError(
+                f"Response {row['id']} was logged by llm before 0.32. Go on with its "
+                f"conversation once, which brings it over: "
+                f"llm --cid {row['conversation_id']} 'next question'"
+            )
+
+    def response(self, reference: str) -> Logged:
+        "The response that a reference means; raises HistoryError"
+        turn = self.turn(self.resolve(reference))
+        sent = self.store.load_chain(turn["parent_message_hash"])
+        return Logged(
+            id=turn["id"],
+            thread_id=turn["thread_id"],
+            model=turn["model"],
+            sent=sent,
+            answered=self.store.load_chain(turn["tip_message_hash"])[len(sent) :],
+            input_hash=turn["parent_message_hash"],
+            tip_hash=turn["tip_message_hash"],
+        )
+
+    def is_tip(self, response: Logged) -> bool:
+        "Whether a response is the last of its thread"
+        return bool(self.store.thread_tip(response.thread_id) == response.tip_hash)
+
+    def log(
+        self, response: Any, thread: dict[str, Any], branch: dict[str, Any]
+    ) -> None:
+        """Log a response, with its thread where that is new, and where it came from.
+
+        All in one transaction, which waits for other writers.
+        """
+        migrations.apply(self.db)
+        connection = self.db.conn
+        connection.execute("begin immediate")
+        try:
+            if not self.db["threads"].count_where("id = ?", [thread["id"]]):
+                self.store.create_thread(**thread)
+            self.store.log(response, thread["id"])
+            self.db.table("kvbranch_branches").insert(
+                {"response_id": response.id, "thread_id": thread["id"], **branch}
+            )
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+
+    def branch(self, response_id: str) -> dict[str, Any]:
+        "How a response was reached by a command of ours; empty if it was not"
+        if not self.db["kvbranch_branches"].exists():
+            return {}
+        rows = self.db["kvbranch_branches"].rows_where("response_id = ?", [response_id])
+        return dict(next(iter(rows), {}))
 
     def turn(self, response_id: str) -> dict[str, Any]:
         "The log's row of a response"

@@ -321,7 +321,10 @@ def warn(message: str) -> None:
 
 
 def _commit_when_logged(response: Any, generation: Generation) -> None:
-    "Store the state right after llm has logged the response"
+    """Store the state right after llm has logged the response.
+
+    ``response.commit_state()`` is for who logs it in another way.
+    """
     log_to_db = response.log_to_db
 
     def log_and_commit(db: Any) -> None:
@@ -330,6 +333,7 @@ def _commit_when_logged(response: Any, generation: Generation) -> None:
             generation.commit(response.id)
 
     response.log_to_db = log_and_commit
+    response.commit_state = lambda: generation.commit(response.id)
     if isinstance(response, llm.AsyncResponse):
         _hook_sync_copies(response, generation)
 

@@ -51,11 +51,13 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
     unknown ones are None (a model other than kvllama, no state left).
     """
     turn = history.turn(response_id)
+    branch = history.branch(response_id)
     facts = {
         **history.facts(response_id),
+        **{name: branch.get(name) for name in ("verb", "mode", "excerpt")},
         "response_id": response_id,
         "thread_id": turn["thread_id"],
-        "parent_response_id": history.parent(turn),
+        "parent_response_id": branch.get("from_response") or history.parent(turn),
         "model": turn["model"],
         "resolved_model": turn["resolved_model"],
     }

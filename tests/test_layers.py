@@ -45,10 +45,12 @@ LAYERS = {
         "errors",
     },
     "catalog": {"errors"},
+    "excerpt": {"errors"},
     "history": {"errors"},
+    "branching": {"history", "excerpt", "errors"},
     "model": {"session", "catalog"},
     "report": {"history", "store", "catalog"},
-    "cli": {"history", "report", "errors"},
+    "cli": {"branching", "history", "report"},
     "__init__": {"model", "cli"},
 }
 OUTSIDE = {

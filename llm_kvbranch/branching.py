@@ -1,0 +1,161 @@
+"""The verbs: going on from any response, or from any point inside one.
+
+The idea: a branch is a list of messages and where it came from, nothing else.
+No model is told that it is answering a branch: a model that keeps state by
+content, as kvllama does, finds the state of the messages it is sent, and any
+other model of llm's answers them too.
+
+The invariant: the response that a verb starts from, its thread and its state
+stay as they are. A new thread, its first turn and where it came from are logged
+together, after the answer.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import llm
+
+from . import excerpt as excerpts
+from .errors import HistoryError
+from .history import History, Logged
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What to ask, after which messages, and where that comes from.
+
+    ``thread_id`` is the thread to go on in, None for a new one. ``start`` and
+    ``end`` are the excerpt's place in the parent's answer, in characters.
+    """
+
+    parent: Logged
+    verb: str
+    messages: Sequence[Any]
+    prompt: str | None
+    thread_id: str | None = None
+    mode: str | None = None
+    excerpt: str | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    "A part of an answer: by its words, or by its characters [start, end)"
+
+    words: str | None = None
+    occurrence: int | None = None
+    range: tuple[int, int] | None = None
+
+    def find(self, text: str) -> tuple[int, int] | None:
+        "Where it is in an answer, None if no place was given; HistoryError"
+        if self.words is not None and self.range is not None:
+            raise HistoryError("Give an excerpt or a range, not both")
+        if self.range is not None:
+            return excerpts.check_range(text, *self.range)
+        if self.words is not None:
+            return excerpts.find(text, self.words, self.occurrence)
+        if self.occurrence is not None:
+            raise HistoryError("--occurrence needs an --excerpt")
+        return None
+
+
+def continue_(history: History, reference: str, prompt: str) -> Branch:
+    "A new turn after a response: in its thread at the tip, in a fork elsewhere"
+    parent = history.response(reference)
+    thread_id = parent.thread_id if history.is_tip(parent) else None
+    messages = [*parent.sent, *parent.answered]
+    return Branch(parent, "continue", messages, prompt, thread_id)
+
+
+def branch(history: History, reference: str, prompt: str, place: Place) -> Branch:
+    "A fork after a response, which is cut right behind the place if one is given"
+    parent = history.response(reference)
+    found = place.find(parent.text)
+    if found is None:
+        messages = [*parent.sent, *parent.answered]
+        return Branch(parent, "branch", messages, prompt, mode="reuse_kv")
+    start, end = found
+    return Branch(
+        parent,
+        "branch",
+        [*parent.sent, llm.assistant(parent.text[:end])],
+        prompt,
+        mode="reuse_kv",
+        excerpt=parent.text[start:end],
+        start=start,
+        end=end,
+    )
+
+
+def focus(history: History, reference: str, prompt: str, place: Place) -> Branch:
+    "A fork that keeps the whole answer and asks about a part of it, quoted"
+    parent = history.response(reference)
+    found = place.find(parent.text)
+    if found is None:
+        raise HistoryError("focus needs an --excerpt or a --range of the answer")
+    start, end = found
+    quoted = parent.text[start:end]
+    lines = "\n".join(f"> {line}" for line in quoted.splitlines())
+    return Branch(
+        parent,
+        "focus",
+        [*parent.sent, *parent.answered],
+        f"About this part of your answer:\n\n{lines}\n\n{prompt}",
+        excerpt=quoted,
+        start=start,
+        end=end,
+    )
+
+
+def retry(history: History, reference: str) -> Branch:
+    "The same prompt again: a sibling of a response"
+    parent = history.response(reference)
+    if not parent.sent:
+        raise HistoryError(f"Response {parent.id} has no prompt to send again")
+    return Branch(parent, "retry", parent.sent, None)
+
+
+def ask(
+    branch: Branch,
+    model: Any,
+    system: str | None = None,
+    stream: bool = True,
+    **options: Any,
+) -> Any:
+    "The response of a model to a branch, which is not started yet"
+    messages = list(branch.messages)
+    if system is not None:
+        messages = [m for m in messages if m.role != "system"]
+        messages.insert(0, llm.system(system))
+    conversation = model.conversation()
+    if branch.thread_id is not None:
+        conversation.id = branch.thread_id
+    conversation.loaded_messages = messages
+    return conversation.prompt(branch.prompt, stream=stream, **options)
+
+
+def log(history: History, branch: Branch, response: Any) -> str:
+    "Log a finished response to a branch and store its state; the thread's id"
+    thread_id = str(response.conversation.id)
+    name = " ".join((branch.excerpt or branch.prompt or "retry").split())[:100]
+    history.log(
+        response,
+        {"id": thread_id, "name": name, "forked_from": branch.parent.thread_id},
+        {
+            "from_response": branch.parent.id,
+            "verb": branch.verb,
+            "mode": branch.mode,
+            "excerpt": branch.excerpt,
+            "start": branch.start,
+            "end": branch.end,
+            "created": str(datetime.datetime.now(datetime.timezone.utc)),
+        },
+    )
+    if commit := getattr(response, "commit_state", None):
+        commit()
+    return thread_id

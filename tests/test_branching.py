@@ -1,0 +1,305 @@
+"""The verbs on a real log: what is sent, what is logged, what stays as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import llm
+import pytest
+import sqlite_utils
+from click.testing import CliRunner
+from llm import cli as llm_cli
+from llm.logs import LogStore
+
+from llm_kvbranch import model as model_module
+
+GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "12")
+
+
+class Parrot(llm.Model):
+    "Another model, that keeps no state"
+
+    model_id = "parrot"
+    can_stream = True
+
+    def execute(self, prompt, stream, response, conversation):
+        said = [f"{m.role}: {m.parts[0].text}" for m in prompt.messages if m.parts]
+        if "fail" in said[-1]:
+            raise ValueError("the parrot is dead")
+        yield "I heard " + " / ".join(said)
+
+
+@pytest.fixture
+def run(user_path, monkeypatch):
+    "llm in this process, with the parrot; (exit code, output)"
+    monkeypatch.setattr(model_module, "_sessions", {})
+    get_model = llm.get_model
+    parrot = Parrot()
+
+    def with_parrot(name=None, **options):
+        return parrot if name == "parrot" else get_model(name, **options)
+
+    monkeypatch.setattr(llm, "get_model", with_parrot)
+    monkeypatch.setattr(llm_cli, "get_model", with_parrot)
+
+    def run(*arguments, stdin=""):
+        result = CliRunner().invoke(llm_cli.cli, [*arguments], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def ok(run):
+    def ok(*arguments, **options):
+        result = run(*arguments, **options)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return ok
+
+
+@pytest.fixture
+def log(user_path):
+    return Log(user_path / "logs.db")
+
+
+class Log:
+    "What llm's log says"
+
+    def __init__(self, path):
+        self.path = path
+
+    @property
+    def db(self):
+        return sqlite_utils.Database(self.path)
+
+    def turns(self):
+        return list(self.db["turns"].rows_where(order_by="id"))
+
+    def threads(self):
+        return {row["id"]: row for row in self.db["threads"].rows}
+
+    def chain(self, turn):
+        "(role, text) of everything up to a turn's answer"
+        messages = LogStore(self.db).load_chain(turn["tip_message_hash"])
+        return [(m.role, "".join(p.text for p in m.parts)) for m in messages]
+
+
+@pytest.fixture
+def parent(ok, log):
+    "A logged answer of the parrot: its turn and its text"
+    ok("-m", "parrot", "What is the sea?")
+    turn = log.turns()[-1]
+    return turn, log.chain(turn)[-1][1]
+
+
+class TestBranch:
+    "Fails if a branch holds what it was cut from, or the parent changes"
+
+    def test_at_an_excerpt(self, ok, log, parent):
+        turn, text = parent
+        threads = log.threads()
+        ok("kvbranch", turn["id"], "--excerpt", "user: What", "Why?")
+        branch = log.turns()[-1]
+        assert log.chain(branch)[:3] == [
+            ("user", "What is the sea?"),
+            ("assistant", text[: text.index("What") + 4]),
+            ("user", "Why?"),
+        ]
+        assert log.threads()[branch["thread_id"]]["forked_from"] == turn["thread_id"]
+        assert log.threads()[turn["thread_id"]] == threads[turn["thread_id"]]
+
+    def test_at_a_range(self, ok, log, parent):
+        turn, text = parent
+        ok("kvbranch", "branch", turn["id"], "--range", "2:7", "Why?")
+        assert log.chain(log.turns()[-1])[1] == ("assistant", text[:7])
+
+    def test_after_the_whole_answer(self, ok, log, parent):
+        turn, text = parent
+        ok("kvbranch", turn["id"], "Why?")
+        branch = log.turns()[-1]
+        assert log.chain(branch)[1] == ("assistant", text)
+        assert branch["thread_id"] != turn["thread_id"]
+
+    def test_llm_continues_the_branch(self, ok, log, parent):
+        turn, _ = parent
+        ok("kvbranch", turn["id"], "--excerpt", "I heard", "Why?")
+        branch = log.turns()[-1]
+        ok("-c", "More")
+        after = log.turns()[-1]
+        assert after["thread_id"] == branch["thread_id"]
+        assert log.chain(after)[1] == ("assistant", "I heard")
+
+    def test_show_says_how_it_was_reached(self, ok, log, parent):
+        turn, _ = parent
+        ok("kvbranch", turn["id"], "--excerpt", "I heard", "Why?")
+        facts = json.loads(ok("kvbranch", "show", "last", "--json"))
+        assert facts["parent_response_id"] == turn["id"]
+        assert facts["verb"] == "branch"
+        assert facts["mode"] == "reuse_kv"
+        assert facts["excerpt"] == "I heard"
+        assert facts["state_file"] is None
+
+    def test_json(self, ok, log, parent):
+        facts = json.loads(ok("kvbranch", "last", "Why?", "--json"))
+        assert facts["text"].startswith("I heard")
+        assert facts["response_id"] == log.turns()[-1]["id"]
+
+    def test_piped_prompt(self, ok, log, parent):
+        ok("kvbranch", "last", "in one word", stdin="Why?")
+        assert log.chain(log.turns()[-1])[-2] == ("user", "Why? in one word")
+
+    def test_system(self, ok, log, parent):
+        ok("kvbranch", "last", "Why?", "-s", "Be brief")
+        chain = log.chain(log.turns()[-1])
+        assert chain[:2] == [("system", "Be brief"), ("user", "What is the sea?")]
+
+
+class TestFocus:
+    "Fails if the answer is cut, or the part is not quoted"
+
+    def test_quotes_the_part(self, ok, log, parent):
+        turn, text = parent
+        ok("kvbranch", "focus", turn["id"], "--excerpt", "the sea", "How deep?")
+        branch = log.turns()[-1]
+        _, answer, question, _ = log.chain(branch)
+        assert answer == ("assistant", text)
+        assert question == (
+            "user",
+            "About this part of your answer:\n\n> the sea\n\nHow deep?",
+        )
+        assert branch["thread_id"] != turn["thread_id"]
+
+
+class TestContinue:
+    "Fails if a turn lands in the wrong thread"
+
+    def test_in_the_thread_at_its_tip_and_in_a_fork_elsewhere(self, ok, log, parent):
+        turn, _ = parent
+        ok("kvbranch", "continue", turn["id"], "One")
+        second = log.turns()[-1]
+        assert second["thread_id"] == turn["thread_id"]
+        ok("kvbranch", "continue", turn["id"], "Other")
+        third = log.turns()[-1]
+        assert third["thread_id"] != turn["thread_id"]
+        assert log.threads()[third["thread_id"]]["forked_from"] == turn["thread_id"]
+        tip = log.threads()[turn["thread_id"]]["tip_message_hash"]
+        assert tip == second["tip_message_hash"]
+
+
+class TestRetry:
+    "Fails if a retry is not a sibling"
+
+    def test_same_prompt(self, ok, log, parent):
+        turn, _ = parent
+        ok("kvbranch", "retry", turn["id"])
+        sibling = log.turns()[-1]
+        assert sibling["parent_message_hash"] == turn["parent_message_hash"]
+        assert log.chain(sibling) == log.chain(turn)
+        assert sibling["thread_id"] != turn["thread_id"]
+
+
+ERRORS = {
+    "unknown id": (["zzz", "Why?"], "No response with id 'zzz'"),
+    "not found": (["last", "--excerpt", "the whale", "Why?"], "nearest text is"),
+    "several": (["last", "--excerpt", "e", "Why?"], "choose one with --occurrence"),
+    "no such occurrence": (
+        ["last", "--excerpt", "I heard", "--occurrence", "2", "Why?"],
+        "no occurrence 2",
+    ),
+    "occurrence of nothing": (["last", "--occurrence", "2", "Why?"], "needs an"),
+    "range out of bounds": (["last", "--range", "5:9999", "Why?"], "5:9999 is not in"),
+    "range is no range": (["last", "--range", "5", "Why?"], "is not START:END"),
+    "both": (["last", "--range", "0:2", "--excerpt", "I", "Why?"], "not both"),
+    "empty excerpt": (["last", "--excerpt", " ", "Why?"], "excerpt is empty"),
+    "empty prompt": (["last", " "], "prompt is empty"),
+    "focus on nothing": (["focus", "last", "Why?"], "focus needs an --excerpt"),
+    "no such model": (["last", "Why?", "-m", "nope"], "Unknown model: nope"),
+    "bad option": (["last", "Why?", "-o", "wings", "2"], "wings"),
+    "model fails": (["last", "fail"], "the parrot is dead"),
+}
+
+
+class TestErrors:
+    "Fails if bad input gives anything but one clear message, or is logged"
+
+    @pytest.mark.parametrize("name", ERRORS)
+    def test_nothing_is_logged(self, run, log, parent, name):
+        arguments, words = ERRORS[name]
+        before = log.turns(), log.threads()
+        result = run("kvbranch", *arguments)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert result.stderr.startswith("Error: ")
+        assert (log.turns(), log.threads()) == before
+
+    def test_ambiguous_prefix(self, run, ok, log, parent):
+        ok("kvbranch", "retry", "last")
+        ids = [turn["id"] for turn in log.turns()]
+        result = run("kvbranch", ids[0][:4], "Why?")
+        assert result.exit_code == 1
+        assert all(one in result.stderr for one in ids)
+
+    def test_a_model_that_is_gone(self, run, ok, log, parent):
+        turn, _ = parent
+        log.db["turns"].update(turn["id"], {"model": "gone"})
+        result = run("kvbranch", turn["id"], "Why?")
+        assert result.exit_code == 1
+        assert "made by the model gone, which is not installed" in result.stderr
+        ok("kvbranch", turn["id"], "Why?", "-m", "parrot")
+
+    def test_before_llm_032(self, run, log, parent):
+        log.db["responses"].insert({"id": "old1", "conversation_id": "c1"})
+        result = run("kvbranch", "old", "Why?")
+        assert result.exit_code == 1
+        assert "llm --cid c1" in result.stderr
+
+    def test_no_log(self, run):
+        result = run("kvbranch", "last", "Why?")
+        assert result.exit_code == 1
+        assert "There is no log" in result.stderr
+
+
+@pytest.mark.model
+class TestState:
+    "Fails if a branch of kvllama reads again what its parent has read"
+
+    def facts(self, ok, response_id="last"):
+        return json.loads(ok("kvbranch", "show", response_id, "--json"))
+
+    def test_inside_an_answer(self, ok, log):
+        prompt = "Count from one to thirty in words."
+        ok("-m", "kvllama", *GREEDY[:3], "-o", "max_tokens", "60", prompt)
+        turn = log.turns()[-1]
+        parent = self.facts(ok)
+        text = log.chain(turn)[-1][1]
+        before = Path(parent["state_file"]).read_bytes()
+        cut = len(text) // 2
+        ok("kvbranch", turn["id"], "--range", f"0:{cut}", "Why?", *GREEDY)
+        branch = self.facts(ok)
+        assert log.chain(log.turns()[-1])[1] == ("assistant", text[:cut])
+        assert branch["miss_reason"] is None
+        assert branch["restored_tokens"] > parent["prompt_tokens"]
+        assert branch["prefilled_tokens"] <= 14
+        assert Path(parent["state_file"]).read_bytes() == before
+
+    def test_siblings_share_one_prefill(self, ok):
+        ok("-m", "kvllama", *GREEDY, "Name a colour.")
+        first = self.facts(ok)
+        ok("kvbranch", "retry", first["response_id"], *GREEDY)
+        second = self.facts(ok)
+        assert second["prefilled_tokens"] == 1
+        assert second["verb"] == "retry"
+
+    def test_from_another_model_and_to_one(self, ok, log):
+        ok("-m", "parrot", "What is the sea?")
+        ok("kvbranch", "last", "Why?", "-m", "kvllama", *GREEDY)
+        facts = self.facts(ok)
+        assert facts["miss_reason"] == "no state of the last answer is stored"
+        assert facts["state_file"]
+        ok("kvbranch", "last", "And?", "-m", "parrot")
+        assert "assistant: I heard" in log.chain(log.turns()[-1])[-1][1]
