@@ -23,6 +23,13 @@ from . import excerpt as excerpts
 from .errors import HistoryError
 from .history import History, Logged
 
+_FOCUS = "About this part of your answer:\n\n"
+
+
+def question(prompt: str) -> str:
+    "What a prompt asks, without the part of an answer that focus quotes"
+    return prompt.rpartition("\n\n")[2] if prompt.startswith(_FOCUS) else prompt
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -105,7 +112,7 @@ def focus(history: History, reference: str, prompt: str, place: Place) -> Branch
         parent,
         "focus",
         [*parent.sent, *parent.answered],
-        f"About this part of your answer:\n\n{lines}\n\n{prompt}",
+        f"{_FOCUS}{lines}\n\n{prompt}",
         excerpt=quoted,
         start=start,
         end=end,

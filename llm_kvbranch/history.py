@@ -85,11 +85,18 @@ class History:
         self.db = db
         self.store = LogStore(db)
 
-    def resolve(self, reference: str) -> str:
+    def resolve(self, reference: str, threads: bool = False) -> str:
         """The id of a response from a full id, a unique prefix, or "last".
 
-        Raises HistoryError, listing the candidates where there are several.
+        ``threads``: the id of a thread stands for its last response. Raises
+        HistoryError, listing the candidates where there are several.
         """
+        if threads:
+            for row in self.db.query(
+                "select id from turns where thread_id = ? order by id desc limit 1",
+                [reference],
+            ):
+                return str(row["id"])
         if reference == "last":
             for row in self.db.query("select id from turns order by id desc limit 1"):
                 return str(row["id"])

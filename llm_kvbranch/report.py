@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from . import catalog
 from .history import History
 from .store import Store
+from .tree import Forest, outline
 
 # In the order in which they are shown
 FACTS = (
@@ -72,6 +77,90 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
             state_file=str(store.path(entry.state)) if entry.present else None,
         )
     return {name: facts.get(name) for name in FACTS}
+
+
+def describe_tree(
+    history: History, reference: str | None, count: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The lines of one tree, or of the newest ones without a reference.
+
+    A line has the keys lead (what connects it to its parent), id (as short as
+    tells responses apart), current, verb, excerpt, prompt, tokens, state_bytes.
+    """
+    forest, store = Forest(history), open_store()
+    if reference is None:
+        roots = forest.recent(count)
+    else:
+        roots = [forest.tree(history.resolve(reference, threads=True))]
+    current = forest.current()
+    for root in roots:
+        lines = []
+        for lead, node in outline(root):
+            entry = store.get(node.id) if store else None
+            lines.append(
+                {
+                    "lead": lead,
+                    "id": forest.short(node.id),
+                    "current": node.id == current,
+                    "verb": node.verb,
+                    "excerpt": node.excerpt,
+                    "prompt": node.prompt,
+                    "tokens": node.n_tokens,
+                    "state_bytes": entry.nbytes if entry else 0,
+                }
+            )
+        yield lines
+
+
+def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
+    """Where two responses part, and how what follows differs.
+
+    ``shared`` is the number of messages both begin with, ``roles`` and
+    ``changes`` describe each pair of messages after them: a list of (sign,
+    text) where the sign is " ", "-" (the first has it) or "+" (the other has).
+    """
+    chains = [
+        [(m.role, message_text(m)) for m in (*response.sent, *response.answered)]
+        for response in (history.response(one), history.response(other))
+    ]
+    shared = 0
+    for left, right in zip(*chains, strict=False):
+        if left != right:
+            break
+        shared += 1
+    empty = ("", "")
+    pairs = itertools.zip_longest(*(c[shared:] for c in chains), fillvalue=empty)
+    return {
+        "shared": shared,
+        "last_shared": chains[0][shared - 1] if shared else None,
+        "messages": [
+            {
+                "role": left[0] or right[0],
+                "changes": _word_changes(left[1], right[1]),
+            }
+            for left, right in pairs
+        ],
+    }
+
+
+def message_text(message: Any) -> str:
+    "The text of a message, other parts left out"
+    parts = [part.to_dict() for part in message.parts]
+    return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def _word_changes(left: str, right: str) -> list[tuple[str, str]]:
+    "Both texts as runs of words that are equal, gone or new"
+    words = [re.findall(r"\S+\s*|\s+", text) for text in (left, right)]
+    matcher = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
+    changes = []
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind == "equal":
+            changes.append((" ", "".join(words[0][a:b])))
+            continue
+        changes += [("-", "".join(words[0][a:b]))] if b > a else []
+        changes += [("+", "".join(words[1][c:d]))] if d > c else []
+    return changes
 
 
 def describe_store() -> dict[str, Any]:

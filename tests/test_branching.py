@@ -303,3 +303,106 @@ class TestState:
         assert facts["state_file"]
         ok("kvbranch", "last", "And?", "-m", "parrot")
         assert "assistant: I heard" in log.chain(log.turns()[-1])[-1][1]
+
+
+class TestTree:
+    "Fails if a branch hangs in the wrong place, or a tree takes the log with it"
+
+    def lines(self, ok, *arguments):
+        return ok("kvbranch", "tree", *arguments).splitlines()
+
+    def test_shape(self, ok, log, parent):
+        root = parent[0]["id"]
+        ok("kvbranch", root, "--excerpt", "I heard", "Branch?")
+        ok("kvbranch", "focus", root, "--excerpt", "the sea", "Focus?")
+        ok("kvbranch", "retry", "last")
+        ok("-c", "More?")
+        ok("-m", "parrot", "Another tree")
+        first, *rest = self.lines(ok, root)
+        assert "What is the sea?" in first
+        assert [line[:3] for line in rest] == ["├─ ", "├─ ", "└─ ", "   "]
+        for line, words in zip(
+            rest,
+            ["at “I heard” Branch?", "on “the sea” ", "retry ", "More?"],
+            strict=True,
+        ):
+            assert words in line
+        assert "About this part" not in "".join(rest)
+        assert "Another tree" not in "".join(rest)
+
+    def test_ids_can_be_used(self, ok, log, parent):
+        for i in range(12):
+            ok("-c", f"Turn {i}")
+        for line in self.lines(ok):
+            short = line.split()[0].rstrip("*")
+            facts = json.loads(ok("kvbranch", "show", short, "--json"))
+            assert facts["response_id"].startswith(short)
+
+    def test_the_newest_trees_and_the_current_response(self, ok, log, parent):
+        for i in range(6):
+            ok("-m", "parrot", f"Tree {i}")
+        output = ok("kvbranch", "tree")
+        assert [f"Tree {i}" in output for i in range(6)] == [False] + [True] * 5
+        assert output.count("* ") == 1
+        assert "* Tree 5" in output
+        assert "What is the sea?" in ok("kvbranch", "tree", "-n", "7")
+
+    def test_a_thread(self, ok, log, parent):
+        ok("-c", "More")
+        output = ok("kvbranch", "tree", parent[0]["thread_id"])
+        assert "What is the sea?" in output
+        assert "More" in output
+
+    def test_a_shared_system_prompt_joins_nothing(self, ok, log):
+        for i in range(2):
+            ok("-m", "parrot", "-s", "Be brief", f"Question {i}")
+        assert "Question 0" not in ok("kvbranch", "tree", "last")
+
+    def test_a_long_conversation(self, ok, log, parent):
+        store = LogStore(log.db)
+        tip, thread = parent[0]["tip_message_hash"], parent[0]["thread_id"]
+        for i in range(400):
+            asked = store.ensure_chain([llm.user(f"Q{i}")], parent=tip)
+            tip = store.ensure_chain([llm.assistant(f"A{i}")], parent=asked)
+            log.db["turns"].insert(
+                {
+                    **parent[0],
+                    "id": f"{parent[0]['id'][:-4]}z{i:03}",
+                    "thread_id": thread,
+                    "parent_message_hash": asked,
+                    "tip_message_hash": tip,
+                }
+            )
+        lines = self.lines(ok, "last")
+        assert len(lines) == 401
+        assert not any(line.startswith((" ", "│", "├", "└")) for line in lines)
+
+
+class TestDiff:
+    "Fails if two branches are compared from the wrong place on"
+
+    def test_where_they_part_and_how(self, ok, log, parent):
+        root = parent[0]["id"]
+        ok("kvbranch", "continue", root, "How deep is it?")
+        one = log.turns()[-1]["id"]
+        ok("kvbranch", "continue", root, "How wide is it?")
+        other = log.turns()[-1]["id"]
+        output = ok("kvbranch", "diff", one, other)
+        assert "2 messages in common, the last: I heard" in output
+        assert "user\nHow [-deep -]{+wide +}is it?" in output
+        facts = json.loads(ok("kvbranch", "diff", one, other, "--json"))
+        assert [m["role"] for m in facts["messages"]] == ["user", "assistant"]
+        for i, sign in enumerate("-+"):
+            text = "".join(
+                t for s, t in facts["messages"][0]["changes"] if s in " " + sign
+            )
+            assert text == ["How deep is it?", "How wide is it?"][i]
+
+    def test_the_same(self, ok, parent):
+        ok("kvbranch", "retry", "last")
+        assert "They say the same" in ok("kvbranch", "diff", "last", parent[0]["id"])
+
+    def test_one_goes_on(self, ok, log, parent):
+        ok("-c", "More")
+        output = ok("kvbranch", "diff", parent[0]["id"], "last")
+        assert "user\n{+More+}" in output

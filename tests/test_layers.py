@@ -48,8 +48,9 @@ LAYERS = {
     "excerpt": {"errors"},
     "history": {"errors"},
     "branching": {"history", "excerpt", "errors"},
+    "tree": {"branching", "history"},
     "model": {"session", "catalog"},
-    "report": {"history", "store", "catalog"},
+    "report": {"tree", "history", "store", "catalog"},
     "cli": {"branching", "history", "report"},
     "__init__": {"model", "cli"},
 }
