@@ -13,7 +13,8 @@ together, after the answer.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,18 @@ from .errors import HistoryError
 from .history import History, Logged
 
 _FOCUS = "About this part of your answer:\n\n"
+_FRESH = "About this text:\n\n"
 
 
 def question(prompt: str) -> str:
-    "What a prompt asks, without the part of an answer that focus quotes"
-    return prompt.rpartition("\n\n")[2] if prompt.startswith(_FOCUS) else prompt
+    "What a prompt asks, without the part of an answer that it quotes"
+    if prompt.startswith((_FOCUS + ">", _FRESH + ">")):
+        return prompt.rpartition("\n\n")[2]
+    return prompt
+
+
+def _quote(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,46 @@ def branch(history: History, reference: str, prompt: str, place: Place) -> Branc
     )
 
 
+def fresh(
+    history: History,
+    reference: str,
+    prompt: str,
+    place: Place,
+    n_tokens: int = 0,
+    tail: Callable[[str, str, int], str] = lambda model, text, n: text,
+) -> Branch:
+    """A new context that holds nothing but a part of an answer, quoted.
+
+    The part is the place, or the whole answer; with ``n_tokens`` it is that many
+    tokens of the answer up to where the place ends. ``tail(model id, text, n)``
+    gives the last n tokens of a text.
+    """
+    parent = history.response(reference)
+    found = place.find(parent.text) or (0, len(parent.text))
+    start, end = found
+    if n_tokens:
+        start = end - len(tail(parent.model, parent.text[:end], n_tokens))
+    quoted = parent.text[start:end]
+    if not quoted.strip():
+        raise HistoryError(f"Response {parent.id} has no text to quote")
+    return Branch(
+        parent,
+        "branch",
+        [],
+        f"{_FRESH}{_quote(quoted)}\n\n{prompt}",
+        mode="fresh",
+        excerpt=quoted,
+        start=start,
+        end=end,
+    )
+
+
+def last_words(text: str, n: int) -> str:
+    "The last n words of a text, for models whose tokens are not known"
+    words = list(re.finditer(r"\S+", text))
+    return text[words[-n].start() :] if len(words) > n else text
+
+
 def focus(history: History, reference: str, prompt: str, place: Place) -> Branch:
     "A fork that keeps the whole answer and asks about a part of it, quoted"
     parent = history.response(reference)
@@ -107,12 +155,11 @@ def focus(history: History, reference: str, prompt: str, place: Place) -> Branch
         raise HistoryError("focus needs an --excerpt or a --range of the answer")
     start, end = found
     quoted = parent.text[start:end]
-    lines = "\n".join(f"> {line}" for line in quoted.splitlines())
     return Branch(
         parent,
         "focus",
         [*parent.sent, *parent.answered],
-        f"{_FOCUS}{lines}\n\n{prompt}",
+        f"{_FOCUS}{_quote(quoted)}\n\n{prompt}",
         excerpt=quoted,
         start=start,
         end=end,

@@ -98,6 +98,19 @@ kvbranch: click.Group = click.group("kvbranch", cls=_Group, default="branch")(_k
 @click.argument("response_id")
 @click.argument("prompt", required=False)
 @placing
+@click.option(
+    "--mode",
+    type=click.Choice(["reuse_kv", "fresh"]),
+    default="reuse_kv",
+    help="reuse_kv (default) goes on from the answer, fresh starts a new context "
+    "with the excerpt quoted and nothing else",
+)
+@click.option(
+    "--context-window",
+    type=click.IntRange(0),
+    default=0,
+    help="With fresh: quote this many tokens up to the end of the excerpt",
+)
 @asking
 def branch(
     response_id: str,
@@ -105,6 +118,8 @@ def branch(
     excerpt: str | None,
     occurrence: int | None,
     range_: str | None,
+    mode: str,
+    context_window: int,
     **asked: Any,
 ) -> None:
     """
@@ -120,7 +135,19 @@ def branch(
 
     place = _place(excerpt, occurrence, range_)
     question = _read_prompt(prompt)
-    _ask(lambda h: branching.branch(h, response_id, question, place), **asked)
+
+    def tail(logged: str, text: str, n: int) -> str:
+        model = _model(asked["model_id"] or logged, asked["model_id"] is None)
+        return str(getattr(model, "tail", branching.last_words)(text, n))
+
+    def plan(history: History) -> Branch:
+        if mode == "fresh":
+            return branching.fresh(
+                history, response_id, question, place, context_window, tail
+            )
+        return branching.branch(history, response_id, question, place)
+
+    _ask(plan, **asked)
 
 
 @kvbranch.command()
@@ -324,6 +351,8 @@ def _print_node(line: dict[str, Any]) -> None:
     tail = f"  {tokens}{kept}"
     head = f"{line['lead']}{line['id']}  "
     how = {"branch": "at ", "focus": "on ", "retry": "retry "}.get(line["verb"], "")
+    if line["mode"] == "fresh":
+        how = "fresh "
     if line["excerpt"]:
         how += f"“{_words(line['excerpt'], 24)}” "
     elif line["verb"] == "branch":

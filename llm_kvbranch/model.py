@@ -194,6 +194,16 @@ class _Shared:
         self.model_id = model_id
         self.name = name
 
+    def tail(self, text: str, n_tokens: int) -> str:
+        "The last n tokens of a text, whole characters only"
+        vocab = _session(self.name, KVLlamaOptions()).engine.weights
+        tokens = vocab.tokenize(text, special=False)[-n_tokens:]
+        spelled = b"".join(map(vocab.piece, tokens)).decode("utf-8", "ignore")
+        n = len(spelled)
+        while n and not text.endswith(spelled[-n:]):
+            n -= 1  # a tokenizer may add a space in front
+        return text[len(text) - n :]
+
     def _generation(self, prompt: Any) -> Generation:
         from .session import Request, Sampling, json_grammar
 

@@ -85,7 +85,7 @@ def describe_tree(
     """The lines of one tree, or of the newest ones without a reference.
 
     A line has the keys lead (what connects it to its parent), id (as short as
-    tells responses apart), current, verb, excerpt, prompt, tokens, state_bytes.
+    tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes.
     """
     forest, store = Forest(history), open_store()
     if reference is None:
@@ -103,6 +103,7 @@ def describe_tree(
                     "id": forest.short(node.id),
                     "current": node.id == current,
                     "verb": node.verb,
+                    "mode": node.mode,
                     "excerpt": node.excerpt,
                     "prompt": node.prompt,
                     "tokens": node.n_tokens,

@@ -31,6 +31,7 @@ class Node:
     input_tokens: int | None
     output_tokens: int | None
     verb: str | None = None
+    mode: str | None = None
     excerpt: str | None = None
     parent: Node | None = None
     children: list[Node] = field(default_factory=list)
@@ -138,13 +139,13 @@ class Forest:
         join = (
             "left join kvbranch_branches b on b.response_id = turns.id"
             if self._branches
-            else "left join (select null response_id, null verb, null excerpt) b on 0"
+            else "left join (select null verb, null mode, null excerpt) b on 0"
         )
         found: list[dict[str, Any]] = []
         for begin in range(0, len(values), _CHUNK):
             chunk = values[begin : begin + _CHUNK]
             found += self.db.query(
-                f"select turns.*, b.verb, b.excerpt from turns {join}"
+                f"select turns.*, b.verb, b.mode, b.excerpt from turns {join}"
                 f" where {'turns' if column == 'id' else 'b'}.{column}"
                 f" in ({','.join('?' * len(chunk))})",
                 chunk,
@@ -197,6 +198,7 @@ def _node(row: dict[str, Any]) -> Node:
         input_tokens=row["input_tokens"],
         output_tokens=row["output_tokens"],
         verb=row["verb"],
+        mode=row["mode"],
         excerpt=row["excerpt"],
     )
 

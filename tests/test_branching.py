@@ -159,6 +159,41 @@ class TestBranch:
         assert chain[:2] == [("system", "Be brief"), ("user", "What is the sea?")]
 
 
+class TestFresh:
+    "Fails if a fresh branch carries anything but the quoted part"
+
+    @pytest.mark.parametrize(
+        ("window", "quoted"), [("0", "What is"), ("3", "user: What is"), ("1", "is")]
+    )
+    def test_only_the_part(self, ok, log, parent, window, quoted):
+        turn, _ = parent
+        arguments = ["--excerpt", "What is", "--mode", "fresh"]
+        ok("kvbranch", turn["id"], *arguments, "--context-window", window, "Why?")
+        fresh = log.turns()[-1]
+        sent = log.chain(fresh)[:-1]
+        assert sent == [("user", f"About this text:\n\n> {quoted}\n\nWhy?")]
+        facts = json.loads(ok("kvbranch", "show", "last", "--json"))
+        assert facts["mode"] == "fresh"
+        assert facts["excerpt"] == quoted
+        assert facts["parent_response_id"] == turn["id"]
+        assert log.threads()[fresh["thread_id"]]["forked_from"] == turn["thread_id"]
+        assert f"fresh “{quoted}” Why?" in ok("kvbranch", "tree")
+
+    def test_the_whole_answer(self, ok, log, parent):
+        _, text = parent
+        ok("kvbranch", "last", "--mode", "fresh", "Why?")
+        assert f"> {text}" in log.chain(log.turns()[-1])[0][1]
+
+    @pytest.mark.model
+    def test_tokens_of_the_model(self, user_path, monkeypatch):
+        monkeypatch.setattr(model_module, "_sessions", {})
+        kvllama = model_module.KVLlama()
+        text = "The harbour lantern glowed – café, naïve 😀 end"
+        assert kvllama.tail(text, 1) == " end"
+        assert text.endswith(kvllama.tail(text, 4))
+        assert kvllama.tail(text, 1000) == text
+
+
 class TestFocus:
     "Fails if the answer is cut, or the part is not quoted"
 
