@@ -63,11 +63,14 @@ class Generation:
         self.facts: dict[str, Any] = {}
         self.finish_reason = "stop"
         self._prompt = tokens_of()
-        self._limit = 0
+        self.limit = 0  # of tokens in prompt and answer together
         self.tokens = tokens_of()  # of prompt and answer, once finished
         self.answer = 0
         self.plan: Plan | None = None
-        self._slot: Slot | None = None
+        self.slot: Slot | None = None
+        self.sampler: Sampler | None = None
+        self.wants: array[int] | None = None  # tokens that it waits to go on from
+        self.ready: int | None = None  # the token after them
         self._cancelled = False
         self._misses: list[tuple[Entry, str]] = []
         self._kept: tuple[int, bytearray] | None = None  # (start, rows)
@@ -92,34 +95,30 @@ class Generation:
                 raise
             self.finish_reason = "cancelled"
         finally:
-            if self._slot is not None:
-                with session.lock:
-                    session.slots.release(self._slot)
+            with session.lock:
+                self._end()
 
     def _run(self) -> Iterator[str]:
         session, request = self.session, self.request
         started = time.perf_counter()
         with session.lock:
-            slot, sampler, token = self._begin()
+            token = self._begin()
         weights, generated = session.engine.weights, tokens_of()
-        text, first = TextStream(request.stop), 0.0
-        try:
-            while not (self._cancelled or weights.is_eog(token)):
-                generated.append(token)
-                piece = text.feed(weights.piece(token))
-                if not first:
-                    first = time.perf_counter()
-                    self.facts["ttft_ms"] = _ms(first - started)
-                if piece:
-                    yield piece
-                if text.stopped or self._at_limit(len(generated)):
-                    break
-                with session.lock:
-                    session.slots.grow(slot, len(slot.tokens) + 1, self._limit)
-                    index = session.slots.prefill(slot, self._prompt + generated)
-                    token = session.engine.sample(sampler, index)
-        finally:
-            sampler.close()
+        text, first, ended = TextStream(request.stop), 0.0, False
+        while not (ended or self._cancelled or weights.is_eog(token)):
+            generated.append(token)
+            piece = text.feed(weights.piece(token))
+            if not first:
+                first = time.perf_counter()
+                self.facts["ttft_ms"] = _ms(first - started)
+            ended = text.stopped or self._at_limit(len(generated))
+            # Told before the text is handed out, which may take its time: the
+            # next token can come from a batch that another generation decodes
+            self.wants = None if ended else self._prompt + generated
+            if piece:
+                yield piece
+            if not ended:
+                token = session.next_token(self)
         if len(generated) > 1:
             rate = (len(generated) - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
@@ -128,34 +127,51 @@ class Generation:
         if self._cancelled:
             self.finish_reason = "cancelled"
         with session.lock:
-            self._finish(slot, generated, text.text)
+            self._finish(generated, text.text)
 
-    def _begin(self) -> tuple[Slot, Sampler, int]:
+    def _begin(self) -> int:
         "Plan, take a slot, fill it, and draw the first token"
         session, request = self.session, self.request
         plan = self.plan = session.plan(request)
         self._prompt, self.answer = plan.tokens, len(plan.tokens)
-        self._limit = self._find_limit()
-        sampler = session.engine.sampler(request.sampling, plan.tokens)
-        slot = self._slot = session.slots.acquire(plan.tokens)
+        self.limit = self._find_limit()
+        self.sampler = session.engine.sampler(request.sampling, plan.tokens)
+        slot = self.slot = session.slots.acquire(plan.tokens)
+        session.running.append(self)
         expected = min(request.max_tokens or HEADROOM, 4 * HEADROOM)
-        n_cells = max(min(self._limit, self.answer + expected), plan.chain.n_cells)
+        n_cells = max(min(self.limit, self.answer + expected), plan.chain.n_cells)
         session.slots.reserve(slot, n_cells)
         with _interruptible(lambda: self._cancelled) as stop:
             filling = session.slots.fill(slot, plan.tokens, plan.chain, stop)
-        self._fork = min(filling.resident, self.answer - 1)
+        self._fork = min(filling.resident - filling.shared, self.answer - 1)
         self._misses = filling.misses
         lost = [entry for entry, _ in filling.misses if not self._can_heal(entry)]
         plan.chain = plan.chain.before(lost)
         self._describe(plan, filling)
         # Before the lock is let go: the next decode replaces the logits
-        return slot, sampler, session.engine.sample(sampler, filling.index)
+        return self.draw(filling.index)
+
+    def draw(self, index: int) -> int:
+        "A token from the logits at an index of the batch just decoded"
+        assert self.sampler is not None
+        return self.session.engine.sample(self.sampler, index)
+
+    def _end(self) -> None:
+        "Leave the running ones, whatever happened"
+        self.wants = self.ready = None
+        if self in self.session.running:
+            self.session.running.remove(self)
+        if self.slot is not None:
+            self.session.slots.release(self.slot)
+        if self.sampler is not None:
+            self.sampler.close()
+            self.sampler = None
 
     def _at_limit(self, n_generated: int) -> bool:
         "Whether the answer may not get longer"
         if n_generated == self.request.max_tokens:
             self.finish_reason = "length"
-        elif self.answer + n_generated >= self._limit:
+        elif self.answer + n_generated >= self.limit:
             self.finish_reason = "context"
         else:
             return False
@@ -206,10 +222,11 @@ class Generation:
             with contextlib.suppress(*STORE_ERRORS):
                 self.session.store.count_miss(reasons[0])
 
-    def _finish(self, slot: Slot, generated: array[int], text: str) -> None:
+    def _finish(self, generated: array[int], text: str) -> None:
         "Make the slot end where the text does, and remember what to store"
-        session, plan = self.session, self.plan
+        session, plan, slot = self.session, self.plan, self.slot
         assert plan is not None
+        assert slot is not None
         piece = session.engine.weights.piece
         n, n_text = covered(generated, piece, text)
         if n_text == len(text):
@@ -248,7 +265,7 @@ class Generation:
 
     def detach(self) -> None:
         "Capture the rows into memory: the slot is about to lose them"
-        slot = self._slot
+        slot = self.slot
         assert slot is not None
         start = min(self._fork, self.end - 1)
         self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
@@ -271,7 +288,7 @@ class Generation:
                 return None
 
     def _commit(self, store: Store, response_id: str) -> Entry | None:
-        session, slot, plan = self.session, self._slot, self.plan
+        session, slot, plan = self.session, self.slot, self.plan
         assert slot is not None
         assert plan is not None
         live = self in slot.waiting

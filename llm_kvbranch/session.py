@@ -21,6 +21,7 @@ from .chat import Chat
 from .engine import (
     KV_TYPES,
     Engine,
+    Feed,
     Load,
     Sampling,
     Settings,
@@ -71,10 +72,62 @@ class Session:
         self.name = load.path.stem
         self.lock = threading.RLock()
         self.slots = Slots(engine, self._open_state, self._lost)
+        self.running: list[Generation] = []
 
     def generate(self, request: Request) -> Generation:
         "A generation, which does nothing until it is iterated over"
         return Generation(self, request)
+
+    def next_token(self, generation: Generation) -> int:
+        """The token after what a running generation has.
+
+        Others that wait for theirs get them from the same batch, so that several
+        cost little more than one.
+        """
+        with self.lock:
+            if generation.ready is None:
+                batch = [g for g in self.running if _lacks_one(g)]
+                if generation in batch:
+                    self._step(batch)
+                else:
+                    self._catch_up(generation)
+            token, generation.ready = generation.ready, None
+        assert token is not None
+        return token
+
+    def _step(self, batch: list[Generation]) -> None:
+        "Decode the last token of each, and draw the next one"
+        engine, slots = self.engine, self.slots
+        feeds = []
+        try:
+            for g in batch:
+                assert g.slot is not None
+                assert g.wants is not None
+                n = len(g.slot.tokens)
+                slots.grow(g.slot, n + len(batch), g.limit + len(batch))
+                feeds.append(Feed(g.slot.seq, n, g.wants[n:]))
+            for g, index in zip(batch, engine.decode(feeds), strict=True):
+                assert g.slot is not None
+                assert g.wants is not None
+                g.slot.tokens.append(g.wants[-1])
+                g.ready = g.draw(index)
+                g.wants = None
+        except BaseException:
+            for g in batch:  # rows of tokens that no slot knows of
+                if g.slot is not None:
+                    slots.truncate(g.slot, len(g.slot.tokens))
+            raise
+
+    def _catch_up(self, generation: Generation) -> None:
+        "The same for one whose slot is not where it should be"
+        slot, wants = generation.slot, generation.wants
+        assert slot is not None
+        assert wants is not None
+        self.slots.truncate(slot, len(wants) - 1)
+        self.slots.grow(slot, len(wants), generation.limit)
+        index = self.slots.prefill(slot, wants)
+        generation.ready = generation.draw(index)
+        generation.wants = None
 
     def plan(self, request: Request) -> Plan:
         "Plan a prompt, without a store if it fails"
@@ -108,6 +161,14 @@ class Session:
     def _give_up_store(self, error: BaseException) -> None:
         self.warn(f"{error}. Going on without stored state")
         self.store = self.planner.store = None
+
+
+def _lacks_one(generation: Generation) -> bool:
+    "Whether it waits for the token after the next one to decode"
+    wants, slot = generation.wants, generation.slot
+    if wants is None or slot is None:
+        return False
+    return len(slot.tokens) == len(wants) - 1
 
 
 def open_session(

@@ -56,9 +56,10 @@ class Slot:
 
 @dataclass
 class Filling:
-    "How a slot was filled: tokens in memory already, tokens restored, misses"
+    "How a slot was filled: tokens in memory, tokens restored, misses"
 
     resident: int = 0
+    shared: int = 0  # of the resident ones: rows of other slots
     restored: int = 0
     misses: list[tuple[Entry, str]] = field(default_factory=list)
     restore_ms: float = 0.0
@@ -126,6 +127,7 @@ class Slots:
         resident = min(common_prefix(slot.tokens, tokens), held, len(tokens) - 1)
         self._settle(slot, resident)
         self.truncate(slot, resident)
+        filling.shared = self._share(slot, tokens)
         filling.resident = len(slot.tokens)
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
@@ -152,6 +154,20 @@ class Slots:
         filling.index = self.prefill(slot, tokens, stop)
         filling.prefill_ms += _ms_since(started)
         return filling
+
+    def _share(self, slot: Slot, tokens: array[int]) -> int:
+        "Take over what another slot has beyond this one's rows; how many tokens"
+        if not self.engine.cuts_anywhere:
+            return 0
+        begin, end = len(slot.tokens), len(slot.tokens)
+        for other in self._slots:
+            n = min(common_prefix(other.tokens, tokens), len(tokens) - 1)
+            if other is not slot and n > end and n <= self.engine.length(other.seq):
+                donor, end = other, n
+        if end > begin:
+            self.engine.share(donor.seq, slot.seq, begin, end)
+            slot.tokens += tokens[begin:end]
+        return end - begin
 
     def _restore(self, slot: Slot, tokens: array[int], segment: Segment) -> None:
         "Append a segment's rows to the slot; raises StateError"

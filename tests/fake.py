@@ -95,6 +95,7 @@ class FakeEngine:
         self.cuts_anywhere = not recurrent
         self.n_ctx = 0
         self.decoded: list[int] = []  # every token ever decoded
+        self.n_batches = 0
         self.rows: dict[int, list[bytes]] = {}
         self.memory: dict[int, bytes] = {}  # the recurrent state
         self._logits: list[bytes] = []
@@ -111,6 +112,7 @@ class FakeEngine:
             raise KeyboardInterrupt
         assert sum(len(feed.tokens) for feed in feeds) <= self.settings.n_batch
         self._logits = []
+        self.n_batches += 1
         for feed in feeds:
             rows = self.rows.setdefault(feed.seq, [])
             assert feed.start == len(rows), "decoded at the wrong position"
@@ -149,6 +151,12 @@ class FakeEngine:
         if not n:
             self.memory.pop(seq, None)
         return True
+
+    def share(self, source: int, seq: int, start: int, end: int) -> None:
+        rows = self.rows.setdefault(seq, [])
+        assert self.cuts_anywhere
+        assert len(rows) == start < end <= len(self.rows[source])
+        rows += self.rows[source][start:end]
 
     def capture(self, seq: int, start: int, end: int) -> bytearray:
         rows = self.rows[seq]

@@ -551,7 +551,7 @@ class TestDamage:
         "Found before llama.cpp sees it, which can end the process over such a block"
         first = ask(home.session(), [])
         session = first.generation.session
-        end, seq = first.generation.end, first.generation._slot.seq
+        end, seq = first.generation.end, first.generation.slot.seq
         payload = session.engine.capture(seq, 0, end)
         cell = struct.pack("<IiI", 1, end - 1, 0)
         at = payload.index(cell)
@@ -575,7 +575,7 @@ class TestDamage:
         "A sound block for the full layers, a bad one for those with a window"
         first = ask(home.session(), [], n=2 * N)
         session = first.generation.session
-        end, seq = first.generation.end, first.generation._slot.seq
+        end, seq = first.generation.end, first.generation.slot.seq
         payload = session.engine.capture(seq, 0, end)
         block = after_attention(payload, 8)
         n_stream, count, position, n_seq = struct.unpack_from("<IIiI", payload, block)

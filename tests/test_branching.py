@@ -238,6 +238,46 @@ class TestRetry:
         assert sibling["thread_id"] != turn["thread_id"]
 
 
+class TestSeveral:
+    "Fails if siblings are mixed up, or are not responses of their own"
+
+    def test_each_is_shown_and_logged(self, ok, log, parent):
+        turn, text = parent
+        output = ok("kvbranch", "retry", turn["id"], "-n", "3")
+        assert output == "\n".join(f"{i} of 3\n{text}\n" for i in (1, 2, 3))
+        siblings = log.turns()[1:]
+        assert len(siblings) == 3
+        assert len({s["thread_id"] for s in siblings} | {turn["thread_id"]}) == 4
+        for sibling in siblings:
+            assert sibling["parent_message_hash"] == turn["parent_message_hash"]
+
+    def test_json(self, ok, parent):
+        facts = json.loads(ok("kvbranch", "last", "Why?", "-n", "2", "--json"))
+        assert len({one["response_id"] for one in facts}) == 2
+        assert all(one["text"].startswith("I heard") for one in facts)
+
+    @pytest.mark.model
+    def test_one_prefill(self, ok, log):
+        options = ("-o", "max_tokens", "12", "-o", "temperature", "1.5")
+        ok("-m", "kvllama", "Tell me about the sea.", *options)
+        arguments = ["-n", "4", "-o", "seed", "7", *options, "--json"]
+        facts = json.loads(ok("kvbranch", "last", "Invent a name.", *arguments))
+        assert facts[0]["prefilled_tokens"] > 1
+        assert [one["prefilled_tokens"] for one in facts[1:]] == [1, 1, 1]
+        assert len({one["text"] for one in facts}) > 1
+        assert all(one["state_file"] for one in facts)
+        assert "no problem" in ok("kvbranch", "verify")
+
+    @pytest.mark.model
+    def test_too_many_at_once(self, run, ok, log):
+        ok("-m", "kvllama", "Hi", *GREEDY)
+        before = len(log.turns())
+        result = run("kvbranch", "retry", "last", "-n", "20", *GREEDY)
+        assert result.exit_code == 1
+        assert "8 generations are running" in result.stderr
+        assert len(log.turns()) == before
+
+
 ERRORS = {
     "unknown id": (["zzz", "Why?"], "No response with id 'zzz'"),
     "not found": (["last", "--excerpt", "the whale", "Why?"], "nearest text is"),

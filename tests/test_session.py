@@ -354,7 +354,7 @@ class TestUnlogged:
     def test_dropped_answers_are_not_kept(self, tmp_path):
         session = fake_session(tmp_path)
         one = Answer(session, [user(LONG)], log=False)
-        slot = one.generation._slot
+        slot = one.generation.slot
         del one
         gc.collect()
         assert not slot.waiting
@@ -388,6 +388,80 @@ class TestSeveralAtOnce:
         for generation, text in zip(generations, texts, strict=True):
             alone = Answer(fake_session(None), generation.request.messages, log=False)
             assert "".join(Answer(session, alone.messages, max_tokens=20).text) == text
+
+    def siblings(self, session, messages, n):
+        "Generations that take turns; their texts"
+        request = Request(messages=messages, max_tokens=20)
+        generations = [session.generate(request) for _ in range(n)]
+        texts, running = [""] * n, [iter(g) for g in generations]
+        while any(running):
+            for i, pieces in enumerate(running):
+                piece = next(pieces, None) if pieces else None
+                if piece is None:
+                    running[i] = None
+                else:
+                    texts[i] += piece
+        return generations, texts
+
+    def test_siblings_share_one_prefill_and_every_batch(self, tmp_path):
+        session = fake_session(tmp_path)
+        messages = [talkative(tmp_path, [], LONG)]
+        alone = Answer(fake_session(None), messages, log=False, max_tokens=20)
+        generations, texts = self.siblings(session, messages, 3)
+        assert texts == [alone.text] * 3
+        prefilled = [g.facts["prefilled_tokens"] for g in generations]
+        assert prefilled == [len(generations[0].plan.tokens), 1, 1]
+        prefill = -(-prefilled[0] // session.engine.settings.n_batch) + 2
+        n_generated = alone.facts["generated_tokens"]
+        assert session.engine.n_batches <= prefill + n_generated + 3
+        for i, generation in enumerate(generations):
+            assert generation.commit(f"s{i}") is not None
+        assert not list(session.store.verify())
+        states = [session.store.get(f"s{i}").state for i in range(3)]
+        assert [s.start for s in states] == [0, states[0].answer, states[0].answer]
+
+    def test_siblings_of_which_one_is_logged(self, tmp_path):
+        session = fake_session(tmp_path)
+        generations, _ = self.siblings(session, [user(LONG)], 3)
+        for i in range(3):
+            Answer(session, [user(f"{i} something else")], log=False)
+        assert generations[2].commit("only") is not None
+        assert not list(session.store.verify())
+
+    @pytest.mark.parametrize("at", range(1, 40, 5))
+    def test_an_interrupt_in_a_common_batch(self, tmp_path, at):
+        session = fake_session(tmp_path)
+        decode, calls = session.engine.decode, itertools.count()
+
+        def interrupted(feeds, stop=None):
+            result = decode(feeds, stop)
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return result
+
+        session.engine.decode = interrupted
+        texts = {}
+        generations = [
+            session.generate(Request(messages=[user(f"{LONG[:99]} {i}")], max_tokens=9))
+            for i in range(3)
+        ]
+        running = {i: iter(g) for i, g in enumerate(generations)}
+        while running:
+            for i, pieces in list(running.items()):
+                try:
+                    texts[i] = texts.get(i, "") + next(pieces)
+                except (StopIteration, KeyboardInterrupt) as end:
+                    if isinstance(end, KeyboardInterrupt):
+                        texts.pop(i, None)
+                    del running[i]
+        session.engine.decode = decode
+        honest(session)
+        for i, text in texts.items():
+            messages = generations[i].request.messages
+            assert (
+                Answer(fake_session(None), messages, log=False, max_tokens=9).text
+                == text
+            )
 
     def test_conversations_that_alternate_stay_in_memory(self, tmp_path):
         session = fake_session(tmp_path)

@@ -55,7 +55,7 @@ class Settings:
     flash_attn: str = "auto"
     n_batch: int = 512
     n_threads: int | None = None
-    n_seq: int = 4
+    n_seq: int = 8
 
 
 @dataclass
@@ -237,6 +237,10 @@ class Engine:
             return False
         start = n if n else -1
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, -1))
+
+    def share(self, source: int, seq: int, start: int, end: int) -> None:
+        "Let a sequence have the rows [start, end) of another too; costs no cells"
+        self._llama.llama_memory_seq_cp(self._memory, source, seq, start, end)
 
     def capture(self, seq: int, start: int, end: int) -> bytearray:
         """The KV rows [start, end) of a sequence, as llama.cpp writes them.

@@ -1,0 +1,277 @@
+"""The commands that ask a model: branch, focus, continue, retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+import llm
+
+from .options import asking, placing
+
+if TYPE_CHECKING:
+    from ..branching import Branch, Place
+    from ..history import History
+
+
+@click.command()
+@click.argument("response_id")
+@click.argument("prompt", required=False)
+@placing
+@click.option(
+    "--mode",
+    type=click.Choice(["reuse_kv", "fresh"]),
+    default="reuse_kv",
+    help="reuse_kv (default) goes on from the answer, fresh starts a new context "
+    "with the excerpt quoted and nothing else",
+)
+@click.option(
+    "--context-window",
+    type=click.IntRange(0),
+    default=0,
+    help="With fresh: quote this many tokens up to the end of the excerpt",
+)
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Number of answers, computed together over the shared prompt",
+)
+@asking
+def branch(
+    response_id: str,
+    prompt: str | None,
+    excerpt: str | None,
+    occurrence: int | None,
+    range_: str | None,
+    mode: str,
+    context_window: int,
+    **asked: Any,
+) -> None:
+    """
+    Go on from a response in a new thread
+
+    With an excerpt the answer is cut right after it: what came later is not part
+    of the branch. This is the default command.
+
+    \b
+        llm kvbranch last --excerpt 'the sky is blue' 'Why?'
+    """
+    from .. import branching
+
+    place = _place(excerpt, occurrence, range_)
+    question = _read_prompt(prompt)
+
+    def tail(logged: str, text: str, n: int) -> str:
+        model = _model(asked["model_id"] or logged, asked["model_id"] is None)
+        return str(getattr(model, "tail", branching.last_words)(text, n))
+
+    def plan(history: History) -> Branch:
+        if mode == "fresh":
+            return branching.fresh(
+                history, response_id, question, place, context_window, tail
+            )
+        return branching.branch(history, response_id, question, place)
+
+    _ask(plan, **asked)
+
+
+@click.command()
+@click.argument("response_id")
+@click.argument("prompt", required=False)
+@placing
+@asking
+def focus(
+    response_id: str,
+    prompt: str | None,
+    excerpt: str | None,
+    occurrence: int | None,
+    range_: str | None,
+    **asked: Any,
+) -> None:
+    """
+    Ask about a part of an answer
+
+    The whole conversation stays, in a new thread, and the part is quoted.
+    """
+    from .. import branching
+
+    place = _place(excerpt, occurrence, range_)
+    question = _read_prompt(prompt)
+    _ask(lambda h: branching.focus(h, response_id, question, place), **asked)
+
+
+@click.command(name="continue")
+@click.argument("response_id")
+@click.argument("prompt", required=False)
+@asking
+def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
+    """
+    Add a turn after a response
+
+    In its thread if it is the last of it, otherwise in a new one.
+    """
+    from .. import branching
+
+    question = _read_prompt(prompt)
+    _ask(lambda h: branching.continue_(h, response_id, question), **asked)
+
+
+@click.command()
+@click.argument("response_id")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Number of answers, computed together over the shared prompt",
+)
+@asking
+def retry(response_id: str, **asked: Any) -> None:
+    "Send the prompt of a response again, in a new thread"
+    from .. import branching
+
+    _ask(lambda h: branching.retry(h, response_id), **asked)
+
+
+def _read_prompt(prompt: str | None) -> str:
+    "The prompt from the argument, after what is piped in, as llm prompt has it"
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
+        piped = sys.stdin.read()
+    whole = " ".join(bit for bit in (piped, prompt) if bit)
+    if not whole.strip():
+        raise click.ClickException("The prompt is empty: give it as an argument")
+    return whole
+
+
+def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> Place:
+    from ..branching import Place
+
+    span = None
+    if range_ is not None:
+        start, colon, end = range_.partition(":")
+        if not (colon and start.strip().isdecimal() and end.strip().isdecimal()):
+            raise click.ClickException(
+                f"--range {range_!r} is not START:END, as in 10:42"
+            )
+        span = (int(start), int(end))
+    return Place(excerpt, occurrence, span)
+
+
+def _ask(
+    plan: Callable[[History], Branch],
+    model_id: str | None,
+    system: str | None,
+    options: tuple[tuple[str, str], ...],
+    database: str | None,
+    no_stream: bool,
+    json_: bool,
+    usage: bool,
+    count: int = 1,
+) -> None:
+    "Ask a model what a verb plans, show the answers and log them"
+    from .. import branching
+    from ..history import History, open_log
+
+    history = History(open_log(database))
+    branch = plan(history)
+    model = _model(model_id or branch.parent.model, model_id is None)
+    chosen = _options(model, options)
+    stream = model.can_stream and not (no_stream or json_)
+    responses = []
+    for i in range(count):
+        if "seed" in chosen and i:
+            chosen["seed"] += 1  # or all siblings would say the same
+        responses.append(branching.ask(branch, model, system, stream, **chosen))
+    try:
+        _show_answers(responses, silent=json_)
+    except Exception as error:  # a model may raise anything, as in llm prompt
+        if os.environ.get("LLM_RAISE_ERRORS"):
+            raise
+        raise click.ClickException(str(error)) from None
+    for response in responses:
+        branching.log(history, branch, response)
+    if json_:
+        from ..report import describe_response
+
+        facts = [
+            {**describe_response(history, response.id), "text": response.text()}
+            for response in responses
+        ]
+        click.echo(json.dumps(facts if count > 1 else facts[0], indent=2))
+    for response in responses if usage else ():
+        line = f"Token usage: {response.token_usage()}"
+        click.echo(click.style(line, fg="yellow", bold=True), err=True)
+
+
+def _show_answers(responses: list[Any], silent: bool) -> None:
+    """Print answers as they come: the first one live, the others after it.
+
+    All of them take turns, so that the ones that wait to be shown go on too.
+    """
+    events = [iter(response.stream_events()) for response in responses]
+    held: list[list[Any]] = [[] for _ in events]
+    shown = 0
+    _show_number(shown, len(events), silent)
+    while shown < len(events):
+        for i in range(shown, len(events)):
+            event = next(events[i], None)
+            if event is not None:
+                held[i].append(event)
+            elif held[i][-1:] != [None]:
+                held[i].append(None)
+        while shown < len(events) and held[shown]:
+            event = held[shown].pop(0)
+            if event is not None:
+                _show_event(event, silent)
+                continue
+            if not silent:
+                click.echo()
+            shown += 1
+            _show_number(shown, len(events), silent)
+
+
+def _show_number(i: int, n: int, silent: bool) -> None:
+    if 1 < n > i and not silent:
+        click.echo(click.style(f"{'' if i == 0 else chr(10)}{i + 1} of {n}", bold=True))
+
+
+def _show_event(event: Any, silent: bool) -> None:
+    "Text to standard output, reasoning dimmed to standard error, as llm does"
+    if silent:
+        return
+    if event.type == "text":
+        click.echo(event.chunk, nl=False)
+    elif event.type == "reasoning":
+        click.echo(click.style(event.chunk, dim=True), nl=False, err=True)
+
+
+def _model(model_id: str, logged: bool) -> Any:
+    try:
+        return llm.get_model(model_id)
+    except llm.UnknownModelError:
+        raise click.ClickException(
+            f"The response was made by the model {model_id}, which is not installed: "
+            "install its plugin, or choose another model with -m"
+            if logged
+            else f"Unknown model: {model_id}. See llm models"
+        ) from None
+
+
+def _options(model: Any, given: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    "Options from the command line over the ones set with llm models options"
+    import pydantic
+    from llm.cli import get_model_options, render_errors
+
+    try:
+        checked = dict(model.Options(**dict(given)))
+    except pydantic.ValidationError as error:
+        raise click.ClickException(render_errors(error.errors())) from None
+    chosen = {name: value for name, value in checked.items() if value is not None}
+    return {**get_model_options(model.model_id), **chosen}

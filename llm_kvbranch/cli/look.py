@@ -1,0 +1,181 @@
+"""The commands that show what there is: show, tree, diff, status, verify."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from .options import database_option, json_option
+
+
+@click.command()
+@click.argument("response_id")
+@database_option
+@json_option
+def show(response_id: str, database: str | None, json_: bool) -> None:
+    """
+    Show what a response cost and what state it left
+
+    RESPONSE_ID is a full id, the start of one, or "last".
+    """
+    from ..history import History, open_log
+    from ..report import describe_response
+
+    history = History(open_log(database))
+    facts = describe_response(history, history.resolve(response_id))
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"{click.style(name.ljust(width), dim=True)}  {value}")
+
+
+@click.command()
+@click.argument("reference", metavar="[ID]", required=False)
+@database_option
+@click.option("-n", "--count", default=5, help="How many trees to show without an ID")
+def tree(reference: str | None, database: str | None, count: int) -> None:
+    """
+    Show responses as a tree of branches
+
+    ID is a response or a thread; without one the newest trees are shown. The
+    response that llm -c would go on from is marked with a star.
+    """
+    from ..history import History, open_log
+    from ..report import describe_tree
+
+    history = History(open_log(database))
+    for number, lines in enumerate(describe_tree(history, reference, count)):
+        if number:
+            click.echo()
+        for line in lines:
+            _print_node(line)
+
+
+def _print_node(line: dict[str, Any]) -> None:
+    "One line of a tree: where it hangs, how it was reached, what was asked"
+    kept = _size(line["state_bytes"]) if line["state_bytes"] else "no state"
+    tokens = "" if line["tokens"] is None else f"{line['tokens']:,} tokens, "
+    tail = f"  {tokens}{kept}"
+    head = f"{line['lead']}{line['id']}  "
+    how = {"branch": "at ", "focus": "on ", "retry": "retry "}.get(line["verb"], "")
+    if line["mode"] == "fresh":
+        how = "fresh "
+    if line["excerpt"]:
+        how += f"“{_words(line['excerpt'], 24)}” "
+    elif line["verb"] == "branch":
+        how = "branch "
+    room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
+    click.echo(
+        click.style(line["lead"], dim=True)
+        + click.style(line["id"], fg="yellow")
+        + click.style("* " if line["current"] else "  ", fg="green", bold=True)
+        + click.style(how, fg="cyan")
+        + _words(line["prompt"], max(12, room))
+        + click.style(tail, dim=True)
+    )
+
+
+def _words(text: str, n: int) -> str:
+    "The beginning of a text in one line of n characters"
+    line = " ".join(text.split())
+    return line if len(line) <= n else line[: n - 1] + "…"
+
+
+@click.command()
+@click.argument("one")
+@click.argument("other")
+@database_option
+@json_option
+def diff(one: str, other: str, database: str | None, json_: bool) -> None:
+    """
+    Show where two responses part, and how they differ
+
+    Words that only ONE has are red or in [-...-], those that only OTHER has are
+    green or in {+...+}.
+    """
+    from ..history import History, open_log
+    from ..report import describe_diff
+
+    facts = describe_diff(History(open_log(database)), one, other)
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    plural = "" if facts["shared"] == 1 else "s"
+    line = f"{facts['shared']} message{plural} in common"
+    if facts["last_shared"]:
+        line += f", the last: {_words(facts['last_shared'][1], 60)}"
+    click.echo(click.style(line, dim=True))
+    if not facts["messages"]:
+        click.echo("They say the same")
+    for message in facts["messages"]:
+        click.echo(click.style(f"\n{message['role']}", bold=True))
+        click.echo("".join(_change(*change) for change in message["changes"]))
+
+
+def _change(sign: str, text: str) -> str:
+    "A run of words, marked by colour where there is any"
+    if sign == " ":
+        return text
+    if sys.stdout.isatty():
+        return click.style(text, fg={"-": "red", "+": "green"}[sign], underline=True)
+    return f"[-{text}-]" if sign == "-" else f"{{+{text}+}}"
+
+
+@click.command()
+@json_option
+def status(json_: bool) -> None:
+    "Show what the state store holds"
+    from ..report import describe_store
+
+    facts = describe_store()
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"Store   {facts['directory']}")
+    click.echo(
+        f"States  {facts['states']:,} of {facts['responses']:,} responses, "
+        f"{_size(facts['bytes'])}, {facts['tokens']:,} tokens"
+    )
+    for model in facts["models"]:
+        click.echo(
+            f"Model   {model['name']} with KV type {model['kv_type']}: "
+            f"{model['states']:,} states, {_size(model['bytes'])}"
+        )
+    for miss in facts["misses"]:
+        click.echo(f"Missed  {miss['count']:,} x {miss['reason']}")
+
+
+@click.command()
+def verify() -> None:
+    "Check every state file, and the index"
+    from ..report import open_store
+
+    problems = 0
+    store = open_store()
+    for name, problem in store.verify() if store else ():
+        problems += 1
+        click.echo(f"{name}: {problem}")
+    n = sum(entry.present for entry in store.entries()) if store else 0
+    if problems:
+        raise click.ClickException(
+            f"{problems} problem{'s' if problems > 1 else ''} found. Nothing is lost: "
+            "what cannot be used is read again from the log"
+        )
+    click.echo(f"{n:,} state file{'s' if n != 1 else ''} checked, no problem found")
+
+
+def _size(nbytes: float) -> str:
+    "Bytes as people say them"
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if nbytes < 1000:
+            break
+        nbytes, unit = nbytes / 1000, larger
+    return f"{nbytes:,.0f} {unit}" if unit == "bytes" else f"{nbytes:,.1f} {unit}"

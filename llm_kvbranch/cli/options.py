@@ -1,0 +1,59 @@
+"""Options that several commands share, named as those of llm's own commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+database_option = click.option(
+    "-d",
+    "--database",
+    type=click.Path(readable=True, dir_okay=False),
+    help="Path to log database",
+)
+json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    "The options of every command that asks a model, named as those of llm prompt"
+    for option in reversed(
+        [
+            click.option("model_id", "-m", "--model", help="Another model to answer"),
+            click.option("-s", "--system", help="Another system prompt"),
+            click.option(
+                "options",
+                "-o",
+                "--option",
+                type=(str, str),
+                multiple=True,
+                help="key/value options for the model",
+            ),
+            database_option,
+            click.option("--no-stream", is_flag=True, help="Do not stream output"),
+            json_option,
+            click.option("-u", "--usage", is_flag=True, help="Show token usage"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def placing(command: Callable[..., None]) -> Callable[..., None]:
+    "The options that name a part of an answer"
+    for option in reversed(
+        [
+            click.option("--excerpt", help="Words of the answer"),
+            click.option(
+                "--occurrence", type=int, help="Which one, if they occur several times"
+            ),
+            click.option(
+                "range_",
+                "--range",
+                metavar="START:END",
+                help="Part of the answer by its characters",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
