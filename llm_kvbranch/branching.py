@@ -171,7 +171,15 @@ def retry(history: History, reference: str) -> Branch:
     parent = history.response(reference)
     if not parent.sent:
         raise HistoryError(f"Response {parent.id} has no prompt to send again")
+    *before, last = parent.sent
+    if last.role == "user" and last == llm.user(text := _text(last)):
+        # As a prompt, for plugins that look at nothing else
+        return Branch(parent, "retry", before, text)
     return Branch(parent, "retry", parent.sent, None)
+
+
+def _text(message: Any) -> str:
+    return "".join(getattr(part, "text", "") for part in message.parts)
 
 
 def ask(
