@@ -9,6 +9,7 @@ half-open, in characters.
 from __future__ import annotations
 
 import difflib
+import re
 
 from .errors import HistoryError
 
@@ -101,14 +102,19 @@ def _nearest(text: str, excerpt: str) -> str:
     if match.size < 3:
         return ""
     start = max(0, match.a - match.b)
-    return _show(text, start, min(len(text), start + len(excerpt)))
+    end = min(len(text), start + len(excerpt))
+    while start and not text[start - 1].isspace():  # whole words
+        start -= 1
+    while end < len(text) and not text[end].isspace():
+        end += 1
+    return _show(text, start, end)
 
 
 def _show(text: str, start: int, end: int) -> str:
     "A match with some text around it, in one line"
     before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
-    parts = (" ".join(part.split()) for part in (before, text[start:end], after))
+    parts = (re.sub(r"\s+", " ", part) for part in (before, text[start:end], after))
     left, middle, right = parts
     if len(middle) > 80:
         middle = f"{middle[:38]} ... {middle[-38:]}"
-    return f"…{left} [{middle}] {right}…"
+    return f"…{left}[{middle}]{right}…"

@@ -65,7 +65,9 @@ class TestRefused:
             find(TEXT, "wide", 2)
 
     def test_the_nearest_is_shown(self):
-        with pytest.raises(HistoryError, match=r"nearest text is: .*the sea is blue"):
+        with pytest.raises(
+            HistoryError, match=r"nearest text is: .*deep, \[the sea is blue\.\]"
+        ):
             find(TEXT, "the sea is blau")
 
     def test_nothing_near(self):
