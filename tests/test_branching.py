@@ -153,6 +153,10 @@ class TestBranch:
         ok("kvbranch", "last", "in one word", stdin="Why?")
         assert log.chain(log.turns()[-1])[-2] == ("user", "Why? in one word")
 
+    def test_extract(self, ok, log, parent):
+        output = ok("kvbranch", "last", "Write:\n```\ncode\n```", "-x")
+        assert output == "code\n\n"
+
     def test_system(self, ok, log, parent):
         ok("kvbranch", "last", "Why?", "-s", "Be brief")
         chain = log.chain(log.turns()[-1])
@@ -361,6 +365,36 @@ class TestState:
         assert branch["restored_tokens"] > parent["prompt_tokens"]
         assert branch["prefilled_tokens"] <= 14
         assert Path(parent["state_file"]).read_bytes() == before
+
+    @pytest.mark.parametrize(
+        "verb",
+        [
+            ("branch", "--range", "0:31", "Why?"),
+            ("branch", "Why?"),
+            ("focus", "--range", "4:20", "Why?"),
+            ("continue", "Why?"),
+            ("retry",),
+            ("branch", "--mode", "fresh", "--range", "0:31", "Why?"),
+        ],
+        ids=" ".join,
+    )
+    def test_restored_says_what_live_says(self, ok, log, monkeypatch, verb):
+        "In the process that wrote the parent, and in one that knows only its state"
+        command, *arguments = verb
+        options = (*GREEDY[:3], "-o", "max_tokens", "30")
+        ok("-m", "kvllama", *options, "Tell me about the sea.")
+        parent = log.turns()[-1]["id"]
+        texts, facts = [], []
+        for sessions in (model_module._sessions, {}):
+            monkeypatch.setattr(model_module, "_sessions", sessions)
+            ok("kvbranch", command, parent, *arguments, *options)
+            texts.append(log.chain(log.turns()[-1])[-1])
+            facts.append(self.facts(ok))
+            for store in (log.path.parent / "kvbranch" / "states").glob("*"):
+                (store / f"{facts[-1]['response_id']}.safetensors").unlink()
+        assert texts[0] == texts[1]
+        assert facts[1]["resident_tokens"] == 0
+        assert facts[0]["prompt_tokens"] == facts[1]["prompt_tokens"]
 
     def test_siblings_share_one_prefill(self, ok):
         ok("-m", "kvllama", *GREEDY, "Name a colour.")

@@ -172,10 +172,13 @@ def _ask(
     database: str | None,
     no_stream: bool,
     json_: bool,
+    extract: bool,
     usage: bool,
     count: int = 1,
 ) -> None:
     "Ask a model what a verb plans, show the answers and log them"
+    from llm.utils import extract_fenced_code_block
+
     from .. import branching
     from ..history import History, open_log
 
@@ -183,20 +186,23 @@ def _ask(
     branch = plan(history)
     model = _model(model_id or branch.parent.model, model_id is None)
     chosen = _options(model, options)
-    stream = model.can_stream and not (no_stream or json_)
+    stream = model.can_stream and not (no_stream or json_ or extract)
     responses = []
     for i in range(count):
         if "seed" in chosen and i:
             chosen["seed"] += 1  # or all siblings would say the same
         responses.append(branching.ask(branch, model, system, stream, **chosen))
     try:
-        _show_answers(responses, silent=json_)
+        _show_answers(responses, silent=json_ or extract)
     except Exception as error:  # a model may raise anything, as in llm prompt
         if os.environ.get("LLM_RAISE_ERRORS"):
             raise
         raise click.ClickException(str(error)) from None
     for response in responses:
         branching.log(history, branch, response)
+    for response in responses if extract and not json_ else ():
+        text = response.text()
+        click.echo(extract_fenced_code_block(text) or text)
     if json_:
         from ..report import describe_response
 

@@ -32,6 +32,9 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
             database_option,
             click.option("--no-stream", is_flag=True, help="Do not stream output"),
             json_option,
+            click.option(
+                "-x", "--extract", is_flag=True, help="Extract first fenced code block"
+            ),
             click.option("-u", "--usage", is_flag=True, help="Show token usage"),
         ]
     ):
