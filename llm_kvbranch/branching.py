@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,9 +188,15 @@ def ask(
     model: Any,
     system: str | None = None,
     stream: bool = True,
+    nth: int = 0,
     **options: Any,
 ) -> Any:
-    "The response of a model to a branch, which is not started yet"
+    """The response of a model to a branch, which is not started yet.
+
+    ``nth`` counts siblings: llm's ids of one millisecond differ in their last
+    character only, so each gets a millisecond of its own, to be told apart by
+    the beginning of its id.
+    """
     messages = list(branch.messages)
     if system is not None:
         messages = [m for m in messages if m.role != "system"]
@@ -198,7 +205,18 @@ def ask(
     if branch.thread_id is not None:
         conversation.id = branch.thread_id
     conversation.loaded_messages = messages
-    return conversation.prompt(branch.prompt, stream=stream, **options)
+    if nth:
+        conversation.id = _later_id(nth)
+    response = conversation.prompt(branch.prompt, stream=stream, **options)
+    if nth:
+        response.id = _later_id(nth)
+    return response
+
+
+def _later_id(n: int) -> str:
+    from ulid import ULID
+
+    return str(ULID.from_timestamp(time.time() + n / 1000)).lower()
 
 
 def log(history: History, branch: Branch, response: Any) -> str:

