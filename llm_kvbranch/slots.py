@@ -91,7 +91,8 @@ class Slots:
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
             raise ContextError(
-                f"{len(self._slots)} generations are running: finish one first"
+                f"{len(self._slots)} generations are running, which is the most: "
+                "finish one first, or ask for fewer at once"
             )
 
         def worth(slot: Slot) -> tuple[int, bool, int]:
