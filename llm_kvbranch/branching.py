@@ -23,7 +23,7 @@ import llm
 
 from . import excerpt as excerpts
 from .errors import HistoryError
-from .history import History, Logged
+from .history import History, Logged, message_text
 
 _FOCUS = "About this part of your answer:\n\n"
 _FRESH = "About this text:\n\n"
@@ -173,14 +173,10 @@ def retry(history: History, reference: str) -> Branch:
     if not parent.sent:
         raise HistoryError(f"Response {parent.id} has no prompt to send again")
     *before, last = parent.sent
-    if last.role == "user" and last == llm.user(text := _text(last)):
+    if last.role == "user" and last == llm.user(text := message_text(last)):
         # As a prompt, for plugins that look at nothing else
         return Branch(parent, "retry", before, text)
     return Branch(parent, "retry", parent.sent, None)
-
-
-def _text(message: Any) -> str:
-    return "".join(getattr(part, "text", "") for part in message.parts)
 
 
 def ask(

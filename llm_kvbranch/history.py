@@ -44,12 +44,13 @@ class Logged:
     @property
     def text(self) -> str:
         "The text of the answer"
-        parts = [part for message in self.answered for part in message.parts]
-        return "".join(getattr(part, "text", "") for part in parts if _is_text(part))
+        return "".join(map(message_text, self.answered))
 
 
-def _is_text(part: Any) -> bool:
-    return bool(part.to_dict()["type"] == "text")
+def message_text(message: Any) -> str:
+    "The text of a message, other parts left out"
+    parts = [part.to_dict() for part in message.parts]
+    return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 migrations = Migrations("llm-kvbranch")

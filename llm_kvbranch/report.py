@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import catalog
-from .history import History
+from .history import History, message_text
 from .store import Store
 from .tree import Forest, outline
 
@@ -142,12 +142,6 @@ def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
             for left, right in pairs
         ],
     }
-
-
-def message_text(message: Any) -> str:
-    "The text of a message, other parts left out"
-    parts = [part.to_dict() for part in message.parts]
-    return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def _word_changes(left: str, right: str) -> list[tuple[str, str]]:

@@ -431,15 +431,7 @@ class TestSeveralAtOnce:
     @pytest.mark.parametrize("at", range(1, 40, 5))
     def test_an_interrupt_in_a_common_batch(self, tmp_path, at):
         session = fake_session(tmp_path)
-        decode, calls = session.engine.decode, itertools.count()
-
-        def interrupted(feeds, stop=None):
-            result = decode(feeds, stop)
-            if next(calls) == at:
-                raise KeyboardInterrupt
-            return result
-
-        session.engine.decode = interrupted
+        decode = interrupt_once(session.engine, at)
         texts = {}
         generations = [
             session.generate(Request(messages=[user(f"{LONG[:99]} {i}")], max_tokens=9))
@@ -547,21 +539,27 @@ class TestInterruption:
     @pytest.mark.parametrize("at", range(0, 60, 7))
     def test_killed_by_ctrl_c_anywhere(self, tmp_path, at):
         session = fake_session(tmp_path)
-        decode, calls = session.engine.decode, itertools.count()
-
-        def interrupted(feeds, stop=None):
-            result = decode(feeds, stop)
-            if next(calls) == at:
-                raise KeyboardInterrupt
-            return result
-
-        session.engine.decode = interrupted
+        decode = interrupt_once(session.engine, at)
         prompts = (Answer(session, [user(f"{LONG} {i}")]) for i in itertools.count())
         with pytest.raises(KeyboardInterrupt):
             list(prompts)
         session.engine.decode = decode
         honest(session)
         Answer(session, [user(LONG)]).check()
+
+
+def interrupt_once(engine, at: int):
+    "Ctrl-C right after the decode with that number; returns the real decode"
+    decode, calls = engine.decode, itertools.count()
+
+    def interrupted(feeds, stop=None):
+        result = decode(feeds, stop)
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return result
+
+    engine.decode = interrupted
+    return decode
 
 
 def honest(session):
