@@ -233,5 +233,5 @@ def log(history: History, branch: Branch, response: Any) -> str:
         },
     )
     if commit := getattr(response, "commit_state", None):
-        commit()
+        commit(thread_id)
     return thread_id

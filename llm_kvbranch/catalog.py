@@ -10,18 +10,10 @@ import os
 import re
 from pathlib import Path
 
-import llm
-
 from .errors import ModelNotFound
+from .settings import data_directory
 
 MODEL_ID = "kvllama"
-
-
-def data_directory() -> Path:
-    "Where state and models are kept: LLM_KVBRANCH_DIR, or below llm's own folder"
-    if chosen := os.environ.get("LLM_KVBRANCH_DIR"):
-        return Path(chosen).expanduser()
-    return Path(llm.user_dir()) / "kvbranch"
 
 
 def model_directories() -> list[Path]:

@@ -6,6 +6,8 @@
     ├── ContextError        the prompt or the generations do not fit the context
     ├── ChatError           the model's chat template cannot take these messages
     ├── HistoryError        no such response in the log
+    ├── SettingError        a setting makes no sense or cannot be read
+    ├── BundleError         a shared bundle cannot be made, read or trusted
     ├── StoreError          the state store cannot be read or written
     └── StateError          one state file cannot be used; becomes a miss reason
 
@@ -39,6 +41,14 @@ class ChatError(KVBranchError):
 
 class HistoryError(KVBranchError):
     "The log holds no such response"
+
+
+class SettingError(KVBranchError):
+    "A setting makes no sense, or the settings cannot be read or written"
+
+
+class BundleError(KVBranchError):
+    "A shared bundle cannot be made, read or trusted"
 
 
 class StoreError(KVBranchError):

@@ -17,13 +17,14 @@ import signal
 import sqlite3
 import threading
 import time
+import weakref
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .engine import Sampler, Sampling
-from .errors import ContextError, KVBranchError, StoreError
+from .errors import ContextError, KVBranchError, StateError, StoreError
 from .index import Chain, Entry
 from .planning import Plan, Turn, answer_hash, covered
 from .slots import HEADROOM, Filling, Slot
@@ -33,6 +34,9 @@ from .text import TextStream
 
 if TYPE_CHECKING:
     from .session import Session
+
+_MEASURED_TOKENS = 64  # prefilling fewer says little of the rate
+_MEASURED_BYTES = 1 << 18  # restoring less is a matter of opening the file
 
 STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
 
@@ -77,6 +81,8 @@ class Generation:
         self._fork = 0
         self._tip_hash: str | None = None
         self._committed = False
+        self._reads: list[tuple[int, float]] = []
+        self._let_go: Callable[[], Any] = lambda: None
 
     @property
     def end(self) -> int:
@@ -133,6 +139,10 @@ class Generation:
         "Plan, take a slot, fill it, and draw the first token"
         session, request = self.session, self.request
         plan = self.plan = session.plan(request)
+        if session.store is not None:
+            # Until the answer is stored, or nobody can store it any more
+            locks = session.store.locks
+            self._let_go = weakref.finalize(self, locks.drop_later, plan.held)
         self._prompt, self.answer = plan.tokens, len(plan.tokens)
         self.limit = self._find_limit()
         self.sampler = session.engine.sampler(request.sampling, plan.tokens)
@@ -144,7 +154,7 @@ class Generation:
         with _interruptible(lambda: self._cancelled) as stop:
             filling = session.slots.fill(slot, plan.tokens, plan.chain, stop)
         self._fork = min(filling.resident - filling.shared, self.answer - 1)
-        self._misses = filling.misses
+        self._misses, self._reads = filling.misses, filling.reads
         lost = [entry for entry, _ in filling.misses if not self._can_heal(entry)]
         plan.chain = plan.chain.before(lost)
         self._describe(plan, filling)
@@ -200,6 +210,8 @@ class Generation:
         reasons = [reason for _, reason in filling.misses]
         if plan.miss_reason:
             reasons.append(plan.miss_reason)
+        elif plan.choice:
+            reasons.append(plan.choice)
         elif not reasons and reused < min(plan.n_known, self.answer - 1):
             reasons.append(
                 "an earlier answer left no state"
@@ -218,7 +230,8 @@ class Generation:
             ttft_ms=None,
             decode_tps=None,
         )
-        if reasons and not filling.misses and self.session.store is not None:
+        counted = filling.misses or reasons == [plan.choice]
+        if reasons and not counted and self.session.store is not None:
             with contextlib.suppress(*STORE_ERRORS):
                 self.session.store.count_miss(reasons[0])
 
@@ -270,9 +283,10 @@ class Generation:
         start = min(self._fork, self.end - 1)
         self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
 
-    def commit(self, response_id: str) -> Entry | None:
+    def commit(self, response_id: str, thread_id: str | None = None) -> Entry | None:
         """Store the rows that this answer added, under its response's id.
 
+        ``thread_id`` is llm's thread that the response was logged in.
         Also writes the files again that were found missing or bad on the way.
         Never raises for the store's sake: it warns and returns None.
         """
@@ -282,12 +296,16 @@ class Generation:
                 return None
             self._committed = True
             try:
-                return self._commit(session.store, response_id)
+                return self._commit(session.store, response_id, thread_id)
             except (KVBranchError, *STORE_ERRORS) as error:
                 session.warn(f"{error}. The answer is logged, its state is not kept")
                 return None
+            finally:
+                self._let_go()
 
-    def _commit(self, store: Store, response_id: str) -> Entry | None:
+    def _commit(
+        self, store: Store, response_id: str, thread_id: str | None
+    ) -> Entry | None:
         session, slot, plan = self.session, self.slot, self.plan
         assert slot is not None
         assert plan is not None
@@ -318,12 +336,33 @@ class Generation:
             input_hash=plan.input_hash,
             tip_hash=self._tip_hash,
             render=plan.render,
+            thread_id=thread_id,
         )
-        entry = store.put(state, payload)
-        store.used(stored)
+        self._account(store)
+        if not session.engine.is_finite(payload, start, self.end):
+            raise StateError("The state holds values that are no numbers")
+        entry = store.put(state, payload, stored)
         slot.waiting.discard(self)
         self._kept = None
         return entry
+
+    def _account(self, store: Store) -> None:
+        "Count the prompt, and take the measurements that plans are made by"
+        facts, measured = self.facts, {}
+        prefill, opened, read = self.session.planner.rates()
+        if facts["prefilled_tokens"] >= _MEASURED_TOKENS:
+            measured[prefill] = facts["prefilled_tokens"], facts["prefill_ms"] / 1e3
+        for name, small in ((opened, True), (read, False)):
+            reads = [r for r in self._reads if (r[0] < _MEASURED_BYTES) == small]
+            amount = len(reads) if small else sum(nbytes for nbytes, _ in reads)
+            if reads:
+                measured[name] = amount, sum(seconds for _, seconds in reads)
+        store.count_prompt(
+            self.session.planner.fingerprint,
+            self.answer,
+            facts["restored_tokens"],
+            measured,
+        )
 
     def _stored_prefix(self, store: Store) -> Chain:
         "The chain of good files that holds the beginning, up to the answer"

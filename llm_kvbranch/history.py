@@ -188,6 +188,12 @@ class History:
         rows = self.db["kvbranch_branches"].rows_where("response_id = ?", [response_id])
         return dict(next(iter(rows), {}))
 
+    def thread_name(self, thread_id: str) -> str | None:
+        "What a thread is called, None where the log does not know it"
+        query = "select name from threads where id = ?"
+        rows = self.db.query(query, [thread_id])
+        return next(iter(rows), {}).get("name")
+
     def turn(self, response_id: str) -> dict[str, Any]:
         "The log's row of a response"
         rows = self.db.query("select * from turns where id = ?", [response_id])

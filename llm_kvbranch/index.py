@@ -15,8 +15,7 @@ message hash an opaque string.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
+import itertools
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from typing import Any
 
 import xxhash
 
-from .errors import StoreError
+from .database import Database, chunks, now
 from .state import (
     State,
     common_prefix,
@@ -36,57 +35,27 @@ from .state import (
 )
 
 BLOCK = 32  # tokens for each row that finds a state by its tokens
-SCHEMA_VERSION = 1  # a different version is rebuilt from the files
 _MAX_CANDIDATES = 64  # states looked at that begin in the block after a match
-
-SCHEMA = """
-create table states (
-  key integer primary key,
-  id text not null,             -- response id
-  fingerprint text not null,    -- which model, KV layout and build
-  parent text,                  -- response id whose chain supplies [0, start)
-  start integer not null,
-  end integer not null,
-  answer integer not null,      -- position of the first generated token
-  tokens blob not null,         -- int32 ids of [start, end)
-  prefix text not null,         -- digest of the ids of [0, start)
-  input_hash text,              -- llm's hash of the prompt's message chain
-  tip_hash text,                -- llm's hash of the answer
-  render text not null,         -- what turned messages into text
-  nbytes integer not null,      -- of the file, 0 when there is none
-  digest text not null,
-  created text not null,
-  used text not null,
-  unique (fingerprint, id)
-);
-create index states_tip on states (tip_hash);
-create index states_input on states (input_hash);
-create index states_id on states (id);
-create table blocks (
-  hash integer not null,        -- of all tokens up to a multiple of BLOCK
-  starts integer not null,      -- 1: the state starts in the block after it
-  state integer not null references states (key) on delete cascade,
-  primary key (hash, starts, state)
-) without rowid;
-create index blocks_state on blocks (state);
-create table fingerprints (fingerprint text primary key, fields text not null);
-create table digests (
-  path blob primary key, size integer, mtime_ns integer, inode integer,
-  digest text not null
-);
-create table misses (
-  reason text primary key, count integer not null, last text not null
-);
-"""
+_PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
+  select key, fingerprint, id, parent, start, nbytes from states where pinned
+  union
+  select s.key, s.fingerprint, s.id, s.parent, s.start, s.nbytes from up
+  join states s on s.fingerprint = up.fingerprint and s.id = up.parent
+  where up.start > 0)"""
 
 
 @dataclass(frozen=True)
 class Entry:
-    "One state as the index has it; ``nbytes`` is 0 where the file is gone"
+    """One state as the index has it.
+
+    ``nbytes`` is the size of its file, 0 where that is gone; ``gone`` says why.
+    """
 
     state: State
     nbytes: int
     used: str
+    gone: str | None = None
+    pinned: bool = False
 
     @property
     def present(self) -> bool:
@@ -164,52 +133,40 @@ class _Search:
             self.best = chain
 
 
-class Index:
-    "Rows about states, in one SQLite database"
-
-    db: sqlite3.Connection
-
-    @contextlib.contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        "A transaction that waits its turn; StoreError where it cannot be had"
-        try:
-            self.db.execute("begin immediate")
-            try:
-                yield self.db
-                self.db.execute("commit")
-            except BaseException:
-                self.db.execute("rollback")
-                raise
-        except (OSError, UnicodeError, OverflowError, sqlite3.Error) as error:
-            raise StoreError(f"Cannot write to the state store: {error}") from None
+class Index(Database):
+    "Rows about states, and how they are found"
 
     def _insert(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
-        db.execute(
-            "delete from states where fingerprint = ? and id = ?",
-            [state.fingerprint, state.response_id],
-        )
+        "Put a state's row in the place of the one before; returns its key"
+        which = [state.fingerprint, state.response_id]
+        where = "where fingerprint = ? and id = ?"
+        row = db.execute(f"select pinned from states {where}", which).fetchone()
+        db.execute(f"delete from states {where}", which)
+        columns = {
+            "id": state.response_id,
+            "fingerprint": state.fingerprint,
+            "parent": state.parent_id,
+            "start": state.start,
+            "end": state.end,
+            "answer": state.answer,
+            "tokens": token_bytes(state.tokens),
+            "prefix": state.prefix,
+            "input_hash": state.input_hash,
+            "tip_hash": state.tip_hash,
+            "render": state.render,
+            "thread": state.thread_id,
+            "origin": state.origin,
+            "payload": state.payload,
+            "digest": state.digest,
+            "created": state.created,
+            "nbytes": nbytes,
+            "pinned": row["pinned"] if row else 0,
+            "used": now(),
+        }
         cursor = db.execute(
-            "insert into states"
-            " (id, fingerprint, parent, start, end, answer, tokens, prefix,"
-            " input_hash, tip_hash, render, nbytes, digest, created, used)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                state.response_id,
-                state.fingerprint,
-                state.parent_id,
-                state.start,
-                state.end,
-                state.answer,
-                token_bytes(state.tokens),
-                state.prefix,
-                state.input_hash,
-                state.tip_hash,
-                state.render,
-                nbytes,
-                state.digest,
-                state.created,
-                now(),
-            ],
+            f"insert into states ({', '.join(columns)})"
+            f" values ({', '.join('?' * len(columns))})",
+            list(columns.values()),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -238,13 +195,31 @@ class Index:
 
     # -- finding -------------------------------------------------------
 
-    def get(self, response_id: str) -> Entry | None:
-        "The entry of a response, the newest where several models have one"
+    def get(self, response_id: str, fingerprint: str | None = None) -> Entry | None:
+        """The entry of a response.
+
+        Without a fingerprint, the newest where several models have one.
+        """
         row = self.db.execute(
-            "select * from states where id = ? order by key desc limit 1",
-            [response_id],
+            "select * from states where id = ? and fingerprint = coalesce(?,"
+            " fingerprint) order by key desc limit 1",
+            [response_id, fingerprint],
         ).fetchone()
-        return _entry(row) if row else None
+        return entry_of(row) if row else None
+
+    def get_all(self, response_id: str) -> list[Entry]:
+        "The entries of a response, one for each model that has one"
+        rows = self.db.execute("select * from states where id = ?", [response_id])
+        return [entry_of(row) for row in rows.fetchall()]
+
+    def hashes_of(self, entry: Entry) -> set[int]:
+        "The block hashes under which an entry is found"
+        rows = self.db.execute(
+            "select hash from blocks join states on state = key"
+            " where fingerprint = ? and id = ?",
+            [entry.state.fingerprint, entry.state.response_id],
+        )
+        return {row["hash"] for row in rows.fetchall()}
 
     def chain(self, entry: Entry) -> Chain:
         "Everything that leads up to an entry's end; empty if a link is unknown"
@@ -270,7 +245,7 @@ class Index:
         ).fetchall()
         tokens, segments = tokens_of(), []
         for row in rows:
-            entry = _entry(row)
+            entry = entry_of(row)
             end = min(row["cut"], entry.state.end)
             if end <= entry.state.start:
                 continue  # its child leaves the chain before it begins
@@ -292,14 +267,14 @@ class Index:
         """
         assert column in ("tip_hash", "input_hash")
         found: list[sqlite3.Row] = []
-        for chunk in _chunks([h for h in hashes if h]):
+        for chunk in chunks([h for h in hashes if h]):
             found += self.db.execute(
                 f"select * from states where {column} in"
                 f" ({','.join('?' * len(chunk))})"
                 " and fingerprint = coalesce(?, fingerprint)",
                 [*chunk, fingerprint],
             ).fetchall()
-        return [_entry(row) for row in sorted(found, key=lambda r: -r["key"])]
+        return [entry_of(row) for row in sorted(found, key=lambda r: -r["key"])]
 
     def longest_prefix(
         self,
@@ -315,7 +290,7 @@ class Index:
         most rows in files wins. The cost is that of the path, not of the store.
         """
         search = _Search(tokens, usable)
-        for chunk in _chunks([entry.state.response_id for entry in known]):
+        for chunk in chunks([entry.state.response_id for entry in known]):
             self._try(
                 search,
                 "select key from states where fingerprint = ?"
@@ -346,7 +321,7 @@ class Index:
     def _known_blocks(self, hashes: list[int]) -> list[int]:
         "Indices of the hashes that any state has a block for, deepest first; 0 last"
         known: set[int] = set()
-        for chunk in _chunks(hashes[1:]):
+        for chunk in chunks(hashes[1:]):
             known |= {
                 row[0]
                 for row in self.db.execute(
@@ -358,42 +333,60 @@ class Index:
         deepest_first = range(len(hashes) - 1, 0, -1)
         return [*(i for i in deepest_first if hashes[i] in known), 0]
 
-    # -- bookkeeping ---------------------------------------------------
+    # -- walking -------------------------------------------------------
 
-    def count_miss(self, reason: str) -> None:
-        with self._write() as db:
-            db.execute(
-                "insert into misses values (?, 1, ?) on conflict (reason)"
-                " do update set count = count + 1, last = excluded.last",
-                [reason, now()],
-            )
+    def by_use(self) -> Iterator[Entry]:
+        "Entries that have a file, the longest unused first, children first"
+        size = 200
+        for offset in itertools.count(0, size):
+            rows = self.db.execute(
+                "select * from states where nbytes > 0"
+                " order by used, start desc limit ? offset ?",
+                [size, offset],
+            ).fetchall()
+            yield from map(entry_of, rows)
+            if len(rows) < size:
+                return
 
-    def used(self, chain: Chain) -> None:
+    def pinned_keys(self) -> set[tuple[str, str]]:
+        "(fingerprint, response id) of what is pinned, and of all that it needs"
+        rows = self.db.execute(f"{_PINNED} select fingerprint, id from up").fetchall()
+        return {(row["fingerprint"], row["id"]) for row in rows}
+
+    def pinned_bytes(self) -> int:
+        "Bytes of what is pinned, and of all that it needs"
+        query = f"{_PINNED} select coalesce(sum(nbytes), 0) from up"
+        return int(self.db.execute(query).fetchone()[0])
+
+    def children(self, entry: Entry) -> list[Entry]:
+        "Entries that need an entry's rows"
+        state = entry.state
+        rows = self.db.execute(
+            "select * from states where parent = ? and fingerprint = ? and start > ?",
+            [state.response_id, state.fingerprint, state.start],
+        ).fetchall()
+        return [entry_of(row) for row in rows]
+
+    def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
         "Note that a chain's states were used now"
-        with self._write() as db:
-            db.executemany(
-                "update states set used = ? where fingerprint = ? and id = ?",
-                [
-                    (now(), s.entry.state.fingerprint, s.entry.state.response_id)
-                    for s in chain.segments
-                ],
-            )
+        db.executemany(
+            "update states set used = ? where fingerprint = ? and id = ?",
+            [
+                (now(), s.entry.state.fingerprint, s.entry.state.response_id)
+                for s in chain.segments
+            ],
+        )
 
-    def describe(self, fingerprint: str, fields: str | None = None) -> str | None:
-        "The JSON that a fingerprint stands for; records it where it is given"
-        if fields is not None:
-            row = self.describe(fingerprint)
-            if row != fields:
-                with self._write() as db:
-                    db.execute(
-                        "insert or replace into fingerprints values (?, ?)",
-                        [fingerprint, fields],
-                    )
-            return fields
-        row = self.db.execute(
-            "select fields from fingerprints where fingerprint = ?", [fingerprint]
-        ).fetchone()
-        return row["fields"] if row else None
+    def _forget_gone(self, db: sqlite3.Connection, n: int = 100) -> None:
+        "Forget the longest unused states that have no file and that none needs"
+        db.execute(
+            "delete from states where key in (select key from states s"
+            " where nbytes = 0 and gone is not null and not exists ("
+            "  select 1 from states c where c.parent = s.id"
+            "  and c.fingerprint = s.fingerprint and c.start > 0)"
+            " order by used, start desc limit ?)",
+            [n],
+        )
 
     def entries(self) -> Iterator[Entry]:
         "Every entry, oldest first; the store may change in the meantime"
@@ -401,22 +394,8 @@ class Index:
         while rows := self.db.execute(
             "select * from states where key > ? order by key limit 500", [last]
         ).fetchall():
-            yield from map(_entry, rows)
+            yield from map(entry_of, rows)
             last = rows[-1]["key"]
-
-    def misses(self) -> list[dict[str, Any]]:
-        "Reasons for which stored state was not used, most frequent first"
-        return [
-            dict(row)
-            for row in self.db.execute("select * from misses order by count desc")
-        ]
-
-
-def is_damage(error: BaseException) -> bool:
-    "Whether an error says that the index is no sound database"
-    return isinstance(error, sqlite3.DatabaseError) and not isinstance(
-        error, sqlite3.OperationalError | sqlite3.IntegrityError
-    )
 
 
 def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
@@ -435,7 +414,8 @@ def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
     return [int.from_bytes(digest, "big", signed=True) for digest in digests]
 
 
-def _entry(row: sqlite3.Row) -> Entry:
+def entry_of(row: sqlite3.Row) -> Entry:
+    "An entry from a row of the table states"
     state = State(
         response_id=row["id"],
         fingerprint=row["fingerprint"],
@@ -448,17 +428,10 @@ def _entry(row: sqlite3.Row) -> Entry:
         input_hash=row["input_hash"],
         tip_hash=row["tip_hash"],
         render=row["render"],
+        thread_id=row["thread"],
+        origin=row["origin"],
         created=row["created"],
+        payload=row["payload"],
         digest=row["digest"],
     )
-    return Entry(state, row["nbytes"], row["used"])
-
-
-def _chunks(items: list[Any], size: int = 500) -> Iterator[list[Any]]:
-    "SQLite limits the variables of one statement"
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat()
+    return Entry(state, row["nbytes"], row["used"], row["gone"], bool(row["pinned"]))

@@ -24,6 +24,7 @@ import llm
 from pydantic import Field, field_validator
 
 from . import catalog
+from .settings import budget, data_directory
 
 if TYPE_CHECKING:
     from .session import Generation, Session
@@ -308,17 +309,19 @@ def _session(name: str | None, options: Any) -> Session:
     )
     layers = -1 if options.n_gpu_layers is None else options.n_gpu_layers
     load = Load(catalog.model_path(name), layers)
-    root = catalog.data_directory()
+    root, limit = data_directory(), budget()
     with _opening:
-        key = (load, settings, root)
+        key = (load, settings, root, limit == 0)
         session = _sessions.get(key)
         if session is None:
             weights = next(
                 (s.engine.weights for s in _sessions.values() if s.load == load), None
             )
             _sessions.clear()
-            session = open_session(load, settings, root, warn, weights)
+            session = open_session(load, settings, root, warn, weights, limit)
             _sessions[key] = session
+        elif session.store is not None:
+            session.store.limit = limit
         return session
 
 
@@ -340,10 +343,13 @@ def _commit_when_logged(response: Any, generation: Generation) -> None:
     def log_and_commit(db: Any) -> None:
         log_to_db(db)
         if _is_persistent(db):
-            generation.commit(response.id)
+            rows = db.query("select thread_id from turns where id = ?", [response.id])
+            generation.commit(response.id, next((r["thread_id"] for r in rows), None))
 
     response.log_to_db = log_and_commit
-    response.commit_state = lambda: generation.commit(response.id)
+    response.commit_state = lambda thread_id=None: generation.commit(
+        response.id, thread_id
+    )
     if isinstance(response, llm.AsyncResponse):
         _hook_sync_copies(response, generation)
 

@@ -19,7 +19,7 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .chat import Chat, message_text
@@ -29,6 +29,7 @@ from .store import Store
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
 _MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
+_SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
 
 @dataclass
@@ -37,7 +38,8 @@ class Plan:
 
     At least the last token is left to decode: its logits choose the answer.
     ``n_known`` is how many of the tokens belong to known turns, and so should
-    not have to be read again.
+    not have to be read again. ``choice`` says so where prefilling was preferred
+    to restoring. ``held`` are the locks on the chain's files.
     """
 
     tokens: array[int]
@@ -46,6 +48,8 @@ class Plan:
     input_hash: str | None
     n_known: int = 0
     miss_reason: str | None = None
+    choice: str | None = None
+    held: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Planner:
 
     ``piece`` gives a token's bytes. ``cuts_anywhere`` is the architecture's
     resume rule: True, any position can be resumed from; False, only the end of
-    a stored state can.
+    a stored state can. ``machine`` names what prefill rates are measured for.
     """
 
     def __init__(
@@ -88,12 +92,14 @@ class Planner:
         store: Store | None,
         fingerprint: str,
         cuts_anywhere: bool,
+        machine: str = "",
     ):
         self.chat = chat
         self.piece = piece
         self.store = store
         self.fingerprint = fingerprint
         self.cuts_anywhere = cuts_anywhere
+        self.machine = machine
         self._recent: deque[Turn] = deque(maxlen=_MAX_RECENT)
 
     def remember(self, turn: Turn) -> None:
@@ -131,7 +137,38 @@ class Planner:
                 seen.append(known.entry)
             chain = self.stored(tokens[:-1], seen)
         n_known = len(known.tokens) if known else 0
-        return Plan(tokens, chain, render, last, n_known, reason)
+        plan = Plan(tokens, chain, render, last, n_known, reason)
+        self._choose(plan)
+        return plan
+
+    def _choose(self, plan: Plan) -> None:
+        "Leave out what is read again sooner than it is restored, by measured rates"
+        if self.store is None or not plan.chain.segments:
+            return
+        prefill, opened, read = map(self.store.rate, self.rates())
+        if not (prefill and opened and read):
+            return
+        n, spent = len(plan.tokens), 0.0
+        options = [(n / prefill, 0)]
+        for segment in plan.chain.segments:
+            if segment.entry.present:
+                spent += 1 / opened + segment.entry.nbytes / read
+            else:
+                spent += (segment.end - segment.start) / prefill
+            if self.cuts_anywhere or segment.end == segment.entry.state.end:
+                options.append((spent + (n - segment.end) / prefill, segment.end))
+        cost, upto = min(options)
+        if cost + _SLACK < options[-1][0]:
+            again = len(plan.chain.tokens) - upto
+            plan.chain = plan.chain.cut(upto)
+            plan.choice = f"{again:,} tokens are read again sooner than restored"
+
+    def rates(self) -> tuple[str, str, str]:
+        """Names of the rates that plans depend on.
+
+        Tokens prefilled, files opened and bytes restored, each for a second.
+        """
+        return f"prefill {self.fingerprint} {self.machine}", "open", "read"
 
     def stored(self, tokens: array[int], seen: Sequence[Entry]) -> Chain:
         "The chain that holds the most of some tokens and can be resumed from"

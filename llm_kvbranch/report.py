@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from . import catalog
 from .history import History, message_text
+from .settings import budget, data_directory
 from .store import Store
 from .tree import Forest, outline
 
@@ -45,8 +45,8 @@ FACTS = (
 
 def open_store() -> Store | None:
     "The state store, None where nothing was ever stored"
-    root = catalog.data_directory()
-    return Store(root) if (root / "index.db").exists() else None
+    root = data_directory()
+    return Store(root, budget()) if (root / "index.db").exists() else None
 
 
 def describe_response(history: History, response_id: str) -> dict[str, Any]:
@@ -158,40 +158,59 @@ def _word_changes(left: str, right: str) -> list[tuple[str, str]]:
     return changes
 
 
-def describe_store() -> dict[str, Any]:
-    """The store in numbers: responses known, those with a file, bytes, tokens.
+def describe_store(history: History | None = None) -> dict[str, Any]:
+    """The store in numbers, none of which take longer to find as it grows.
 
-    Also by model, and what was missed and why.
+    ``reclaimable`` bytes are neither pinned nor needed by what is; ``hit_rate``
+    is the share of all prompts' tokens that was not read again. With a history
+    the largest threads have names.
     """
     store = open_store()
-    models: dict[str, dict[str, Any]] = {}
-    responses = states = tokens = nbytes = 0
-    for entry in store.entries() if store else ():
-        responses += 1
-        if not entry.present:
-            continue
-        assert store is not None
-        fingerprint = entry.state.fingerprint
-        if fingerprint not in models:
-            fields = json.loads(store.describe(fingerprint) or "{}")
-            models[fingerprint] = {
-                "fingerprint": fingerprint,
-                "name": fields.get("name", "unknown"),
-                "kv_type": fields.get("kv_type", "unknown"),
-                "states": 0,
-                "bytes": 0,
-            }
-        models[fingerprint]["states"] += 1
-        models[fingerprint]["bytes"] += entry.nbytes
-        states += 1
-        nbytes += entry.nbytes
-        tokens += len(entry.state.tokens)
+    if store is None:
+        return {"directory": str(data_directory()), "responses": 0, "states": 0}
+    models = [_describe_model(row) for row in store.models()]
+    total = {
+        name: sum(model[name] for model in models)
+        for name in ("responses", "states", "bytes", "tokens", "prompts")
+    }
+    read = sum(model["prompt_tokens"] for model in models)
+    reused = sum(model["reused_tokens"] for model in models)
+    pinned = store.pinned_bytes()
     return {
-        "directory": str(catalog.data_directory()),
-        "responses": responses,
-        "states": states,
-        "bytes": nbytes,
-        "tokens": tokens,
-        "models": list(models.values()),
-        "misses": store.misses() if store else [],
+        "directory": str(data_directory()),
+        **total,
+        "budget": store.budget(),
+        "budget_is_default": store.limit is None,
+        "pinned_bytes": pinned,
+        "reclaimable_bytes": total["bytes"] - pinned,
+        "prompt_tokens": read,
+        "reused_tokens": reused,
+        "hit_rate": round(reused / read, 4) if read else None,
+        "models": models,
+        "threads": [_describe_thread(row, history) for row in store.largest_threads(5)],
+        "misses": store.misses(),
+        "removals": store.removals(),
+    }
+
+
+def _describe_model(row: dict[str, Any]) -> dict[str, Any]:
+    fields = json.loads(row["fields"] or "{}")
+    counters = ("responses", "states", "tokens", "prompts", "prompt_tokens")
+    return {
+        "fingerprint": row["fingerprint"],
+        "name": fields.get("name", "unknown"),
+        "kv_type": fields.get("kv_type", "unknown"),
+        "llama.cpp": fields.get("llama.cpp", "unknown"),
+        "bytes": row["nbytes"],
+        "reused_tokens": row["reused_tokens"],
+        **{name: row[name] for name in counters},
+    }
+
+
+def _describe_thread(row: dict[str, Any], history: History | None) -> dict[str, Any]:
+    return {
+        "thread_id": row["thread"] or None,
+        "name": history.thread_name(row["thread"]) if history else None,
+        "states": row["states"],
+        "bytes": row["nbytes"],
     }

@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 
 from .chat import Chat
+from .database import is_damage
 from .engine import (
     KV_TYPES,
     Engine,
@@ -30,7 +31,7 @@ from .engine import (
 )
 from .errors import StateError
 from .generation import STORE_ERRORS, Generation, Request
-from .index import Entry, is_damage
+from .index import Entry
 from .planning import Plan, Planner, chain_hashes
 from .slots import Slots
 from .store import Store
@@ -130,21 +131,33 @@ class Session:
         generation.wants = None
 
     def plan(self, request: Request) -> Plan:
-        "Plan a prompt, without a store if it fails"
+        "Plan a prompt, without a store if it fails; its files are held"
         try:
             try:
-                return self.planner.plan(request.messages, request.tools)
+                return self._plan_and_hold(request)
             except sqlite3.DatabaseError as error:
                 if self.store is None or not is_damage(error):
                     raise
                 self.warn("The index of the state store was damaged: made again")
                 self.store.rebuild()
-                return self.planner.plan(request.messages, request.tools)
+                return self._plan_and_hold(request)
         except STORE_ERRORS as error:
             self._give_up_store(error)
             plan = self.planner.plan(request.messages, request.tools)
             plan.miss_reason = "the state store cannot be read"
             return plan
+
+    def _plan_and_hold(self, request: Request) -> Plan:
+        "Plan again if a file was removed in the meantime"
+        for _ in range(3):
+            plan = self.planner.plan(request.messages, request.tools)
+            if self.store is None:
+                break
+            held = self.store.hold(plan.chain)
+            if held is not None:
+                plan.held = held
+                break
+        return plan
 
     def _open_state(self, entry: Entry) -> Any:
         if self.store is None:
@@ -177,18 +190,20 @@ def open_session(
     root: Path | str | None,
     warn: Callable[[str], None],
     weights: Weights | None = None,
+    budget: int | None = None,
 ) -> Session:
     """Load a model, unless it is given loaded, and open its state store.
 
-    Raises ModelLoadError. A store that cannot be opened is warned of, and the
+    ``budget`` is what the store may take, in bytes; 0 is no store. Raises
+    ModelLoadError. A store that cannot be opened is warned of, and the
     session goes on without one.
     """
     store, fingerprint = None, ""
     weights = weights or Weights(load)
     engine = Engine(weights, settings)
-    if root is not None:
+    if root is not None and budget != 0:
         try:
-            store = Store(root)
+            store = Store(root, budget)
             fields = engine.fingerprint(store.file_digest(load.path))
             text = json.dumps(fields, sort_keys=True)
             fingerprint = xxhash.xxh3_64_hexdigest(text.encode())
@@ -197,6 +212,11 @@ def open_session(
             warn(f"{error}. Going on without stored state")
             store = None
     planner = Planner(
-        Chat(weights), weights.piece, store, fingerprint, engine.cuts_anywhere
+        Chat(weights),
+        weights.piece,
+        store,
+        fingerprint,
+        engine.cuts_anywhere,
+        f"{weights.load.n_gpu_layers} {settings.n_threads or ''}",
     )
     return Session(engine, planner, store, warn, load)

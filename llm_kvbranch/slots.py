@@ -62,6 +62,7 @@ class Filling:
     shared: int = 0  # of the resident ones: rows of other slots
     restored: int = 0
     misses: list[tuple[Entry, str]] = field(default_factory=list)
+    reads: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds)
     restore_ms: float = 0.0
     prefill_ms: float = 0.0
     index: int = -1
@@ -135,7 +136,10 @@ class Slots:
                 continue
             try:
                 self.reserve(slot, len(slot.tokens) + segment.size)
+                begun = time.perf_counter()
                 self._restore(slot, tokens, segment)
+                took = time.perf_counter() - begun
+                filling.reads.append((segment.entry.nbytes, took))
                 filling.restored += segment.end - max(segment.start, filling.resident)
             except ContextError as error:  # room for the whole file, that is
                 filling.misses.append((segment.entry, str(error)))
@@ -173,9 +177,13 @@ class Slots:
     def _restore(self, slot: Slot, tokens: array[int], segment: Segment) -> None:
         "Append a segment's rows to the slot; raises StateError"
         if not segment.entry.present:
-            raise StateError("state file is missing")
+            raise StateError(segment.entry.gone or "state file is missing")
         state = segment.entry.state
         with self._open_state(segment.entry) as payload:
+            if state.origin is not None and not self.engine.is_finite(
+                payload, state.start, state.end
+            ):
+                raise StateError("state payload holds values that are no numbers")
             self.engine.restore(slot.seq, payload, state.start, state.end, segment.end)
         slot.tokens += tokens[len(slot.tokens) : segment.end]
 

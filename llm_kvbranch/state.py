@@ -5,9 +5,11 @@ to its context, positions [start, end), and those tokens' ids. It is a
 safetensors container (``tokens`` I32, ``state`` U8) whose metadata says which
 tokens come before it, so any tool that reads safetensors can open it.
 
-The invariant: a file is written once, whole, and never changed. One digest
-(xxh3-128) covers every byte of it, header included, and every byte is checked
-before any of them is used. A digest detects accidents, not forgery.
+The invariant: a file is written once, whole, and never changed. Every byte is
+covered by a digest (xxh3-128) that is checked before the byte is used: the
+header holds one of the payload and one of itself with the token ids, so what a
+file says of itself can be trusted without reading all of it. A digest detects
+accidents, not forgery.
 
 This module does not know what the payload means (that is the engine's), where
 files live (the store's), nor anything of SQLite or llama.cpp.
@@ -20,12 +22,11 @@ import json
 import mmap
 import os
 import re
-import secrets
 import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import xxhash
 
 from .errors import StateError
 
-FORMAT = "llm-kvbranch/1"
+FORMAT = "llm-kvbranch/2"
 SUFFIX = ".safetensors"
 
 # A header is a few hundred bytes; a length field that claims more than this
@@ -93,7 +94,11 @@ class State:
     is the digest of the ids at [0, start); ``parent_id`` names the response
     whose chain supplied them. ``input_hash`` and ``tip_hash`` are llm's message
     hashes of the prompt's chain and of the answer; ``render`` identifies what
-    turned messages into text (chat template and tools).
+    turned messages into text (chat template and tools). ``thread_id`` is llm's,
+    ``origin`` says who brought the state here if it was made elsewhere.
+    ``payload`` is the
+    digest of the KV rows, ``digest`` that of the whole: it covers the header,
+    ``payload`` in it, and the token ids.
     """
 
     response_id: str
@@ -107,7 +112,10 @@ class State:
     input_hash: str | None = None
     tip_hash: str | None = None
     render: str = ""
+    thread_id: str | None = None
+    origin: str | None = None
     created: str = ""
+    payload: str = ""
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -119,13 +127,9 @@ class State:
     def metadata(self) -> dict[str, str]:
         "The safetensors metadata: strings only, absent keys for None"
         return {
-            "format": FORMAT,
-            "digest": self.digest or _NO_DIGEST,
-            **{
-                name: str(value)
-                for name in _FIELDS
-                if (value := getattr(self, name)) is not None
-            },
+            name: str(value)
+            for name in _FIELDS
+            if (value := getattr(self, name)) is not None
         }
 
 
@@ -140,37 +144,38 @@ _FIELDS = (
     "input_hash",
     "tip_hash",
     "render",
+    "thread_id",
+    "origin",
     "created",
+    "payload",
 )
 
 
-def write_state(path: Path, state: State, payload: Any) -> tuple[str, int]:
-    """Write a state file, whole or not at all; returns (digest, file bytes).
+def write_state(path: Path, state: State, payload: Any) -> tuple[State, int]:
+    """Write a new state file (mode 0600) and flush it to the disk.
 
-    The bytes go to a temporary file beside ``path`` (mode 0600), are flushed to
-    the disk and renamed into place, so a crash leaves nothing or everything.
-    ``payload`` is any buffer. Raises OSError as the file system reports it,
-    with nothing left behind.
+    Returns the state with its digests, and the size of the file in bytes.
+    ``payload`` is any buffer. ``path`` must not exist: whoever wants the file
+    elsewhere renames it once it is whole. Raises OSError as the file system
+    reports it, with nothing left behind.
     """
-    data = token_bytes(state.tokens)
     view = memoryview(payload).cast("B")
+    data = token_bytes(state.tokens)
+    state = replace(state, payload=xxhash.xxh3_128_hexdigest(view))
     header = _header(state, len(data), len(view))
-    digest = _digest(header, data, view)
+    digest = _digest(header, data)
     header = header.replace(_NO_DIGEST.encode(), digest.encode(), 1)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb", buffering=0) as file:
             for piece in (header, data, view):
                 _write_all(file, piece)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(path)
         raise
-    _sync_directory(path.parent)
-    return digest, len(header) + len(data) + len(view)
+    return replace(state, digest=digest), len(header) + len(data) + len(view)
 
 
 def _write_all(file: Any, data: Any) -> None:
@@ -180,8 +185,8 @@ def _write_all(file: Any, data: Any) -> None:
         view = view[file.write(view) :]
 
 
-def _sync_directory(directory: Path) -> None:
-    "Make the rename durable where directories can be synced at all"
+def sync_directory(directory: Path) -> None:
+    "Make renames in a directory durable, where directories can be synced at all"
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -192,11 +197,14 @@ def _sync_directory(directory: Path) -> None:
 
 def _header(state: State, n_token_bytes: int, n_payload: int) -> bytes:
     "The 8-byte length and the JSON header, padded so that tensors are aligned"
-    unsigned = {**state.metadata(), "digest": _NO_DIGEST}
     header = json.dumps(
         {
             # First, so that the placeholder replaced later is the digest's own
-            "__metadata__": {"digest": unsigned.pop("digest"), **unsigned},
+            "__metadata__": {
+                "digest": _NO_DIGEST,
+                "format": FORMAT,
+                **state.metadata(),
+            },
             "tokens": {
                 "dtype": "I32",
                 "shape": [len(state.tokens)],
@@ -213,10 +221,9 @@ def _header(state: State, n_token_bytes: int, n_payload: int) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
-def _digest(header: bytes, tokens: Any, payload: Any) -> str:
+def _digest(header: Any, tokens: Any) -> str:
     digest = xxhash.xxh3_128(header)
     digest.update(tokens)
-    digest.update(payload)
     return digest.hexdigest()
 
 
@@ -229,25 +236,17 @@ def open_state(path: Path) -> Iterator[tuple[State, memoryview]]:
     StateError with the reason when the file is missing, cut, changed, foreign
     in format or from a newer version.
     """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise StateError("state file is empty")
+    with _opened(path) as (file, size):
+        try:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except FileNotFoundError:
-        raise StateError("state file is missing") from None
-    except OSError as error:
-        raise StateError(f"state file is unreadable ({error.strerror})") from None
+        except OSError as error:
+            raise StateError(f"state file is unreadable ({error.strerror})") from None
     view = memoryview(mapping)
     payload = view[:0]
     try:
-        state, header_size = _parse(view)
-        begin = header_size + 4 * len(state.tokens)
+        state, begin = _parse(view, size)
         payload = view[begin:]
-        header = bytes(view[:header_size])
-        unsigned = header.replace(state.digest.encode(), _NO_DIGEST.encode(), 1)
-        if _digest(unsigned, view[header_size:begin], payload) != state.digest:
+        if xxhash.xxh3_128_hexdigest(payload) != state.payload:
             raise StateError("state file is damaged (digest does not match)")
         yield state, payload
     finally:
@@ -259,9 +258,69 @@ def open_state(path: Path) -> Iterator[tuple[State, memoryview]]:
             mapping.close()
 
 
-def _parse(view: memoryview) -> tuple[State, int]:
-    "State and header size; raises StateError on anything not written by us"
-    header, header_size = _parse_header(view)
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, int]]:
+    "A state file open for reading, and its size; raises StateError"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise StateError("state file is empty")
+            yield file, size
+    except FileNotFoundError:
+        raise StateError("state file is missing") from None
+    except OSError as error:
+        raise StateError(f"state file is unreadable ({error.strerror})") from None
+
+
+def read_state(path: Path) -> State:
+    "The verified State of a file without its payload; raises StateError"
+    with open_state(path) as (state, _):
+        return state
+
+
+def read_head(path: Path) -> tuple[State, int]:
+    """What a file says of itself, and its size in bytes; raises StateError.
+
+    Header and token ids are verified, the payload is not read.
+    """
+    with _opened(path) as (file, size):
+        data = bytearray(file.read(8))
+        if len(data) == 8:
+            (length,) = struct.unpack("<Q", data)
+            data += file.read(min(length, _MAX_HEADER))
+            n_token_bytes = _parse_header(memoryview(data), size)[2]
+            data += file.read(n_token_bytes)
+        return _parse(memoryview(data), size)[0], size
+
+
+def _parse(view: memoryview, size: int) -> tuple[State, int]:
+    """State, and where the payload begins, from a file's first bytes.
+
+    ``size`` is that of the whole file. Raises StateError on anything that was
+    not written by us.
+    """
+    metadata, header_size, n_token_bytes = _parse_header(view, size)
+    begin = header_size + n_token_bytes
+    try:
+        fields: dict[str, Any] = {name: metadata.get(name) for name in _FIELDS}
+        for name in ("start", "end", "answer"):
+            fields[name] = int(metadata[name])
+        tokens = tokens_from_bytes(view[header_size:begin])
+        state = State(**fields, tokens=tokens, digest=metadata["digest"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise StateError("state file is damaged (header makes no sense)") from None
+    unsigned = bytes(view[:header_size]).replace(
+        state.digest.encode(), _NO_DIGEST.encode(), 1
+    )
+    if _digest(unsigned, view[header_size:begin]) != state.digest:
+        raise StateError("state file is damaged (digest does not match)")
+    return state, begin
+
+
+def _parse_header(view: memoryview, size: int) -> tuple[dict[str, str], int, int]:
+    "Metadata, size of the header and bytes of the token ids; raises StateError"
+    header, header_size = _load_header(view)
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
@@ -274,46 +333,28 @@ def _parse(view: memoryview) -> tuple[State, int]:
             if known
             else "state file is not one of llm-kvbranch's"
         )
+    required = {"response_id", "fingerprint", "prefix", "render", "created", "payload"}
     try:
         "".join(metadata.values()).encode()  # no lone surrogates
-        start, end = int(metadata["start"]), int(metadata["end"])
-        answer = int(metadata["answer"])
-        n_token_bytes = 4 * (end - start)
-        total = header["state"]["data_offsets"][1]
-        if header["tokens"]["data_offsets"] != [0, n_token_bytes] or (
-            header["state"]["data_offsets"][0] != n_token_bytes
+        n_token_bytes = 4 * (int(metadata["end"]) - int(metadata["start"]))
+        begin, end = header["state"]["data_offsets"]
+        if (
+            not required <= metadata.keys()
+            or not re.fullmatch("[0-9a-f]{32}", metadata["digest"])
+            or header["tokens"]["data_offsets"] != [0, n_token_bytes]
+            or begin != n_token_bytes
+            or not 0 < n_token_bytes <= end
         ):
             raise StateError("state file is damaged (tensors out of place)")
-        if len(view) != header_size + total:
-            found, due = len(view), header_size + total
-            raise StateError(
-                f"state file is {'truncated' if found < due else 'too long'}"
-            )
-        tokens = tokens_from_bytes(view[header_size : header_size + n_token_bytes])
-        strings: dict[str, Any] = {
-            name: metadata.get(name)
-            for name in _FIELDS
-            if name not in ("start", "end", "answer")
-        }
-        state = State(
-            start=start,
-            end=end,
-            answer=answer,
-            tokens=tokens,
-            digest=metadata["digest"],
-            **strings,
-        )
+        if size != header_size + end:
+            short = size < header_size + end
+            raise StateError(f"state file is {'truncated' if short else 'too long'}")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         raise StateError("state file is damaged (header makes no sense)") from None
-    required = {"response_id", "fingerprint", "prefix", "render", "created"}
-    if not required <= metadata.keys() or not re.fullmatch(
-        "[0-9a-f]{32}", state.digest
-    ):
-        raise StateError("state file is damaged (header makes no sense)")
-    return state, header_size
+    return metadata, header_size, n_token_bytes
 
 
-def _parse_header(view: memoryview) -> tuple[dict[str, Any], int]:
+def _load_header(view: memoryview) -> tuple[dict[str, Any], int]:
     if len(view) < 8:
         raise StateError("state file is truncated")
     (length,) = struct.unpack("<Q", view[:8])
@@ -328,9 +369,3 @@ def _parse_header(view: memoryview) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise StateError("state file is not one of llm-kvbranch's")
     return header, 8 + length
-
-
-def read_state(path: Path) -> State:
-    "The verified State of a file without its payload; raises StateError"
-    with open_state(path) as (state, _):
-        return state

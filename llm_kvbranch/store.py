@@ -1,8 +1,11 @@
-"""All state files below one directory, and the index that finds them.
+"""The state files that there are, which come in, go out, and make room.
 
-The invariant: a row is committed after its file is in place, and the index can
-be rebuilt from the files alone. Nothing here is the only copy of anything: the
-log is the history, the store is a cache of it.
+The idea: a state is put with the chain that it goes on from, and room is made
+for it by giving up what was used the longest ago.
+
+The invariants: the files never exceed the budget, and no file that anyone reads
+is removed. Nothing here is the only copy of anything: the log is the history,
+the store is a cache of it.
 
 This module does not know llama.cpp, prompts or llm's log.
 """
@@ -10,118 +13,33 @@ This module does not know llama.cpp, prompts or llm's log.
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import re
-import sqlite3
+import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from .database import now
 from .errors import StateError, StoreError
-from .index import SCHEMA, SCHEMA_VERSION, Entry, Index, is_damage, now
-from .state import SUFFIX, State, open_state, read_state, write_state
+from .files import Change, Files, lock_name
+from .index import Chain, Entry
+from .state import SUFFIX, State, open_state, write_state
+
+EVICTED = "state was evicted to stay within the store's budget"
+EVICTED_FULL = "state was evicted because the disk was full"
 
 
-class Store(Index):
+class Store(Files):
     """The state files below one directory, and their index.
 
-    Opening creates the directory (0700) and the index (0600). Raises
-    StoreError where that is impossible. One Store may be used from several
-    threads, one call at a time; several processes may have one each.
+    ``budget`` is how many bytes the files may take; None for a share of what is
+    free on the disk. Opening creates the directory (0700) and the index (0600),
+    and tidies up after a crash. Raises StoreError where that is impossible. One
+    Store may be used from several threads, one call at a time; several processes
+    may have one each, but not one across a fork.
     """
-
-    def __init__(self, root: Path | str):
-        self.root = Path(root)
-        try:
-            self._make_directory(self.root)
-            self._make_directory(self.root / "states")
-            path = self.root / "index.db"
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            try:
-                self.db = self._connect(path)
-            except sqlite3.DatabaseError as error:
-                if not is_damage(error):
-                    raise
-                self.rebuild()
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"Cannot use the state store {self.root}: {error}. "
-                "Check its permissions, or set LLM_KVBRANCH_DIR to another directory"
-            ) from None
-
-    @staticmethod
-    def _make_directory(path: Path) -> None:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, timeout=10
-        )
-        db.row_factory = sqlite3.Row
-        db.execute("pragma foreign_keys = on")
-        if db.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
-            self._migrate(db)
-        if db.execute("pragma journal_mode").fetchone()[0] != "wal":
-            with contextlib.suppress(sqlite3.OperationalError):
-                # Readers and the writer then leave each other alone. It lasts;
-                # if someone is writing just now, the next one to open does it
-                db.execute("pragma journal_mode = wal")
-        return db
-
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        "Make the index, or make it again after another version made it"
-        db.execute("begin immediate")
-        try:
-            if db.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
-                self._create(db)
-            db.execute("commit")
-        except BaseException:
-            db.execute("rollback")
-            raise
-
-    def _create(self, db: sqlite3.Connection) -> None:
-        for (name,) in db.execute(
-            "select name from sqlite_master where type = 'table'"
-            " and name not like 'sqlite_%'"
-        ).fetchall():
-            db.execute(f"drop table if exists [{name}]")
-        for statement in SCHEMA.split(";"):
-            db.execute(statement)
-        db.execute(f"pragma user_version = {SCHEMA_VERSION}")
-        states = []
-        for path in self._files():
-            with contextlib.suppress(StateError):
-                state = read_state(path)
-                if path == self.path(state):  # or it is a copy, or no file of ours
-                    states.append((state, path.stat().st_size))
-        states.sort(key=lambda pair: pair[0].created)
-        keys = [self._insert(db, state, nbytes) for state, nbytes in states]
-        for key, (state, _) in zip(keys, states, strict=True):
-            self._index_tokens(db, key, state)  # now that every parent is there
-
-    def rebuild(self) -> None:
-        "Make the index again from the files alone, whatever state it is in"
-        if hasattr(self, "db"):
-            self.db.close()
-        path = self.root / "index.db"
-        for leftover in self.root.glob("index.db*"):
-            leftover.unlink()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        self.db = self._connect(path)
-
-    def close(self) -> None:
-        self.db.close()
-
-    # -- files ---------------------------------------------------------
-
-    def path(self, state: State) -> Path:
-        return self.root / "states" / state.fingerprint / f"{state.response_id}{SUFFIX}"
-
-    def _files(self) -> Iterator[Path]:
-        yield from sorted((self.root / "states").glob(f"*/*{SUFFIX}"))
 
     @contextlib.contextmanager
     def open(self, entry: Entry) -> Iterator[memoryview]:
@@ -129,112 +47,169 @@ class Store(Index):
 
         Raises StateError when the file is not the one that the index knows.
         """
-        with open_state(self.path(entry.state)) as (state, payload):
+        try:
+            opened = open_state(self.path(entry.state))
+            state, payload = opened.__enter__()
+        except StateError as error:
+            # Another process may have removed it since the entry was found
+            current = self.get(entry.state.response_id, entry.state.fingerprint)
+            raise StateError((current and current.gone) or str(error)) from None
+        with contextlib.ExitStack() as stack:
+            stack.push(opened)
             if state.fingerprint != entry.state.fingerprint:
                 raise StateError("state file belongs to another model or build")
-            if state.digest != entry.state.digest or state.tokens != entry.state.tokens:
+            if state.digest != entry.state.digest and not self._is_newer(entry, state):
                 raise StateError("state file is not the one that was stored")
             yield payload
 
-    def put(self, state: State, payload: Any) -> Entry:
-        """Store a state: the file first, then its index row.
+    def _is_newer(self, entry: Entry, state: State) -> bool:
+        "Whether the index has come to know a file, with the same rows to offer"
+        current = self.get(entry.state.response_id, entry.state.fingerprint)
+        known = entry.state
+        return (
+            current is not None
+            and current.state.digest == state.digest
+            and (state.start, state.prefix) == (known.start, known.prefix)
+            and state.tokens == known.tokens
+        )
+
+    def put(self, state: State, payload: Any, chain: Chain | None = None) -> Entry:
+        """Store a state, and make room for it; ``chain`` is what it goes on from.
 
         A state of the same response is replaced; ``created`` becomes now, so no
-        two files are equal. Raises StoreError, with the file removed again, when
-        either cannot be written.
+        two files are equal. Raises StoreError, with nothing changed, when it
+        cannot be written or there is no room that could be made.
         """
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", state.response_id):
-            raise StoreError(f"Response id {state.response_id!r} cannot name a file")
-        path = self.path(state)
+        for name in (state.response_id, state.fingerprint):
+            if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
+                raise StoreError(f"Response id {name!r} cannot name a file")
         state = replace(state, created=now())
+        temporary = self.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
+        self.locks.hold([temporary.name])
         try:
-            self._make_directory(path.parent)
-            digest, nbytes = write_state(path, state, payload)
+            chain = chain or Chain()
+            self._check_budget(memoryview(payload).nbytes)
+            state, nbytes = self._write_file(temporary, state, payload, chain)
+            with self.locks.writer():
+                gone = self._to_evict(nbytes, state, chain)
+                change = Change(gone, EVICTED, False, state, temporary, nbytes, chain)
+                self.change(change)
         except OSError as error:
             raise StoreError(f"Cannot write to the state store: {error}") from None
-        state = replace(state, digest=digest)
-        try:
-            with self._write() as db:
-                self._index_tokens(db, self._insert(db, state, nbytes), state)
-        except BaseException:
+        finally:
             with contextlib.suppress(OSError):
-                path.unlink()
-            raise
+                temporary.unlink(missing_ok=True)
+            self.locks.drop([temporary.name])
         return Entry(state, nbytes, state.created)
 
-    # -- checking ------------------------------------------------------
+    def _write_file(
+        self, path: Path, state: State, payload: Any, chain: Chain
+    ) -> tuple[State, int]:
+        "Write a file, giving up old ones where the disk is full; raises OSError"
+        try:
+            return write_state(path, state, payload)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            nbytes = memoryview(payload).nbytes + (1 << 16)
+            with self.locks.writer():
+                entries = self.least_used(nbytes, state, chain)
+                if sum(entry.nbytes for entry in entries) < nbytes:
+                    self.release(entries)
+                    raise
+                self.change(Change(entries, EVICTED_FULL))
+            return write_state(path, state, payload)
 
     def lost(self, entry: Entry, reason: str) -> None:
         """Record that an entry's file cannot be used; its token ids stay known.
 
         A file that another process has written again since is left alone.
         """
-        with self._write() as db:
-            cursor = db.execute(
-                "update states set nbytes = 0"
-                " where fingerprint = ? and id = ? and digest = ?",
-                [
-                    entry.state.fingerprint,
-                    entry.state.response_id,
-                    entry.state.digest,
-                ],
-            )
-        if cursor.rowcount:
-            with contextlib.suppress(OSError):
-                self.path(entry.state).unlink()
+        if entry.present:
+            with self.locks.writer():
+                state = entry.state
+                current = self.get(state.response_id, state.fingerprint)
+                if (
+                    current is not None
+                    and current.present
+                    and current.state.digest == state.digest
+                ):
+                    self.change(Change([current], reason))
         self.count_miss(reason)
 
-    def file_digest(self, path: Path) -> str:
-        """xxh3-128 of a file's content, cached by path, size, mtime and inode.
+    # -- room ----------------------------------------------------------
 
-        Raises OSError when the file cannot be read.
+    def hold(self, chain: Chain) -> list[str] | None:
+        """Keep the files of a chain from being removed by anyone.
+
+        Returns what to give to ``locks.drop`` in the end; None, with nothing
+        held, if one of them has been removed or written again by now.
         """
-        status = path.stat()
-        identity = [status.st_size, status.st_mtime_ns, status.st_ino]
-        name = os.fsencode(path)
-        row = self.db.execute("select * from digests where path = ?", [name]).fetchone()
-        if row and [row["size"], row["mtime_ns"], row["inode"]] == identity:
-            return str(row["digest"])
-        digest = content_digest(path)
-        with contextlib.suppress(StoreError), self._write() as db:
+        present = [s.entry for s in chain.segments if s.entry.present]
+        names = [lock_name(entry) for entry in present]
+        self.locks.hold(names)
+        for entry in present:
+            row = self.db.execute(
+                "select digest from states where fingerprint = ? and id = ?"
+                " and nbytes > 0",
+                [entry.state.fingerprint, entry.state.response_id],
+            ).fetchone()
+            if row is None or row["digest"] != entry.state.digest:
+                self.locks.drop(names)
+                return None
+        return names
+
+    def set_pinned(self, entry: Entry, pinned: bool) -> None:
+        with self._write() as db:
             db.execute(
-                "insert or replace into digests values (?, ?, ?, ?, ?)",
-                [name, *identity, digest],
+                "update states set pinned = ? where fingerprint = ? and id = ?",
+                [pinned, entry.state.fingerprint, entry.state.response_id],
             )
-        return digest
 
-    def verify(self) -> Iterator[tuple[str, str]]:
-        """Check every file, every link and the index; yields (id, problem).
+    def _check_budget(self, nbytes: int) -> None:
+        if nbytes > (budget := self.budget()):
+            raise StoreError(
+                f"A state of {nbytes:,} bytes is larger than the store's budget of "
+                f"{budget:,}: raise it with llm kvbranch budget"
+            )
 
-        Reads every byte of the store, changes nothing.
+    def _to_evict(self, nbytes: int, state: State, chain: Chain) -> list[Entry]:
+        "What to remove for a new state; raises StoreError where that is not enough"
+        before = self.get(state.response_id, state.fingerprint)
+        budget = self.budget()
+        held = self.nbytes() - (before.nbytes if before else 0)
+        excess = held + nbytes - budget
+        entries = self.least_used(excess, state, chain)
+        if sum(entry.nbytes for entry in entries) < excess:
+            self.release(entries)
+            raise StoreError(
+                f"The store's budget of {budget:,} bytes is taken by states that are "
+                "in use or pinned: raise it with llm kvbranch budget"
+            )
+        return entries
+
+    def least_used(
+        self, nbytes: int, state: State | None = None, chain: Chain | None = None
+    ) -> list[Entry]:
+        """Entries that may go, claimed, until they make up nbytes or no more are.
+
+        Longest unused first, never what is pinned, in use anywhere, or leads up
+        to a state.
         """
-        indexed = set()
-        for entry in self.entries():
-            state = entry.state
-            indexed.add(self.path(state))
-            if not entry.present:
-                if self.path(state).exists():
-                    yield state.response_id, "file is there, the index says it is not"
-                continue
-            try:
-                with self.open(entry):
-                    pass
-            except StateError as error:
-                yield state.response_id, str(error)
-            if len(self.chain(entry).tokens) != state.end:
-                yield state.response_id, f"its parent {state.parent_id} is unknown"
-        for path in self._files():
-            if path not in indexed:
-                yield path.name.removesuffix(SUFFIX), "file is not in the index"
-        for path in sorted((self.root / "states").glob("*/.*.tmp")):
-            yield path.name, "temporary file left by a crash"
-
-
-def content_digest(path: Path) -> str:
-    "xxh3-128 of a file's content"
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(1 << 22)
-        while n := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:n])
-    return digest.hexdigest()
+        entries: list[Entry] = []
+        if nbytes <= 0:
+            return entries
+        kept = self.pinned_keys() | {
+            (s.entry.state.fingerprint, s.entry.state.response_id)
+            for s in (chain.segments if chain else ())
+        }
+        if state is not None:
+            kept.add((state.fingerprint, state.response_id))
+        for entry in self.by_use():
+            if nbytes <= 0:
+                break
+            which = (entry.state.fingerprint, entry.state.response_id)
+            if which not in kept and self.locks.claim(lock_name(entry)):
+                entries.append(entry)
+                nbytes -= entry.nbytes
+        return entries

@@ -67,6 +67,10 @@ class Forest:
             root = parent
         return self._grow(root)
 
+    def below(self, response_id: str) -> Node:
+        "A response, with everything below it"
+        return self._grow(response_id)
+
     def recent(self, n: int) -> list[Node]:
         "The roots of the n trees that were gone on with last, newest first"
         roots: list[Node] = []

@@ -166,6 +166,9 @@ class FakeEngine:
         data = struct.pack("<ii", start, end) + b"".join(rows[start:end])
         return bytearray(data + self.memory[seq][:ROW])
 
+    def is_finite(self, payload, start: int, end: int) -> bool:
+        return True
+
     def nbytes(self, seq: int, start: int, end: int) -> int:
         return 8 + ROW * (end - start + 1)
 

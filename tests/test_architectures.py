@@ -43,6 +43,7 @@ from llm_kvbranch.session import (
     open_session,
 )
 from llm_kvbranch.store import Entry
+from llm_kvbranch.upkeep import verify
 
 from . import synth
 
@@ -276,7 +277,7 @@ class TestContinuing:
             assert turns[i].answer == live[i].answer
         assert turns[-1].generation.end > 2 * synth.WINDOW
         assert is_right(turns[-1])
-        assert not list(home.session().store.verify())
+        assert not list(verify(home.session().store))
         assert not home.warnings
 
     @architectures()
@@ -447,7 +448,7 @@ class TestCutting:
         later = ask(home.session(), branch.messages, NEXT)
         assert later.restored == branch.generation.end
         assert is_right(later)
-        assert not list(home.session().store.verify())
+        assert not list(verify(home.session().store))
 
     @architectures()
     def test_a_short_branch_of_a_long_answer(self, home: Home) -> None:
@@ -531,7 +532,7 @@ class TestDamage:
         assert fifth.miss_reason is None
         assert fifth.restored == fourth.generation.end
         assert is_right(fifth)
-        assert not list(home.session().store.verify())
+        assert not list(verify(home.session().store))
         assert path_of(home, second).exists() == home.toy.cuts_anywhere
         assert not home.warnings
 
@@ -660,4 +661,4 @@ class TestRandomTrees:
             if rng.random() < 0.85:
                 turn.commit(f"r{step}")
                 turns.append(turn)
-        assert {problem[0] for problem in home.session().store.verify()} <= spoilt
+        assert {problem[0] for problem in verify(home.session().store)} <= spoilt

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from llm_kvbranch.chat import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.session import Request
+from llm_kvbranch.upkeep import verify
 
 from .fake import CONTROLS, FakeSettings, FakeVocab, fake_session, oracle
 
@@ -236,7 +237,7 @@ class TestMisses:
         assert word in after.facts["miss_reason"]
         lost = len(turns[which].entry.state.tokens)
         assert after.facts["prefilled_tokens"] < lost + 40
-        assert not list(session.store.verify())
+        assert not list(verify(session.store))
         assert session.store.misses()[0]["count"] == 1
         assert session.store.get(turns[which].id).present
         healed = Answer(fake_session(tmp_path), [*after.chain, user("Yes?")]).check()
@@ -416,7 +417,7 @@ class TestSeveralAtOnce:
         assert session.engine.n_batches <= prefill + n_generated + 3
         for i, generation in enumerate(generations):
             assert generation.commit(f"s{i}") is not None
-        assert not list(session.store.verify())
+        assert not list(verify(session.store))
         states = [session.store.get(f"s{i}").state for i in range(3)]
         assert [s.start for s in states] == [0, states[0].answer, states[0].answer]
 
@@ -426,7 +427,7 @@ class TestSeveralAtOnce:
         for i in range(3):
             Answer(session, [user(f"{i} something else")], log=False)
         assert generations[2].commit("only") is not None
-        assert not list(session.store.verify())
+        assert not list(verify(session.store))
 
     @pytest.mark.parametrize("at", range(1, 40, 5))
     def test_an_interrupt_in_a_common_batch(self, tmp_path, at):
@@ -493,7 +494,7 @@ class TestSeveralAtOnce:
         after = Answer(session, [*one.chain, user("?")]).check()
         assert after.facts["miss_reason"] == "no memory"
         assert session.store.get(one.id).present
-        assert not list(session.store.verify())
+        assert not list(verify(session.store))
 
     def test_too_many(self):
         session = fake_session(None)

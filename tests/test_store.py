@@ -41,6 +41,7 @@ from llm_kvbranch.errors import StateError, StoreError
 from llm_kvbranch.index import BLOCK, Chain, Entry
 from llm_kvbranch.state import State, prefix_digest, tokens_of, write_state
 from llm_kvbranch.store import Store
+from llm_kvbranch.upkeep import verify
 
 MODEL = "some-model"
 DOCUMENT = list(range(1000, 1100))  # 100 tokens: three blocks and a bit
@@ -243,7 +244,7 @@ class TestPut:
         entry = put(store, name, DOCUMENT)
         assert store.path(entry.state).parent == store.root / "states" / MODEL
         assert files(store.root) == {f"{MODEL}/{name}.safetensors"}
-        assert not list(store.verify())
+        assert not list(verify(store))
         remove_index(store.root)
         with contextlib.closing(Store(store.root)) as again:
             assert names(list(again.entries())) == [name]
@@ -269,7 +270,7 @@ class TestPut:
                 put(store, "one", DOCUMENT)
         assert not files(store.root)
         put(store, "one", DOCUMENT)
-        assert not list(store.verify())
+        assert not list(verify(store))
 
     def test_a_state_that_the_index_cannot_hold_leaves_no_file(
         self, store: Store
@@ -341,7 +342,7 @@ class TestChain:
         assert list(chain.tokens) == whole
         assert suppliers(chain) == [("one", 0, cut), ("three", cut, cut + 40)]
         assert find(store, whole).tokens == chain.tokens
-        assert not list(store.verify())
+        assert not list(verify(store))
 
     def test_a_grandchild_that_leaves_where_its_parent_began(
         self, store: Store
@@ -693,7 +694,7 @@ class TestRestart:
             found[key] = (entry.state, entry.nbytes, suppliers(store.chain(entry)))
             with store.open(entry) as rows:
                 assert rows == rows_of(entry.state.response_id)
-        found["problems"] = sorted(store.verify())
+        found["problems"] = sorted(verify(store))
         return found
 
     def after(self, root: Path, event: Callable[[Path], None]) -> None:
@@ -760,10 +761,10 @@ class TestRestart:
             put(store, "one", DOCUMENT)
             state = a_state("two", DOCUMENT + [7] * 40, 100, "one")
             write_state(store.path(state), state, rows_of("two"))
-            assert list(store.verify()) == [("two", "file is not in the index")]
+            assert list(verify(store)) == [("two", "file is not in the index")]
         remove_index(root)
         with contextlib.closing(Store(root)) as store:
-            assert not list(store.verify())
+            assert not list(verify(store))
             assert len(find(store, DOCUMENT + [7] * 40).tokens) == 140
 
     def test_files_that_are_no_states_stop_nothing(self, root: Path) -> None:
@@ -856,7 +857,7 @@ class TestLost:
         chain = store.chain(child)
         assert list(chain.tokens) == [*DOCUMENT, 7]
         assert chain.available == 1
-        assert not list(store.verify())
+        assert not list(verify(store))
 
     def test_it_survives_a_restart(self, root: Path) -> None:
         with contextlib.closing(Store(root)) as store:
@@ -869,7 +870,7 @@ class TestLost:
         entry = put(store, "one", DOCUMENT)
         store.path(entry.state).unlink()
         store.lost(entry, "state file is missing")
-        assert not list(store.verify())
+        assert not list(verify(store))
 
     def test_reasons_are_counted(self, store: Store) -> None:
         one, two = put(store, "one", DOCUMENT), put(store, "two", DOCUMENT)
@@ -884,7 +885,7 @@ class TestLost:
         store.lost(entry, "gone")
         put(store, "one", DOCUMENT)
         assert find(store, DOCUMENT).available == 100
-        assert not list(store.verify())
+        assert not list(verify(store))
 
     @pytest.mark.parametrize("as_it_was", [True, False])
     def test_a_file_that_another_wrote_again_is_left_alone(
@@ -899,7 +900,7 @@ class TestLost:
         store.lost(seen, "state file is damaged")
         with store.open(healed) as rows:
             assert rows == rows_of("one")
-        assert not list(store.verify())
+        assert not list(verify(store))
         assert [e.present for e in store.entries()] == [True]
 
     def test_while_walking_through_all(self, store: Store) -> None:
@@ -929,9 +930,9 @@ class TestVerify:
         return put(store, "three", DOCUMENT[:50] + [7] * 30 + [8], 80, "two")
 
     def test_clean(self, store: Store) -> None:
-        assert list(store.verify()) == []
+        assert list(verify(store)) == []
         self.filled(store)
-        assert list(store.verify()) == []
+        assert list(verify(store)) == []
 
     @pytest.mark.parametrize("at", [0, 8, 20, 200, -1])
     def test_a_flipped_byte(self, store: Store, at: int) -> None:
@@ -939,25 +940,25 @@ class TestVerify:
         data = bytearray(path.read_bytes())
         data[at] ^= 0x20
         path.write_bytes(data)
-        ((name, problem),) = store.verify()
+        ((name, problem),) = verify(store)
         assert name == "three"
         assert problem.startswith("state file is ")
 
     def test_a_deleted_file(self, store: Store) -> None:
         store.path(self.filled(store).state).unlink()
-        assert list(store.verify()) == [("three", "state file is missing")]
+        assert list(verify(store)) == [("three", "state file is missing")]
 
     def test_an_orphan(self, store: Store) -> None:
         path = store.path(self.filled(store).state)
         shutil.copy(path, path.with_name("orphan.safetensors"))
-        assert list(store.verify()) == [("orphan", "file is not in the index")]
+        assert list(verify(store)) == [("orphan", "file is not in the index")]
 
     def test_a_leftover(self, store: Store) -> None:
         path = store.path(self.filled(store).state)
         leftover = path.with_name(f".{path.name}.0123.tmp")
         leftover.touch()
         problem = "temporary file left by a crash"
-        assert list(store.verify()) == [(leftover.name, problem)]
+        assert list(verify(store)) == [(leftover.name, problem)]
 
     def test_the_leftover_of_a_killed_writer(self, store: Store) -> None:
         "By the name that it really has"
@@ -969,7 +970,7 @@ class TestVerify:
         )
         path = store.path(self.filled(store).state).with_name("x.safetensors")
         assert run(script, str(path)).wait() == 9
-        ((name, problem),) = store.verify()
+        ((name, problem),) = verify(store)
         assert name.startswith(".x.safetensors.")
         assert problem == "temporary file left by a crash"
 
@@ -977,7 +978,7 @@ class TestVerify:
         state = self.filled(store).state
         shutil.copy(store.path(replace(state, response_id="one")), store.path(state))
         problem = "state file is not the one that was stored"
-        assert list(store.verify()) == [("three", problem)]
+        assert list(verify(store)) == [("three", problem)]
 
     def test_a_file_that_came_back(self, store: Store) -> None:
         entry = self.filled(store)
@@ -985,18 +986,18 @@ class TestVerify:
         store.lost(entry, "gone")
         store.path(entry.state).write_bytes(data)
         problem = "file is there, the index says it is not"
-        assert list(store.verify()) == [("three", problem)]
+        assert list(verify(store)) == [("three", problem)]
 
     def test_an_unknown_parent(self, store: Store) -> None:
         put(store, "two", DOCUMENT, 50, "nobody")
-        assert list(store.verify()) == [("two", "its parent nobody is unknown")]
+        assert list(verify(store)) == [("two", "its parent nobody is unknown")]
 
     def test_all_problems_at_once(self, store: Store) -> None:
         directory = store.path(self.filled(store).state).parent
         (directory / "one.safetensors").unlink()
         os.truncate(directory / "two.safetensors", 300)
         (directory / "orphan.safetensors").touch()
-        assert [name for name, _ in store.verify()] == ["one", "two", "orphan"]
+        assert [name for name, _ in verify(store)] == ["one", "two", "orphan"]
 
     def test_changes_nothing(self, store: Store) -> None:
         directory = store.path(self.filled(store).state).parent
@@ -1004,7 +1005,7 @@ class TestVerify:
         os.truncate(directory / "two.safetensors", 300)
         (directory / ".two.safetensors.0123.tmp").touch()
         before = list(store.db.iterdump()), files(store.root)
-        assert len(list(store.verify())) == 3
+        assert len(list(verify(store))) == 3
         assert (list(store.db.iterdump()), files(store.root)) == before
 
 
@@ -1058,7 +1059,7 @@ class TestConcurrentWriters:
             _, error = writer.communicate(timeout=60)
             assert writer.returncode == 0, error
         with contextlib.closing(Store(tmp_path / "kvbranch")) as store:
-            assert not list(store.verify())
+            assert not list(verify(store))
             assert len(list(store.entries())) == 80
             assert store.misses()[0]["count"] == 80
             for name in writers:
@@ -1153,7 +1154,7 @@ class TestUnwritable:
                 with pytest.raises(StoreError, match="locked"):
                     write()
             assert len(find(store, DOCUMENT).tokens) == 100
-        assert list(store.verify()) == []
+        assert list(verify(store)) == []
 
 
 class TestFileDigest:

@@ -9,7 +9,7 @@ import click
 import llm
 from click_default_group import DefaultGroup
 
-from . import ask, look
+from . import ask, keep, look
 
 
 class _Group(DefaultGroup):  # type: ignore[misc]
@@ -36,6 +36,7 @@ kvbranch: click.Group = click.group("kvbranch", cls=_Group, default="branch")(_k
 
 for command in (
     *(ask.branch, ask.focus, ask.continue_, ask.retry),
-    *(look.show, look.tree, look.diff, look.status, look.verify),
+    *(look.show, look.tree, look.diff, look.status),
+    *(keep.budget, keep.gc, keep.pin, keep.unpin, keep.prune, keep.verify),
 ):
     kvbranch.add_command(command)

@@ -1,14 +1,17 @@
-"""The commands that show what there is: show, tree, diff, status, verify."""
+"""The commands that show what there is: show, tree, diff, status."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
+import llm
 
+from ..settings import format_size
 from .options import database_option, json_option
 
 
@@ -60,7 +63,7 @@ def tree(reference: str | None, database: str | None, count: int) -> None:
 
 def _print_node(line: dict[str, Any]) -> None:
     "One line of a tree: where it hangs, how it was reached, what was asked"
-    kept = _size(line["state_bytes"]) if line["state_bytes"] else "no state"
+    kept = format_size(line["state_bytes"]) if line["state_bytes"] else "no state"
     tokens = "" if line["tokens"] is None else f"{line['tokens']:,} tokens, "
     tail = f"  {tokens}{kept}"
     head = f"{line['lead']}{line['id']}  "
@@ -129,53 +132,72 @@ def _change(sign: str, text: str) -> str:
 
 
 @click.command()
+@database_option
 @json_option
-def status(json_: bool) -> None:
-    "Show what the state store holds"
+def status(database: str | None, json_: bool) -> None:
+    """
+    Show what the state store holds, what it was good for, and what left it
+
+    Reused is the share of all prompts' tokens that was not read again.
+    """
+    from ..history import History, open_log
     from ..report import describe_store
 
-    facts = describe_store()
+    try:
+        history = History(open_log(database))
+    except llm.ModelError:  # without a log the threads have no names
+        history = None
+    facts = describe_store(history)
     if json_:
         click.echo(json.dumps(facts, indent=2))
         return
-    click.echo(f"Store   {facts['directory']}")
-    click.echo(
-        f"States  {facts['states']:,} of {facts['responses']:,} responses, "
-        f"{_size(facts['bytes'])}, {facts['tokens']:,} tokens"
+    for name, text in _status_lines(facts):
+        click.echo(f"{click.style(name.ljust(8), dim=True)}  {text}")
+
+
+def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    "What there is to say of the store, line by line"
+    yield "Store", facts["directory"]
+    if not facts["responses"]:
+        yield "States", "none yet"
+        return
+    yield (
+        "States",
+        f"{facts['states']:,} of {facts['responses']:,} responses, "
+        f"{facts['tokens']:,} tokens",
     )
+    default = ", a fifth of the free disk" if facts["budget_is_default"] else ""
+    yield (
+        "Bytes",
+        f"{format_size(facts['bytes'])} of {format_size(facts['budget'])}{default}; "
+        f"{format_size(facts['reclaimable_bytes'])} reclaimable, "
+        f"{format_size(facts['pinned_bytes'])} pinned",
+    )
+    if facts["hit_rate"] is not None:
+        yield (
+            "Reused",
+            f"{facts['hit_rate']:.0%} of {facts['prompt_tokens']:,} tokens "
+            f"in {facts['prompts']:,} prompts",
+        )
     for model in facts["models"]:
-        click.echo(
-            f"Model   {model['name']} with KV type {model['kv_type']}: "
-            f"{model['states']:,} states, {_size(model['bytes'])}"
+        yield (
+            "Model",
+            f"{model['name']}, KV {model['kv_type']}, llama.cpp "
+            f"{model['llama.cpp']}: {model['states']:,} states, "
+            f"{format_size(model['bytes'])}",
+        )
+    for thread in facts["threads"]:
+        name = _words(thread["name"] or "", 40)
+        yield (
+            "Thread",
+            f"{thread['thread_id'] or 'no thread'}  {name}  "
+            f"{thread['states']:,} states, {format_size(thread['bytes'])}",
         )
     for miss in facts["misses"]:
-        click.echo(f"Missed  {miss['count']:,} x {miss['reason']}")
-
-
-@click.command()
-def verify() -> None:
-    "Check every state file, and the index"
-    from ..report import open_store
-
-    problems = 0
-    store = open_store()
-    for name, problem in store.verify() if store else ():
-        problems += 1
-        click.echo(f"{name}: {problem}")
-    n = sum(entry.present for entry in store.entries()) if store else 0
-    if problems:
-        raise click.ClickException(
-            f"{problems} problem{'s' if problems > 1 else ''} found. Nothing is lost: "
-            "what cannot be used is read again from the log"
+        yield "Missed", f"{miss['count']:,} x {miss['reason']}"
+    for removal in facts["removals"]:
+        yield (
+            "Removed",
+            f"{removal['count']:,} x {removal['reason']} "
+            f"({format_size(removal['nbytes'])})",
         )
-    click.echo(f"{n:,} state file{'s' if n != 1 else ''} checked, no problem found")
-
-
-def _size(nbytes: float) -> str:
-    "Bytes as people say them"
-    unit = "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if nbytes < 1000:
-            break
-        nbytes, unit = nbytes / 1000, larger
-    return f"{nbytes:,.0f} {unit}" if unit == "bytes" else f"{nbytes:,.1f} {unit}"

@@ -1,11 +1,11 @@
-"""What a llama.cpp sequence blob must look like before llama.cpp reads it.
+"""What a llama.cpp sequence blob is made of, read before llama.cpp reads it.
 
 The idea: ``llama_state_seq_set_data`` checks shapes and types, not positions or
 counts: a blob with a wrong position is accepted and gives wrong answers. So the
 structure is walked here first, field by field. Layout (llama.cpp state format
 3, ``llama_kv_cache::state_write``), all little endian:
 
-    u32 magic, i32 id of the sequence it was captured from
+    u32 magic "qsgg", i32 id of the sequence it was captured from
     u32 n_stream (1), u32 cell_count
     cell_count x (i32 position, u32 n_seq_id (1), i32 seq_id)
     u32 v_trans, u32 n_layer
@@ -15,47 +15,99 @@ structure is walked here first, field by field. Layout (llama.cpp state format
 
 Sliding-window models append a second such block, with the last positions only.
 The recurrent part (the whole of a recurrent model's blob, the end of a hybrid
-one's) begins ``u32 cell_count (1), i32 position, u32 n_seq_id (0)``; any other
-count aborts the process. What follows is checked by llama.cpp itself.
+one's) is ``u32 cell_count (1), i32 position, u32 n_seq_id (0)``, then ``u32
+s_trans (0), u32 n_layer`` and up to the end, for every layer that has one, its
+states as ``i32 type, u64 row size, row``. Any other count of cells aborts the
+process.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from ..errors import StateError
 
+_MAGIC = 0x67677371  # LLAMA_STATE_SEQ_MAGIC
 _HEADER = 8  # bytes before the first block
+_F32 = 0  # enum ggml_type
+
+
+@dataclass(frozen=True)
+class Area:
+    """One layer's keys, values or recurrent state within a blob.
+
+    ``nbytes`` bytes from ``at`` on, in ``n_rows`` rows of ``ggml_type``; where
+    ``transposed`` a row holds one element of every cell, else all of one cell.
+    ``header`` is where its own description begins.
+    """
+
+    header: int
+    at: int
+    nbytes: int
+    n_rows: int
+    ggml_type: int
+    transposed: bool = False
+
+
+@dataclass
+class _Block:
+    "One block of attention cells: where it is, its cells' positions, its areas"
+
+    at: int
+    positions: array[int] = field(default_factory=lambda: array("i"))
+    areas: list[Area] = field(default_factory=list)
+    end: int = 0
 
 
 def check(
-    payload: memoryview, start: int, end: int, n_swa: int, kind: str = "attention"
-) -> None:
-    """Raise StateError unless the blob holds exactly positions [start, end).
+    payload: memoryview,
+    start: int,
+    end: int,
+    n_swa: int,
+    kind: str = "attention",
+    types: tuple[int, int] | None = None,
+) -> list[Area]:
+    """The areas of a blob that holds exactly positions [start, end).
 
     ``kind`` is "attention", "recurrent" or "hybrid"; ``n_swa`` is the size of
-    the sliding window in tokens, 0 for none.
+    the sliding window in tokens, 0 for none; ``types`` are the ggml types of
+    keys and values. Raises StateError at the first thing that is otherwise.
     """
+    areas: list[Area] = []
     try:
+        if struct.unpack_from("<I", payload, 0)[0] != _MAGIC:
+            raise StateError("state payload is not one of llama.cpp's")
         at = _HEADER
         if kind != "recurrent":
-            at = _check_attention(payload, at, start, end)
+            block = _attention(payload, at, start, end, types)
+            areas, at = block.areas, block.end
             if n_swa:
                 held = struct.unpack_from("<I", payload, at + 4)[0]
                 if not 0 < held <= end - start:
                     raise StateError("state payload holds another number of tokens")
-                at = _check_attention(payload, at, end - held, end)
+                block = _attention(payload, at, end - held, end, types)
+                areas, at = areas + block.areas, block.end
         if kind != "attention":
-            _check_recurrent(payload, at, end)
+            areas += _recurrent(payload, at, end)
         elif at != len(payload):
             raise StateError("state payload has the wrong size")
     except (struct.error, OverflowError):
         raise StateError("state payload is cut short") from None
+    return areas
 
 
-def _check_attention(payload: memoryview, at: int, start: int, end: int) -> int:
-    "Check one attention block at an offset; returns the offset after it"
+def _attention(
+    payload: memoryview,
+    at: int,
+    start: int,
+    end: int,
+    types: tuple[int, int] | None = None,
+) -> _Block:
+    "The attention block at an offset, checked to hold positions [start, end)"
+    block = _Block(at)
     n_stream, count = struct.unpack_from("<II", payload, at)
     if n_stream != 1 or count != end - start:
         raise StateError("state payload holds another number of tokens")
@@ -65,8 +117,9 @@ def _check_attention(payload: memoryview, at: int, start: int, end: int) -> int:
     cells = array("i")
     cells.frombytes(payload[at : at + 12 * count])
     at += 12 * count
+    block.positions = cells[0::3]
     # In any order: sequences that took turns leave holes, filled out of order
-    if array("i", sorted(cells[0::3])) != array("i", range(start, end)):
+    if array("i", sorted(block.positions)) != array("i", range(start, end)):
         raise StateError("state payload holds other positions")
     if cells[1::3] != array("i", [1]) * count:
         raise StateError("state payload belongs to several sequences")
@@ -74,23 +127,85 @@ def _check_attention(payload: memoryview, at: int, start: int, end: int) -> int:
     at += 8
     if v_trans > 1 or 24 * n_layer > len(payload) - at:
         raise StateError("state payload is damaged")
-    for _ in range(n_layer):
-        _, row = struct.unpack_from("<iQ", payload, at)
-        at += 12 + row * count
-    for _ in range(n_layer):
-        if v_trans:
-            _, size, width = struct.unpack_from("<iII", payload, at)
-            at += 12 + size * width * count
-        else:
-            _, row = struct.unpack_from("<iQ", payload, at)
-            at += 12 + row * count
-    if at > len(payload):
-        raise StateError("state payload is cut short")
-    return at
+    for part in range(2):
+        for _ in range(n_layer):
+            area = _area(payload, at, count, bool(part and v_trans))
+            at = area.at + area.nbytes
+            if at > len(payload):
+                raise StateError("state payload is cut short")
+            if types and area.ggml_type != types[part]:
+                raise StateError("state payload has another KV type")
+            block.areas.append(area)
+    block.end = at
+    return block
 
 
-def _check_recurrent(payload: memoryview, at: int, end: int) -> None:
-    "Check the beginning of a recurrent block at an offset"
-    count, position, n_seq = struct.unpack_from("<IiI", payload, at)
+def _area(payload: memoryview, at: int, count: int, transposed: bool) -> Area:
+    "The area whose description begins at an offset"
+    if transposed:
+        kind, size, width = struct.unpack_from("<iII", payload, at)
+        return Area(at, at + 12, size * width * count, width, kind, True)
+    kind, row = struct.unpack_from("<iQ", payload, at)
+    return Area(at, at + 12, row * count, count, kind)
+
+
+def _recurrent(payload: memoryview, at: int, end: int) -> Iterator[Area]:
+    "The areas of the recurrent block at an offset, which goes on to the end"
+    count, position, n_seq, s_trans, n_layer = struct.unpack_from("<IiIII", payload, at)
     if (count, position, n_seq) != (1, end - 1, 0):
         raise StateError("state payload holds another recurrent state")
+    if s_trans or n_layer > 1 << 16:
+        raise StateError("state payload is damaged")
+    at += 20
+    while at < len(payload):
+        area = _area(payload, at, 1, transposed=False)
+        at = area.at + area.nbytes
+        if area.ggml_type != _F32 or not area.nbytes:
+            raise StateError("state payload is damaged")
+        yield area
+    if at != len(payload):
+        raise StateError("state payload is cut short")
+
+
+def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
+    """The rows [start, upto) of an attention model's blob of [start, end).
+
+    Raises StateError like ``check``.
+    """
+    try:
+        block = _attention(payload, _HEADER, start, end)
+    except (struct.error, OverflowError):
+        raise StateError("state payload is cut short") from None
+    kept = [i for i, position in enumerate(block.positions) if position < upto]
+    result = bytearray(payload[:_HEADER])
+    result += struct.pack("<II", 1, len(kept))
+    cells = block.at + 8
+    for i in kept:
+        result += payload[cells + 12 * i : cells + 12 * i + 12]
+    result += payload[cells + 12 * (end - start) : block.areas[0].header]
+    for area in block.areas:
+        result += payload[area.header : area.at]
+        if not area.n_rows:
+            continue
+        size = area.nbytes // area.n_rows
+        if area.transposed:
+            size //= end - start  # of one element
+            for row in range(area.n_rows):
+                begin = area.at + row * size * (end - start)
+                for first, last in _runs(kept):
+                    result += payload[begin + first * size : begin + last * size]
+        else:
+            for first, last in _runs(kept):
+                result += payload[area.at + first * size : area.at + last * size]
+    return result
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    "Ascending numbers as half-open runs"
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import ContextError, KVBranchError, StateError
 from . import blob
-from .lib import build, listen, llama, take_errors
+from .lib import build, listen, llama, row_validator, stderr, take_errors
 from .sampler import Sampler, Sampling
 from .weights import Weights
 
@@ -275,7 +275,7 @@ class Engine:
         Raises StateError, the sequence as it was, when the payload does not fit.
         """
         lib = self._llama
-        blob.check(payload, start, end, self.weights.n_swa, self.weights.kind)
+        self._areas(payload, start, end)
         begin = self.length(seq)
         try:
             read = self._set(payload, self._scratch)
@@ -285,6 +285,27 @@ class Engine:
             lib.llama_memory_seq_cp(self._memory, self._scratch, seq, begin, upto)
         finally:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
+    def is_finite(self, payload: memoryview | bytearray, start: int, end: int) -> bool:
+        """Whether captured rows are numbers, not NaN or infinite.
+
+        Rows that are not would spread, without flash attention even to other
+        sequences. Raises StateError when the payload is no capture of [start,
+        end).
+        """
+        view = memoryview(payload)
+        validate = row_validator()
+        base = ctypes.addressof(ctypes.c_uint8.from_buffer(view))
+        with stderr():
+            return all(
+                validate(area.ggml_type, base + area.at, area.nbytes)
+                for area in self._areas(view, start, end)
+            )
+
+    def _areas(self, payload: memoryview, start: int, end: int) -> list[blob.Area]:
+        types = KV_TYPES[self.settings.type_k], KV_TYPES[self.settings.type_v]
+        weights = self.weights
+        return blob.check(payload, start, end, weights.n_swa, weights.kind, types)
 
     def _get(self, seq: int) -> bytearray:
         lib = self._llama

@@ -13,13 +13,17 @@ reported are kept, and end up in the text of our exceptions.
 from __future__ import annotations
 
 import collections
+import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
+import tempfile
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ModelLoadError
@@ -84,6 +88,40 @@ def take_errors() -> str:
     text = "; ".join(dict.fromkeys(line for line in _errors if line))
     _errors.clear()
     return text or "llama.cpp gave no reason"
+
+
+@contextlib.contextmanager
+def stderr() -> Iterator[Callable[[], str]]:
+    "Keep what C writes to standard error; the function given returns it"
+    with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            file.seek(0)
+            return file.read().decode("utf-8", "replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+@functools.cache
+def row_validator() -> Callable[[int, int, int], bool]:
+    """ggml's test for NaN and infinite values: (ggml type, address, bytes).
+
+    Always true where the shared library does not offer it.
+    """
+    try:
+        validate = llama()._lib.ggml_validate_row_data
+    except AttributeError:  # pragma: no cover  (Windows)
+        return lambda *_: True
+    validate.restype = ctypes.c_bool
+    validate.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return lambda *arguments: bool(validate(*arguments))
 
 
 @functools.cache

@@ -7,17 +7,12 @@ the prompt too, the same whether it was decoded or restored.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
 from array import array
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import KVBranchError
-from .lib import listen, llama, take_errors
+from .lib import listen, llama, stderr, take_errors
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Sampler:
         )
         if sampling.grammar is not None:
             listen()
-            with _stderr() as said:  # the parser does not use llama.cpp's log
+            with stderr() as said:  # the parser does not use llama.cpp's log
                 grammar = lib.llama_sampler_init_grammar(
                     vocab, sampling.grammar.encode(), b"root"
                 )
@@ -100,25 +95,6 @@ class Sampler:
             self._chain = None
 
     __del__ = close
-
-
-@contextlib.contextmanager
-def _stderr() -> Iterator[Callable[[], str]]:
-    "Keep what C writes to standard error; the function given returns it"
-    with tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
-        terminal = os.dup(2)
-        os.dup2(file.fileno(), 2)
-
-        def read() -> str:
-            file.seek(0)
-            return file.read().decode("utf-8", "replace")
-
-        try:
-            yield read
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 def json_grammar(schema: dict[str, Any]) -> str:

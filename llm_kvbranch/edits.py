@@ -1,0 +1,94 @@
+"""Changes to llm's log other than adding an answer.
+
+The idea: forgetting responses is the reverse of logging them. Messages are
+shared by all that go on from them, so one is removed only when nothing else
+leads to it.
+
+The invariant: one transaction that waits its turn; what stays reads as before.
+
+This module knows the log's tables, not state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .history import History
+
+# Tables with rows about a turn, by the column that names it
+_ABOUT_TURNS = {
+    "turn_fragments": "turn_id",
+    "turn_tools": "turn_id",
+    "turn_search": "turn_id",
+    "tool_instantiations": "turn_id",
+    "kvbranch_branches": "response_id",
+}
+
+
+def forget(history: History, response_ids: Sequence[str]) -> None:
+    """Remove responses from the log, with threads and messages that only they had.
+
+    Nothing may go on from them but each other.
+    """
+    connection = history.db.conn
+    connection.execute("begin immediate")
+    try:
+        for response_id in response_ids:
+            _forget_turn(history.db, response_id)
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _forget_turn(db: Any, response_id: str) -> None:
+    (turn,) = db.query("select * from turns where id = ?", [response_id])
+    for table, column in _ABOUT_TURNS.items():
+        if db[table].exists():
+            db.execute(f"delete from {table} where {column} = ?", [response_id])
+    db.execute("delete from turns where id = ?", [response_id])
+    _correct_thread(db, turn["thread_id"])
+    at = turn["tip_message_hash"]
+    while at and not _is_needed(db, at):
+        (message,) = db.query("select parent_hash from messages where hash = ?", [at])
+        parts = "(select id from parts where message_hash = ?)"
+        for table in ("part_attachments", "part_fragments"):
+            db.execute(f"delete from {table} where part_id in {parts}", [at])
+        db.execute("delete from parts where message_hash = ?", [at])
+        db.execute("delete from messages where hash = ?", [at])
+        at = message["parent_hash"]
+
+
+def _correct_thread(db: Any, thread_id: str) -> None:
+    "Point a thread at its last turn, or remove it if it has none"
+    rows = db.query(
+        "select tip_message_hash from turns where thread_id = ?"
+        " order by id desc limit 1",
+        [thread_id],
+    )
+    if last := next(iter(rows), None):
+        tip = last["tip_message_hash"]
+        db.execute(
+            "update threads set tip_message_hash = ? where id = ?", [tip, thread_id]
+        )
+        return
+    db.execute(
+        "update threads set forked_from = (select forked_from from threads"
+        " where id = ?1) where forked_from = ?1",
+        [thread_id],
+    )
+    db.execute("delete from threads where id = ?", [thread_id])
+
+
+def _is_needed(db: Any, message_hash: str) -> bool:
+    "Whether a turn, a thread or another message leads to a message"
+    return any(
+        db.query(
+            "select 1 from messages where parent_hash = :hash union all"
+            " select 1 from turns where parent_message_hash = :hash"
+            " or tip_message_hash = :hash union all"
+            " select 1 from threads where tip_message_hash = :hash limit 1",
+            {"hash": message_hash},
+        )
+    )

@@ -1,0 +1,105 @@
+"""What the user has set, and where everything is kept.
+
+The idea: settings are a JSON file that can be read and edited, below the data
+directory; an environment variable of the same name goes first.
+
+This module does not know what the settings do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import llm
+
+from .errors import SettingError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def data_directory() -> Path:
+    "Where state and models are kept: LLM_KVBRANCH_DIR, or below llm's own folder"
+    if chosen := os.environ.get("LLM_KVBRANCH_DIR"):
+        return Path(chosen).expanduser()
+    return Path(llm.user_dir()) / "kvbranch"
+
+
+def get(name: str) -> Any:
+    """The value of a setting: LLM_KVBRANCH_<NAME>, the settings file, or None.
+
+    Raises SettingError when the file cannot be read.
+    """
+    if value := os.environ.get(f"LLM_KVBRANCH_{name.upper()}"):
+        return value
+    return _load().get(name)
+
+
+def put(name: str, value: Any) -> None:
+    "Write a setting to the file; None takes it out. Raises SettingError"
+    settings = {**_load(), name: value}
+    text = json.dumps({k: v for k, v in settings.items() if v is not None}, indent=2)
+    path = _path()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings")
+        try:
+            with open(descriptor, "w") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise SettingError(f"Cannot write {path}: {error.strerror}") from None
+
+
+def budget() -> int | None:
+    "How many bytes state files may take; None where nothing is set"
+    value = get("budget")
+    return None if value is None else parse_size(str(value))
+
+
+def parse_size(text: str) -> int:
+    "Bytes from 500MB, 1.5 GB or a plain number; raises SettingError"
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise SettingError(f"{text!r} is no size: write it like 500MB or 20GB")
+    number, unit, binary = found.groups()
+    scale = 1024 ** list(_UNITS).index(unit) if binary else _UNITS[unit]
+    return int(float(number) * scale)
+
+
+def format_size(nbytes: float) -> str:
+    "Bytes as people say them"
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if nbytes < 1000:
+            break
+        nbytes, unit = nbytes / 1000, larger
+    return f"{nbytes:,.0f} {unit}" if unit == "bytes" else f"{nbytes:,.1f} {unit}"
+
+
+def _path() -> Path:
+    return data_directory() / "settings.json"
+
+
+def _load() -> dict[str, Any]:
+    path = _path()
+    try:
+        settings = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingError(f"Cannot read {path}: {error}. Mend or delete it") from None
+    if not isinstance(settings, dict):
+        raise SettingError(f"{path} holds no settings. Mend or delete it")
+    return settings
