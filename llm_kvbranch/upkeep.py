@@ -198,7 +198,7 @@ def _check_files(store: Store) -> Iterator[tuple[str, str]]:
     for path in _leftovers(store):
         yield path.name, "temporary file left by a crash"
     for path in _exposed(store):
-        yield str(path.relative_to(store.root.parent)), "others may read it"
+        yield str(path.relative_to(store.root)), "others may read it"
 
 
 def _leftovers(store: Store) -> list[Path]:
@@ -213,8 +213,9 @@ def _leftovers(store: Store) -> list[Path]:
 
 
 def _exposed(store: Store) -> Iterator[Path]:
-    "Files and directories with rights for anyone but their owner"
-    for path in (store.root, *sorted(store.root.rglob("*"))):
+    "Files and directories of the store with rights for anyone but their owner"
+    ours = [store.root / "states", store.root / "tmp", *store.root.glob("index.db*")]
+    for path in [*ours, *sorted((store.root / "states").rglob("*"))]:
         with contextlib.suppress(OSError):
             if os.name == "posix" and path.lstat().st_mode & 0o077:
                 yield path
@@ -228,7 +229,7 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
     """
     for path in _exposed(store):
         path.chmod(0o700 if path.is_dir() else 0o600)
-        yield str(path.relative_to(store.root.parent)), "closed to others"
+        yield str(path.relative_to(store.root)), "closed to others"
     try:
         damaged = next(_check_database(store), None)
     except sqlite3.DatabaseError as error:
