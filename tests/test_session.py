@@ -209,7 +209,7 @@ DAMAGE = {
     ),
     "missing": (lambda p, d: p.unlink(), "missing"),
     "future": (
-        lambda p, d: p.write_bytes(d.replace(b"kvbranch/1", b"kvbranch/9")),
+        lambda p, d: p.write_bytes(d.replace(b"kvbranch/2", b"kvbranch/9")),
         "format",
     ),
 }
