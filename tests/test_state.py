@@ -3,7 +3,8 @@
 What is restored from a file decides what a model says next, so the tests here
 are mostly about refusal: whatever happens to a file's bytes, reading it gives
 back what was written or a StateError with a reason that can be counted. The
-few about writing hold that a failure leaves the directory as it was.
+few about writing hold that a failure leaves nothing; how a file gets to its
+place is the store's matter.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from llm_kvbranch.state import (
     common_prefix,
     open_state,
     prefix_digest,
+    read_head,
     read_state,
     token_bytes,
     tokens_from_bytes,
@@ -71,7 +73,7 @@ def states(draw: st.DrawFn) -> State:
     start = draw(st.integers(0, 2**40))
     answer = draw(st.integers(start, start + len(ids)))
     required = ("response_id", "fingerprint", "prefix", "render", "created")
-    optional = ("parent_id", "input_hash", "tip_hash")
+    optional = ("parent_id", "input_hash", "tip_hash", "thread_id", "origin")
     facts = {name: draw(texts) for name in required}
     facts |= {name: draw(st.none() | texts) for name in optional}
     return a_state(ids, start, answer=answer, **facts)
@@ -86,6 +88,21 @@ def refusal(path: Path) -> str:
         assert str(part) not in reason
     assert reason.isprintable()
     return reason
+
+
+def write(path: Path, state: State, payload: Any) -> State:
+    "A state file in the place of the one before it"
+    path.unlink(missing_ok=True)
+    return write_state(path, state, payload)[0]
+
+
+def n_token_bytes(header: Any) -> int:
+    "How much of a body the digest covers, as far as the header makes sense"
+    try:
+        metadata = header["__metadata__"]
+        return max(0, 4 * (int(metadata["end"]) - int(metadata["start"])))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0
 
 
 def unpacked(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -105,9 +122,10 @@ def packed(header: Any, body: bytes) -> bytes:
         metadata = {**metadata, "digest": "0" * 32}
         header = {**header, "__metadata__": metadata}
     text = json.dumps(header).encode()
-    data = struct.pack("<Q", len(text)) + text + body
-    digest = xxhash.xxh3_128_hexdigest(data)
-    return data.replace(b'"digest": "' + b"0" * 32, f'"digest": "{digest}'.encode(), 1)
+    data = struct.pack("<Q", len(text)) + text
+    digest = xxhash.xxh3_128_hexdigest(data + body[: n_token_bytes(header)])
+    data = data.replace(b'"digest": "' + b"0" * 32, f'"digest": "{digest}'.encode(), 1)
+    return data + body
 
 
 @pytest.fixture
@@ -140,12 +158,15 @@ class TestRoundTrip:
         self, tmp_path_factory: pytest.TempPathFactory, state: State, payload: bytes
     ) -> None:
         path = tmp_path_factory.getbasetemp() / NAME
-        digest, nbytes = write_state(path, state, payload)
+        path.unlink(missing_ok=True)
+        written, nbytes = write_state(path, state, payload)
+        digests = {"digest": written.digest, "payload": written.payload}
         assert nbytes == path.stat().st_size
         with open_state(path) as (found, rows):
             assert rows == payload
-        assert found == State(**{**vars(state), "digest": digest})
+        assert found == State(**{**vars(state), **digests}) == written
         assert read_state(path) == found
+        assert read_head(path) == (found, nbytes)
 
     @pytest.mark.parametrize(
         "payload",
@@ -163,15 +184,16 @@ class TestRoundTrip:
         with open_state(path) as (_, rows):
             assert bytes(rows) == bytes(memoryview(payload))
 
-    def test_a_state_replaces_the_file_before_it(self, written: Path) -> None:
-        digest, _ = write_state(written, a_state((9,)), b"other")
-        assert read_state(written).digest == digest
-        assert list(read_state(written).tokens) == [9]
+    def test_a_file_that_is_there_is_left_as_it_is(self, written: Path) -> None:
+        before = written.read_bytes()
+        with pytest.raises(FileExistsError):
+            write_state(written, a_state((9,)), b"other")
+        assert written.read_bytes() == before
 
-    def test_an_old_digest_in_the_state_is_not_kept(self, path: Path) -> None:
-        first, _ = write_state(path, a_state(), PAYLOAD)
-        again, _ = write_state(path, a_state(digest="f" * 32), PAYLOAD)
-        assert again == first == read_state(path).digest
+    def test_old_digests_in_the_state_are_not_kept(self, path: Path) -> None:
+        first = write(path, a_state(), PAYLOAD)
+        old = {"digest": "f" * 32, "payload": "e" * 32}
+        assert write(path, a_state(**old), PAYLOAD) == first == read_state(path)
 
     def test_zeros_elsewhere_are_not_the_digest(self, path: Path) -> None:
         state = a_state(prefix="0" * 32, render="0" * 32, parent_id="0" * 32)
@@ -198,8 +220,8 @@ class TestContainer:
     "A file that only this package can open could not be inspected or moved on"
 
     def test_safetensors_reads_it(self, path: Path) -> None:
-        state = a_state((5, -6, 7), 4, parent_id="ü-parent", created="now")
-        digest, _ = write_state(path, state, PAYLOAD)
+        facts = {"parent_id": "ü-parent", "thread_id": "a-thread", "created": "now"}
+        state, _ = write_state(path, a_state((5, -6, 7), 4, **facts), PAYLOAD)
         tensors = safetensors.numpy.load_file(path)
         assert set(tensors) == {"tokens", "state"}
         assert tensors["tokens"].dtype == np.int32
@@ -208,8 +230,8 @@ class TestContainer:
         assert tensors["state"].tobytes() == PAYLOAD
         with safetensors.safe_open(path, "numpy") as file:
             assert file.metadata() == {
-                "format": "llm-kvbranch/1",
-                "digest": digest,
+                "format": "llm-kvbranch/2",
+                "digest": state.digest,
                 "response_id": "some-response",
                 "parent_id": "ü-parent",
                 "fingerprint": "some-model",
@@ -218,7 +240,9 @@ class TestContainer:
                 "answer": "4",
                 "prefix": "00ff",
                 "render": "",
+                "thread_id": "a-thread",
                 "created": "now",
+                "payload": state.payload,
             }
 
     @pytest.mark.parametrize("n", [0, 1, 63, 64])
@@ -232,10 +256,13 @@ class TestContainer:
         (length,) = struct.unpack("<Q", written.read_bytes()[:8])
         assert (8 + length) % 64 == 0
 
-    def test_the_digest_covers_header_and_body(self, written: Path) -> None:
-        data, digest = written.read_bytes(), read_state(written).digest
-        unsigned = data.replace(digest.encode(), b"0" * 32)
-        assert xxhash.xxh3_128_hexdigest(unsigned) == digest
+    def test_the_digests_cover_header_and_body(self, written: Path) -> None:
+        data, state = written.read_bytes(), read_state(written)
+        head, rows = data[: -len(PAYLOAD)], data[-len(PAYLOAD) :]
+        unsigned = head.replace(state.digest.encode(), b"0" * 32)
+        assert xxhash.xxh3_128_hexdigest(unsigned) == state.digest
+        assert xxhash.xxh3_128_hexdigest(rows) == state.payload
+        assert state.payload.encode() in unsigned
 
 
 class TestPrivacy:
@@ -247,12 +274,20 @@ class TestPrivacy:
         write_state(path, a_state(), PAYLOAD)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    def test_an_open_file_of_the_same_name_does_not_lend_its_mode(
-        self, path: Path, umask: Callable[[int], int]
+    @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+    def test_what_others_put_in_its_place_is_not_written_to(
+        self, path: Path, kind: str
     ) -> None:
-        path.touch(0o644)
-        write_state(path, a_state(), PAYLOAD)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        theirs = path.with_name("theirs")
+        if kind != "dangling link":
+            theirs.touch(0o644)
+        if kind == "file":
+            theirs.rename(path)
+        else:
+            path.symlink_to(theirs)
+        with pytest.raises(FileExistsError):
+            write_state(path, a_state(), PAYLOAD)
+        assert not any(p.stat().st_size for p in (path, theirs) if p.exists())
 
     def test_never_readable_by_others_while_being_written(
         self,
@@ -301,7 +336,7 @@ class TestDamage:
         self, tmp_path_factory: pytest.TempPathFactory, at: int, cut: int, new: bytes
     ) -> None:
         path = tmp_path_factory.getbasetemp() / NAME
-        write_state(path, a_state(), PAYLOAD)
+        write(path, a_state(), PAYLOAD)
         data = path.read_bytes()
         at %= len(data) + 1
         edited = data[:at] + new + data[at + cut :]
@@ -322,8 +357,13 @@ class TestDamage:
 
     def test_rows_of_another_file_are_refused(self, written: Path) -> None:
         data = written.read_bytes()
-        write_state(written, a_state((5, 6, 7), 4, parent_id="its-parent"), PAYLOAD * 2)
         written.write_bytes(data[: -len(PAYLOAD)] + PAYLOAD[::-1])
+        assert refusal(written) == "state file is damaged (digest does not match)"
+
+    def test_the_head_of_another_file_is_refused(self, written: Path) -> None:
+        n, data = len(PAYLOAD), written.read_bytes()
+        write(written, read_state(written), PAYLOAD[::-1])
+        written.write_bytes(written.read_bytes()[:-n] + data[-n:])
         assert refusal(written) == "state file is damaged (digest does not match)"
 
     def test_nothing_is_handed_out_before_the_check(self, written: Path) -> None:
@@ -365,14 +405,15 @@ class TestReasons:
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
         assert refusal(path) == "state file is not one of llm-kvbranch's"
 
-    def test_future_format(self, written: Path) -> None:
+    @pytest.mark.parametrize("other", ["llm-kvbranch/1", "llm-kvbranch/3"])
+    def test_format_of_another_version(self, written: Path, other: str) -> None:
         header, body = unpacked(written.read_bytes())
-        header["__metadata__"]["format"] = "llm-kvbranch/2"
+        header["__metadata__"]["format"] = other
         header["__metadata__"]["something_new"] = "yes"
         written.write_bytes(packed(header, body))
         safetensors.numpy.load_file(written)
         assert refusal(written) == (
-            "state file has format llm-kvbranch/2, this version reads llm-kvbranch/1"
+            f"state file has format {other}, this version reads llm-kvbranch/2"
         )
 
     def test_a_repacked_file_is_read(self, written: Path) -> None:
@@ -402,6 +443,7 @@ Places = tuple[str, ...]
 FACTS = (
     *("format", "digest", "response_id", "parent_id", "fingerprint", "start", "end"),
     *("answer", "prefix", "input_hash", "tip_hash", "render", "created"),
+    *("thread_id", "origin", "payload"),
 )
 PLACES: list[Places] = [
     ("__metadata__",),
@@ -410,20 +452,23 @@ PLACES: list[Places] = [
     *itertools.product(("tokens", "state"), ("dtype", "shape", "data_offsets")),
     *itertools.product(("__metadata__",), FACTS),
 ]
-OPTIONAL = {"parent_id", "input_hash", "tip_hash", "dtype", "shape"}
+OPTIONAL = {"parent_id", "input_hash", "tip_hash", "thread_id", "origin"}
+OPTIONAL |= {"dtype", "shape"}
 REQUIRED = [place for place in PLACES if place[-1] not in OPTIONAL]
+
+
+def lie(path: Path, place: Places, value: Any) -> None:
+    "Change one thing that a file says, under a digest that is right"
+    header, body = unpacked(path.read_bytes())
+    within = header
+    for key in place[:-1]:
+        within = within[key]
+    within[place[-1]] = value
+    path.write_bytes(packed(header, body))
 
 
 class TestLyingHeader:
     "A header that is believed too early makes the reader crash or run wild"
-
-    def lie(self, path: Path, place: Places, value: Any) -> None:
-        header, body = unpacked(path.read_bytes())
-        within = header
-        for key in place[:-1]:
-            within = within[key]
-        within[place[-1]] = value
-        path.write_bytes(packed(header, body))
 
     @pytest.mark.parametrize(
         ("place", "value"),
@@ -448,6 +493,9 @@ class TestLyingHeader:
             (("__metadata__", "digest"), ""),
             (("__metadata__", "digest"), "\ud800"),
             (("__metadata__", "digest"), "0" * 31),
+            (("__metadata__", "payload"), None),
+            (("__metadata__", "payload"), ""),
+            (("__metadata__", "payload"), "0" * 32),
             (("tokens", "data_offsets"), [0, 8]),
             (("tokens", "data_offsets"), [4, 12]),
             (("tokens", "data_offsets"), [-4, 12]),
@@ -472,7 +520,7 @@ class TestLyingHeader:
         ids=str,
     )
     def test_lies_are_refused(self, written: Path, place: Places, value: Any) -> None:
-        self.lie(written, place, value)
+        lie(written, place, value)
         refusal(written)
 
     @pytest.mark.parametrize("place", REQUIRED, ids=str)
@@ -489,8 +537,8 @@ class TestLyingHeader:
         self, tmp_path_factory: pytest.TempPathFactory, place: Places, value: Any
     ) -> None:
         path = tmp_path_factory.getbasetemp() / NAME
-        write_state(path, a_state(), PAYLOAD)
-        self.lie(path, place, value)
+        write(path, a_state(), PAYLOAD)
+        lie(path, place, value)
         try:
             state = read_state(path)
         except StateError:
@@ -512,7 +560,7 @@ class TestLyingHeader:
             b"[" * 100_000,
             b"[" * 100_000 + b"]" * 100_000,
             b'{"__metadata__":' * 100_000 + b"1" + b"}" * 100_000,
-            b'{"__metadata__": {"format": "llm-kvbranch/1", "digest": '
+            b'{"__metadata__": {"format": "llm-kvbranch/2", "digest": '
             + b"[" * 900
             + b"]" * 900
             + b"}}",
@@ -542,33 +590,17 @@ def failing(kind: type[BaseException]) -> Callable[..., None]:
     return fail
 
 
-class TestAtomicWrites:
+class TestFailingWrites:
     "Half a file under a good name, or a heap of leftovers, after a full disk"
 
-    @pytest.mark.parametrize("call", ["fsync", "replace"])
     @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
-    def test_a_failure_leaves_nothing(
-        self,
-        path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-        kind: type[BaseException],
+    def test_a_failing_flush_leaves_nothing(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
     ) -> None:
-        monkeypatch.setattr(os, call, failing(kind))
+        monkeypatch.setattr(os, "fsync", failing(kind))
         with pytest.raises(kind):
             write_state(path, a_state(), PAYLOAD)
         assert list(path.parent.iterdir()) == []
-
-    @pytest.mark.parametrize("call", ["fsync", "replace"])
-    def test_a_failure_leaves_the_file_before_it(
-        self, written: Path, monkeypatch: pytest.MonkeyPatch, call: str
-    ) -> None:
-        before = written.read_bytes()
-        monkeypatch.setattr(os, call, failing(OSError))
-        with pytest.raises(OSError, match="No space"):
-            write_state(written, a_state((9,)), b"other")
-        assert list(written.parent.iterdir()) == [written]
-        assert written.read_bytes() == before
 
     def test_a_failing_write_leaves_nothing(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -591,26 +623,74 @@ class TestAtomicWrites:
             write_state(path.parent / "none" / NAME, a_state(), PAYLOAD)
         assert list(path.parent.iterdir()) == []
 
-    def test_content_reaches_the_disk_before_its_name(
+    def test_all_content_is_written_before_it_is_flushed(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        events: list[str] = []
-        fsync, replace = os.fsync, os.replace
+        sizes: list[int] = []
+        monkeypatch.setattr(os, "fsync", lambda fd: sizes.append(os.fstat(fd).st_size))
+        _, nbytes = write_state(path, a_state(), PAYLOAD)
+        assert sizes == [nbytes]
 
-        def syncing(fd: int) -> None:
-            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-            events.append("directory" if is_directory else "content")
-            fsync(fd)
 
-        def renaming(source: Any, target: Any) -> None:
-            events.append("name")
-            assert Path(source).parent == Path(target).parent
-            replace(source, target)
+class TestHead:
+    "An index made again from heads that nobody checked would find wrong tokens"
 
-        monkeypatch.setattr(os, "fsync", syncing)
-        monkeypatch.setattr(os, "replace", renaming)
-        write_state(path, a_state(), PAYLOAD)
-        assert events == ["content", "name", "directory"]
+    @staticmethod
+    def rows_begin(path: Path) -> int:
+        return path.stat().st_size - len(PAYLOAD)
+
+    def refusal(self, path: Path) -> str:
+        "Of a head: for the reason for which the whole file is refused"
+        with pytest.raises(StateError) as caught:
+            read_head(path)
+        assert str(caught.value) == refusal(path)
+        return str(caught.value)
+
+    def test_every_flipped_bit_of_it_is_refused(self, written: Path) -> None:
+        data, end = written.read_bytes(), self.rows_begin(written)
+        with open(written, "r+b", buffering=0) as file:
+            for at, bit in itertools.product(range(end), range(8)):
+                os.pwrite(file.fileno(), bytes([data[at] ^ 1 << bit]), at)
+                self.refusal(written)
+                os.pwrite(file.fileno(), data[at : at + 1], at)
+        assert list(read_head(written)[0].tokens) == [5, 6, 7]
+
+    def test_every_other_length_is_refused(self, written: Path) -> None:
+        data = written.read_bytes()
+        for n in range(len(data)):
+            written.write_bytes(data[:n])
+            assert "truncated" in self.refusal(written) or n == 0
+        written.write_bytes(data + b"\0")
+        assert self.refusal(written) == "state file is too long"
+
+    def test_missing(self, path: Path) -> None:
+        assert self.refusal(path) == "state file is missing"
+
+    def test_the_rows_are_not_read(self, written: Path) -> None:
+        "Or an index could not be made again while someone waits for an answer"
+        before = read_head(written)
+        data = bytearray(written.read_bytes())
+        data[-1] ^= 1
+        written.write_bytes(data)
+        assert read_head(written) == before
+        refusal(written)
+
+    @given(place=st.sampled_from(PLACES), value=json_values)
+    @settings(max_examples=200, deadline=None)
+    def test_says_what_the_whole_file_says(
+        self, tmp_path_factory: pytest.TempPathFactory, place: Places, value: Any
+    ) -> None:
+        path = tmp_path_factory.getbasetemp() / NAME
+        write(path, a_state(), PAYLOAD)
+        lie(path, place, value)
+        try:
+            head, _ = read_head(path)
+        except StateError:
+            refusal(path)
+            return
+        assert list(head.tokens) == [1, 2, 3]
+        if head.payload == xxhash.xxh3_128_hexdigest(PAYLOAD):
+            assert head == read_state(path)
 
 
 class TestMapping:
