@@ -125,6 +125,11 @@ class _Search:
     best: Chain = field(default_factory=Chain)
     tried: set[int] = field(default_factory=set)
 
+    def reach(self, start: int, tokens: bytes) -> int:
+        "The most tokens that a state's chain can share, were all before its own right"
+        own = tokens_from_bytes(tokens)
+        return start + common_prefix(own, self.tokens[start : start + len(own)])
+
     def offer(self, chain: Chain) -> None:
         chain = chain.cut(common_prefix(chain.tokens, self.tokens))
         chain = self.usable(chain)
@@ -293,7 +298,7 @@ class Index(Database):
         for chunk in chunks([entry.state.response_id for entry in known]):
             self._try(
                 search,
-                "select key from states where fingerprint = ?"
+                "select key, start, tokens from states where fingerprint = ?"
                 f" and id in ({','.join('?' * len(chunk))})",
                 [fingerprint, *chunk],
             )
@@ -302,7 +307,7 @@ class Index(Database):
             for starts in (0, 1):
                 self._try(
                     search,
-                    "select state from blocks join states on key = state"
+                    "select key, start, tokens from blocks join states on key = state"
                     " where hash = ? and starts = ? and fingerprint = ?"
                     " order by state desc limit ?",
                     [hashes[depth], starts, fingerprint, _MAX_CANDIDATES],
@@ -312,11 +317,16 @@ class Index(Database):
         return search.best
 
     def _try(self, search: _Search, query: str, values: list[Any]) -> None:
-        "Offer the chains of the states that a query selects"
-        for (key,) in self.db.execute(query, values).fetchall():
-            if key not in search.tried:
-                search.tried.add(key)
-                search.offer(self._chain(self.db, key))
+        "Offer the chains of the states that a query selects, where they may be better"
+        found = []
+        for row in self.db.execute(query, values).fetchall():
+            if row["key"] not in search.tried:
+                search.tried.add(row["key"])
+                found.append((search.reach(row["start"], row["tokens"]), row["key"]))
+        for reach, key in sorted(found, reverse=True):
+            if reach <= search.best.available:
+                break  # of many that leave a prefix at once, one will do
+            search.offer(self._chain(self.db, key))
 
     def _known_blocks(self, hashes: list[int]) -> list[int]:
         "Indices of the hashes that any state has a block for, deepest first; 0 last"

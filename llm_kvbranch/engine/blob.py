@@ -5,7 +5,7 @@ counts: a blob with a wrong position is accepted and gives wrong answers. So the
 structure is walked here first, field by field. Layout (llama.cpp state format
 3, ``llama_kv_cache::state_write``), all little endian:
 
-    u32 magic "qsgg", i32 id of the sequence it was captured from
+    u32 magic, i32 id of the sequence it was captured from
     u32 n_stream (1), u32 cell_count
     cell_count x (i32 position, u32 n_seq_id (1), i32 seq_id)
     u32 v_trans, u32 n_layer
@@ -17,20 +17,19 @@ Sliding-window models append a second such block, with the last positions only.
 The recurrent part (the whole of a recurrent model's blob, the end of a hybrid
 one's) is ``u32 cell_count (1), i32 position, u32 n_seq_id (0)``, then ``u32
 s_trans (0), u32 n_layer`` and up to the end, for every layer that has one, its
-states as ``i32 type, u64 row size, row``. Any other count of cells aborts the
-process.
+states as ``i32 type, u64 row size, row`` (a few architectures have more there,
+which llama.cpp alone checks). Any other count of cells aborts the process.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import StateError
 
-_MAGIC = 0x67677371  # LLAMA_STATE_SEQ_MAGIC
+_MAGIC = 0xAF143CD8  # io_magic in llama-context.cpp
 _HEADER = 8  # bytes before the first block
 _F32 = 0  # enum ggml_type
 
@@ -149,22 +148,26 @@ def _area(payload: memoryview, at: int, count: int, transposed: bool) -> Area:
     return Area(at, at + 12, row * count, count, kind)
 
 
-def _recurrent(payload: memoryview, at: int, end: int) -> Iterator[Area]:
-    "The areas of the recurrent block at an offset, which goes on to the end"
-    count, position, n_seq, s_trans, n_layer = struct.unpack_from("<IiIII", payload, at)
+def _recurrent(payload: memoryview, at: int, end: int) -> list[Area]:
+    """The areas of the recurrent block at an offset, which goes on to the end.
+
+    None where it holds more than this module knows of.
+    """
+    count, position, n_seq, s_trans, n_layer = struct.unpack_from(
+        "<IiIII", payload, at
+    )
     if (count, position, n_seq) != (1, end - 1, 0):
         raise StateError("state payload holds another recurrent state")
     if s_trans or n_layer > 1 << 16:
         raise StateError("state payload is damaged")
     at += 20
-    while at < len(payload):
+    areas = []
+    while at + 12 <= len(payload):
         area = _area(payload, at, 1, transposed=False)
         at = area.at + area.nbytes
-        if area.ggml_type != _F32 or not area.nbytes:
-            raise StateError("state payload is damaged")
-        yield area
-    if at != len(payload):
-        raise StateError("state payload is cut short")
+        areas.append(area)
+    known = at == len(payload) and all(area.ggml_type == _F32 for area in areas)
+    return areas if known else []
 
 
 def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from array import array
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Weights:
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = load.n_gpu_layers
         parameters.main_gpu = load.main_gpu
+        parameters.use_extra_bufts = not _has_amx()
         listen()
         self.model = lib.llama_model_load_from_file(os.fsencode(load.path), parameters)
         if not self.model:
@@ -140,3 +142,16 @@ class Weights:
         buffer = ctypes.create_string_buffer(256)
         self._llama.llama_model_desc(self.model, buffer, 256)
         return buffer.value.decode("utf-8", "replace")
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether this processor has Intel's matrix extension.
+
+    llama.cpp's use of it ends the process, depending on compiler and kernel
+    (ggml-org/llama.cpp pull request 26954), so it is kept from it.
+    """
+    try:
+        return " amx_tile" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
