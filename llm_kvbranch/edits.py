@@ -1,8 +1,8 @@
-"""Changes to llm's log other than adding an answer.
+"""Changes to llm's log other than adding an answer of our own.
 
-The idea: forgetting responses is the reverse of logging them. Messages are
-shared by all that go on from them, so one is removed only when nothing else
-leads to it.
+The idea: turns from elsewhere are logged by llm itself, as if they had happened
+here. Forgetting responses is the reverse of logging them: messages are shared by
+all that go on from them, so one is removed only when nothing else leads to it.
 
 The invariant: one transaction that waits its turn; what stays reads as before.
 
@@ -11,10 +11,13 @@ This module knows the log's tables, not state.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from .history import History
+from .history import History, message_text
 
 # Tables with rows about a turn, by the column that names it
 _ABOUT_TURNS = {
@@ -24,6 +27,67 @@ _ABOUT_TURNS = {
     "tool_instantiations": "turn_id",
     "kvbranch_branches": "response_id",
 }
+
+
+@dataclass(frozen=True)
+class Imported:
+    "A turn from elsewhere: its id, llm messages, and the columns of its row"
+
+    id: str
+    sent: list[Any]
+    answered: list[Any]
+    facts: dict[str, Any]
+
+
+def unknown(history: History, turns: Sequence[Imported]) -> list[Imported]:
+    "Those of some turns that the log does not have"
+    return [t for t in turns if not history.db["turns"].count_where("id = ?", [t.id])]
+
+
+def adopt(
+    history: History, turns: Sequence[Imported], thread_id: str, origin: str
+) -> None:
+    "Log turns from elsewhere in a new thread; ``origin`` is kept with each"
+    new = unknown(history, turns)
+    if not new:
+        return
+    connection = history.db.conn
+    connection.execute("begin immediate")
+    try:
+        words = " ".join(message_text(new[0].sent[-1]).split()) if new[0].sent else ""
+        history.store.create_thread(id=thread_id, name=f"imported: {words}"[:100])
+        for turn in new:
+            history.store.log(_as_response(turn, origin), thread_id)
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _as_response(turn: Imported, origin: str) -> Any:
+    "What ``LogStore.log`` uses of a response"
+    facts = turn.facts
+    return SimpleNamespace(
+        id=turn.id,
+        prompt=SimpleNamespace(
+            messages=turn.sent,
+            fragments=[],
+            system_fragments=[],
+            schema=None,
+            options={},
+            tools=[],
+            tool_results=[],
+        ),
+        model=SimpleNamespace(model_id=facts["model"], json_replacements=None),
+        resolved_model=facts["resolved_model"],
+        input_tokens=facts["input_tokens"],
+        output_tokens=facts["output_tokens"],
+        token_details=None,
+        response_json={"kvbranch": {"origin": origin}},
+        duration_ms=lambda: facts["duration_ms"],
+        datetime_utc=lambda: facts["datetime_utc"] or time.strftime("%Y-%m-%dT%X"),
+        _messages_now=lambda: turn.answered,
+    )
 
 
 def forget(history: History, response_ids: Sequence[str]) -> None:

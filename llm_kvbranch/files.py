@@ -124,16 +124,23 @@ class Files(Index, Accounts):
         keys = [self._insert(db, state, nbytes) for state, nbytes in states]
         for key, (state, _) in zip(keys, states, strict=True):
             self._index_tokens(db, key, state)  # now that every parent is there
-        # Nobody knows when they were used, but a parent is with its children
+        # Nobody knows when they were used, but a parent is with its children:
+        # the newest come first, and take all that they go on from with them
+        above = {(s.fingerprint, s.response_id): s.parent_id for s, _ in states}
         used: dict[tuple[str, str | None], str] = {}
-        for key, (state, _) in reversed(list(zip(keys, states, strict=True))):
-            last = used.get((state.fingerprint, state.response_id), state.created)
-            above = (state.fingerprint, state.parent_id)
-            used[above] = max(last, used.get(above, ""))
-            pinned = self.pin_file(state).exists()
+        for state, _ in reversed(states):
+            which: tuple[str, str | None] = (state.fingerprint, state.response_id)
+            while which in above and which not in used:
+                used[which] = state.created
+                which = (state.fingerprint, above[which])
+        for key, (state, _) in zip(keys, states, strict=True):
             db.execute(
                 "update states set used = ?, pinned = ? where key = ?",
-                [last, pinned, key],
+                [
+                    used[state.fingerprint, state.response_id],
+                    self.pin_file(state).exists(),
+                    key,
+                ],
             )
 
     def rebuild(self) -> None:
@@ -156,9 +163,22 @@ class Files(Index, Accounts):
 
     def files(self) -> Iterator[Path]:
         "Every state file there is, whether the index knows it or not"
-        yield from sorted((self.root / "states").glob(f"*/*{SUFFIX}"))
+        for path in sorted((self.root / "states").glob(f"*/*{SUFFIX}")):
+            if not path.is_dir():
+                yield path
 
     # -- changing ------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Be the only one to change files, with the index as it is by now.
+
+        What others left half done is settled. Raises OSError or StoreError.
+        """
+        with self.locks.writer():
+            self._follow_rebuild()
+            self._settle()
+            yield
 
     def change(self, change: Change) -> None:
         """Make a change that a crash cannot leave half made.
@@ -167,8 +187,6 @@ class Files(Index, Accounts):
         released. Raises OSError or StoreError, with the files as the index says.
         """
         try:
-            self._follow_rebuild()
-            self._settle()
             key = self._announce(change)
             try:
                 self._move(change)
@@ -274,13 +292,14 @@ class Files(Index, Accounts):
                     state, size = read_head(path)
                     nbytes = size if state.digest == entry.state.digest else 0
             if not nbytes:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # else nothing could be written
+                    path.unlink(missing_ok=True)
             found.append((nbytes, row["fingerprint"], row["id"]))
         if rows:
             with self._write() as db:
                 db.executemany(
                     "update states set nbytes = ?1, gone = iif(?1, null,"
-                    " coalesce(gone, 'state was not written: its process ended'))"
+                    " coalesce(gone, 'state could not be written'))"
                     " where fingerprint = ?2 and id = ?3",
                     found,
                 )
@@ -292,8 +311,7 @@ class Files(Index, Accounts):
         pending = self.db.execute("select 1 from pending limit 1").fetchone()
         if not (leftovers or pending):
             return
-        with self.locks.writer():
-            self._settle()
+        with self.writer():
             for path in leftovers:
                 if self.locks.claim(path.name):
                     path.unlink(missing_ok=True)
@@ -301,7 +319,7 @@ class Files(Index, Accounts):
 
     def adopt(self, state: State, nbytes: int) -> None:
         "Take a file into the index that is in its place, whole and verified"
-        with self.locks.writer(), self._write() as db:
+        with self.writer(), self._write() as db:
             self._index_tokens(db, self._insert(db, state, nbytes), state)
 
     def release(self, entries: Iterable[Entry]) -> None:

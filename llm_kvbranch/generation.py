@@ -223,6 +223,10 @@ class Generation:
             restored_tokens=reused,
             resident_tokens=filling.resident,
             prefilled_tokens=self.answer - reused,
+            imported_tokens=sum(
+                s.end - s.start for s in plan.chain.segments if s.entry.state.origin
+            )
+            or None,
             generated_tokens=0,
             miss_reason="; ".join(dict.fromkeys(reasons)) or None,
             restore_ms=_ms(filling.restore_ms / 1e3),

@@ -18,12 +18,22 @@ from sqlite_utils.migrations import Migrations
 from .errors import HistoryError
 
 
-def open_log(database: str | None = None) -> sqlite_utils.Database:
-    "The log database, llm's own by default. Raises HistoryError if there is none"
+def open_log(
+    database: str | None = None, create: bool = False
+) -> sqlite_utils.Database:
+    """The log database, llm's own by default.
+
+    Raises HistoryError if there is none, unless it may be created.
+    """
     path = Path(database) if database else Path(llm.user_dir()) / "logs.db"
-    if not path.is_file():
+    if not path.is_file() and not create:
         raise HistoryError(f"There is no log {path} yet: ask a model something first")
-    return sqlite_utils.Database(path)
+    db = sqlite_utils.Database(path)
+    if create:
+        from llm.migrations import migrate
+
+        migrate(db)
+    return db
 
 
 @dataclass(frozen=True)

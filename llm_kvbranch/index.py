@@ -369,20 +369,21 @@ class Index(Database):
         return int(self.db.execute(query).fetchone()[0])
 
     def children(self, entry: Entry) -> list[Entry]:
-        "Entries that need an entry's rows"
+        "Entries whose chain leads through an entry"
         state = entry.state
         rows = self.db.execute(
-            "select * from states where parent = ? and fingerprint = ? and start > ?",
-            [state.response_id, state.fingerprint, state.start],
+            "select * from states where parent = ? and fingerprint = ? and start > 0",
+            [state.response_id, state.fingerprint],
         ).fetchall()
         return [entry_of(row) for row in rows]
 
     def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
-        "Note that a chain's states were used now"
+        "Note that a chain's states were used now, all at the same time"
+        used = now()
         db.executemany(
             "update states set used = ? where fingerprint = ? and id = ?",
             [
-                (now(), s.entry.state.fingerprint, s.entry.state.response_id)
+                (used, s.entry.state.fingerprint, s.entry.state.response_id)
                 for s in chain.segments
             ],
         )

@@ -56,11 +56,17 @@ class Locks:
     def hold(self, names: Iterable[str]) -> None:
         "Share some names until they are dropped as often as they were held"
         self._drop()
-        for name in names:
-            if not self._held[name]:
-                # Waits for someone's claim, which lasts for moments
-                self._wait(_offset(name), shared=True)
-            self._held[name] += 1
+        held = []
+        try:
+            for name in names:
+                if not self._held[name]:
+                    # Waits for someone's claim, which lasts for moments
+                    self._wait(_offset(name), shared=True)
+                self._held[name] += 1
+                held.append(name)
+        except BaseException:
+            self.drop(held)
+            raise
 
     def drop(self, names: Iterable[str]) -> None:
         self.drop_later(names)
@@ -84,9 +90,10 @@ class Locks:
         return name not in self._held and self._lock(_offset(name), shared=False)
 
     def release(self, names: Iterable[str]) -> None:
-        "Give back what was claimed"
+        "Give back what was claimed; what is held here stays held"
         for name in names:
-            self._unlock(_offset(name))
+            if name not in self._held:
+                self._unlock(_offset(name))
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:

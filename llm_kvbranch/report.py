@@ -30,6 +30,7 @@ FACTS = (
     "prefilled_tokens",
     "generated_tokens",
     "finish_reason",
+    "imported_tokens",
     "miss_reason",
     "restore_ms",
     "prefill_ms",
@@ -39,6 +40,9 @@ FACTS = (
     "state_end",
     "state_bytes",
     "state_parent",
+    "state_pinned",
+    "state_gone",
+    "state_origin",
     "state_file",
 )
 
@@ -74,6 +78,9 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
             state_end=entry.state.end,
             state_bytes=entry.nbytes,
             state_parent=entry.state.parent_id,
+            state_pinned=entry.pinned or None,
+            state_gone=entry.gone,
+            state_origin=entry.state.origin,
             state_file=str(store.path(entry.state)) if entry.present else None,
         )
     return {name: facts.get(name) for name in FACTS}

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from .chat import Chat
 from .database import is_damage
 from .engine import (
@@ -34,6 +32,7 @@ from .generation import STORE_ERRORS, Generation, Request
 from .index import Entry
 from .planning import Plan, Planner, chain_hashes
 from .slots import Slots
+from .state import fingerprint_of
 from .store import Store
 
 __all__ = [
@@ -205,8 +204,7 @@ def open_session(
         try:
             store = Store(root, budget)
             fields = engine.fingerprint(store.file_digest(load.path))
-            text = json.dumps(fields, sort_keys=True)
-            fingerprint = xxhash.xxh3_64_hexdigest(text.encode())
+            fingerprint = fingerprint_of(fields)
             store.describe(fingerprint, json.dumps({**fields, "name": load.path.stem}))
         except STORE_ERRORS as error:
             warn(f"{error}. Going on without stored state")

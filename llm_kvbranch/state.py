@@ -40,6 +40,7 @@ SUFFIX = ".safetensors"
 # A header is a few hundred bytes; a length field that claims more than this
 # is damage, not a header.
 _MAX_HEADER = 1 << 20
+_MAX_POSITION = (1 << 63) - 1  # the largest integer of an index
 _NO_DIGEST = "0" * 32
 
 
@@ -68,6 +69,11 @@ def tokens_from_bytes(data: bytes | memoryview) -> array[int]:
 def prefix_digest(tokens: array[int], n: int) -> str:
     "xxh3-128 of the first n token ids: what must come before a state"
     return xxhash.xxh3_128_hexdigest(token_bytes(tokens[:n]))
+
+
+def fingerprint_of(fields: dict[str, str]) -> str:
+    "The name for all that must be equal for a state to fit"
+    return xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode())
 
 
 def common_prefix(a: array[int], b: array[int]) -> int:
@@ -119,7 +125,7 @@ class State:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.answer <= self.end:
+        if not 0 <= self.start <= self.answer <= self.end <= _MAX_POSITION:
             raise StateError("state positions are out of order")
         if self.start == self.end or len(self.tokens) != self.end - self.start:
             raise StateError("state does not hold one token for each position")
@@ -327,7 +333,8 @@ def _parse_header(view: memoryview, size: int) -> tuple[dict[str, str], int, int
     ):
         raise StateError("state file is not one of llm-kvbranch's")
     if (written_as := metadata.get("format")) != FORMAT:
-        known = str(written_as).startswith("llm-kvbranch/")
+        # Nothing but a number is repeated: reasons are printed, and kept
+        known = re.fullmatch("llm-kvbranch/[0-9]{1,9}", str(written_as))
         raise StateError(
             f"state file has format {written_as}, this version reads {FORMAT}"
             if known

@@ -77,8 +77,8 @@ class Store(Files):
         """Store a state, and make room for it; ``chain`` is what it goes on from.
 
         A state of the same response is replaced; ``created`` becomes now, so no
-        two files are equal. Raises StoreError, with nothing changed, when it
-        cannot be written or there is no room that could be made.
+        two files are equal. Raises StoreError, with no new file, when it cannot be
+        written or there is no room that could be made.
         """
         for name in (state.response_id, state.fingerprint):
             if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
@@ -90,7 +90,7 @@ class Store(Files):
             chain = chain or Chain()
             self._check_budget(memoryview(payload).nbytes)
             state, nbytes = self._write_file(temporary, state, payload, chain)
-            with self.locks.writer():
+            with self.writer():
                 gone = self._to_evict(nbytes, state, chain)
                 change = Change(gone, EVICTED, False, state, temporary, nbytes, chain)
                 self.change(change)
@@ -112,7 +112,7 @@ class Store(Files):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             nbytes = memoryview(payload).nbytes + (1 << 16)
-            with self.locks.writer():
+            with self.writer():
                 entries = self.least_used(nbytes, state, chain)
                 if sum(entry.nbytes for entry in entries) < nbytes:
                     self.release(entries)
@@ -126,7 +126,7 @@ class Store(Files):
         A file that another process has written again since is left alone.
         """
         if entry.present:
-            with self.locks.writer():
+            with self.writer():
                 state = entry.state
                 current = self.get(state.response_id, state.fingerprint)
                 if (

@@ -49,6 +49,7 @@ LAYERS = {
         "index",
         "database",
         "chat",
+        "state",
         "errors",
     },
     "catalog": {"settings", "errors"},
@@ -57,10 +58,20 @@ LAYERS = {
     "branching": {"history", "excerpt", "errors"},
     "tree": {"branching", "history"},
     "edits": {"history"},
+    "bundle": {
+        "edits",
+        "engine",  # for the layout of its rows alone
+        "errors",
+        "history",
+        "index",
+        "state",
+        "store",
+    },
     "model": {"session", "catalog", "settings"},
     "report": {"tree", "history", "store", "settings"},
     "cli": {
         "branching",
+        "bundle",
         "edits",
         "errors",
         "history",

@@ -9,7 +9,7 @@ import click
 import llm
 from click_default_group import DefaultGroup
 
-from . import ask, keep, look
+from . import ask, keep, look, share
 
 
 class _Group(DefaultGroup):  # type: ignore[misc]
@@ -37,6 +37,7 @@ kvbranch: click.Group = click.group("kvbranch", cls=_Group, default="branch")(_k
 for command in (
     *(ask.branch, ask.focus, ask.continue_, ask.retry),
     *(look.show, look.tree, look.diff, look.status),
+    *(share.export, share.import_),
     *(keep.budget, keep.gc, keep.pin, keep.unpin, keep.prune, keep.verify),
 ):
     kvbranch.add_command(command)

@@ -177,13 +177,13 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "Reused",
             f"{facts['hit_rate']:.0%} of {facts['prompt_tokens']:,} tokens "
-            f"in {facts['prompts']:,} prompts",
+            f"in {facts['prompts']:,} prompt{'' if facts['prompts'] == 1 else 's'}",
         )
     for model in facts["models"]:
         yield (
             "Model",
             f"{model['name']}, KV {model['kv_type']}, llama.cpp "
-            f"{model['llama.cpp']}: {model['states']:,} states, "
+            f"{model['llama.cpp']}: {_states(model['states'])}, "
             f"{format_size(model['bytes'])}",
         )
     for thread in facts["threads"]:
@@ -191,7 +191,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "Thread",
             f"{thread['thread_id'] or 'no thread'}  {name}  "
-            f"{thread['states']:,} states, {format_size(thread['bytes'])}",
+            f"{_states(thread['states'])}, {format_size(thread['bytes'])}",
         )
     for miss in facts["misses"]:
         yield "Missed", f"{miss['count']:,} x {miss['reason']}"
@@ -201,3 +201,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{removal['count']:,} x {removal['reason']} "
             f"({format_size(removal['nbytes'])})",
         )
+
+
+def _states(n: int) -> str:
+    return f"{n:,} state{'' if n == 1 else 's'}"

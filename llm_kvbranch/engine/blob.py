@@ -153,9 +153,7 @@ def _recurrent(payload: memoryview, at: int, end: int) -> list[Area]:
 
     None where it holds more than this module knows of.
     """
-    count, position, n_seq, s_trans, n_layer = struct.unpack_from(
-        "<IiIII", payload, at
-    )
+    count, position, n_seq, s_trans, n_layer = struct.unpack_from("<IiIII", payload, at)
     if (count, position, n_seq) != (1, end - 1, 0):
         raise StateError("state payload holds another recurrent state")
     if s_trans or n_layer > 1 << 16:
