@@ -62,7 +62,7 @@ create table blocks (
   primary key (hash, starts, state)
 ) without rowid;
 create index blocks_state on blocks (state);
-create table pending (          -- files that are being changed: see store.py
+create table pending (          -- files that are being changed: see files.py
   fingerprint text not null, id text not null, primary key (fingerprint, id)
 ) without rowid;
 create table models (

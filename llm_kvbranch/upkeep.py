@@ -46,14 +46,14 @@ def pin(store: Store, response_id: str, pinned: bool = True) -> Entry:
 
     Raises StoreError where there is no state.
     """
-    entry = store.get(response_id)
-    if entry is None or not (entry.present or not pinned):
-        raise StoreError(
-            f"Response {response_id} has no state to pin"
-            + (f": {entry.gone}" if entry and entry.gone else "")
-        )
-    marker = store.pin_file(entry.state)
-    with store.locks.writer():
+    with store.writer():
+        entry = store.get(response_id)
+        if entry is None or not (entry.present or not pinned):
+            raise StoreError(
+                f"Response {response_id} has no state to pin"
+                + (f": {entry.gone}" if entry and entry.gone else "")
+            )
+        marker = store.pin_file(entry.state)
         try:
             if pinned:
                 os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -74,7 +74,7 @@ def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Re
     store.recover()
     removal = Removal()
     limit = store.budget() if limit is None else limit
-    with store.locks.writer():
+    with store.writer():
         removal.removed = store.least_used(store.nbytes() - limit)
         if dry_run:
             store.release(removal.removed)
@@ -89,7 +89,7 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
     What is pinned, in use, or needed by the state of any other response stays.
     """
     removal = Removal()
-    with store.locks.writer():
+    with store.writer():
         chosen = {}
         for response_id in response_ids:
             for entry in store.get_all(response_id):
@@ -135,7 +135,18 @@ def verify(store: Store) -> Iterator[tuple[str, str]]:
     Reads every byte of the store, changes nothing. Other processes may go on
     using it: what changed while it was looked at is looked at again.
     """
-    yield from _check_database(store)
+    try:
+        yield from _check_database(store)
+        yield from _check_entries(store)
+        yield from _check_files(store)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        yield "index.db", str(error)
+
+
+def _check_entries(store: Store) -> Iterator[tuple[str, str]]:
+    "Whether each entry is as its file says"
     for entry in store.entries():
         problem = _problem(store, entry)
         if problem:
@@ -143,7 +154,6 @@ def verify(store: Store) -> Iterator[tuple[str, str]]:
             problem = _problem(store, current) if current else None
         if problem:
             yield entry.state.response_id, problem
-    yield from _check_files(store)
 
 
 def _problem(store: Store, entry: Entry) -> str | None:
@@ -244,7 +254,7 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
         done = _repair_file(store, path)
         if done:
             yield path.name.removesuffix(SUFFIX), done
-    with store.locks.writer():
+    with store.writer():
         for entry in list(store.entries()):
             if entry.present and not store.path(entry.state).exists():
                 store.change(Change([entry], "state file is missing"))
@@ -254,7 +264,7 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
 
 def _repair_file(store: Store, path: Path) -> str | None:
     "Make one file and its row agree; says what was done, None for nothing"
-    with store.locks.writer():
+    with store.writer():
         try:
             state = read_state(path)
         except StateError as error:
@@ -287,7 +297,7 @@ def _repair_links(store: Store) -> Iterator[tuple[str, str]]:
             store.adopt(entry.state, entry.nbytes)
             yield entry.state.response_id, "made findable by its tokens"
         elif problem:
-            with store.locks.writer():
+            with store.writer():
                 if store.locks.claim(lock_name(entry)):
                     store.change(Change([entry], problem, forget=True))
                     yield entry.state.response_id, f"removed: {problem}"
