@@ -35,6 +35,11 @@ from .text import TextStream
 if TYPE_CHECKING:
     from .session import Session
 
+# All conversations begin with the same few tokens of the chat template. One that
+# shares no more with another is stored on its own: it would need the other's
+# file, and keep it from being evicted, for next to nothing.
+MIN_SHARED = 64
+
 _MEASURED_TOKENS = 64  # prefilling fewer says little of the rate
 _MEASURED_BYTES = 1 << 18  # restoring less is a matter of opening the file
 
@@ -284,7 +289,7 @@ class Generation:
         "Capture the rows into memory: the slot is about to lose them"
         slot = self.slot
         assert slot is not None
-        start = min(self._fork, self.end - 1)
+        start = min(self._fork, self.end - 1) if self._fork >= MIN_SHARED else 0
         self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
 
     def commit(self, response_id: str, thread_id: str | None = None) -> Entry | None:
@@ -343,6 +348,8 @@ class Generation:
             thread_id=thread_id,
         )
         self._account(store)
+        if not stored.segments:
+            self._let_go()  # what was restored may make room for this
         if not session.engine.is_finite(payload, start, self.end):
             raise StateError("The state holds values that are no numbers")
         entry = store.put(state, payload, stored)
@@ -376,7 +383,12 @@ class Generation:
         chain = planner.stored(self.tokens[: min(self.answer, self.end - 1)], seen)
         for segment in chain.segments:
             if not segment.entry.present:
-                return chain.cut(segment.start)
+                chain = chain.cut(segment.start)
+                break
+        if not plan.n_known and 0 < len(chain.tokens) < MIN_SHARED:
+            last = chain.segments[-1].entry.state
+            if last.input_hash != plan.input_hash:
+                return Chain()
         return chain
 
     def _can_heal(self, entry: Entry) -> bool:

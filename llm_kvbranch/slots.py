@@ -27,6 +27,7 @@ from .errors import ContextError, StateError
 from .index import Chain, Entry, Segment
 from .state import common_prefix, tokens_of
 
+BEING_WRITTEN = "state was just being written by another process"
 HEADROOM = 512  # cells reserved for an answer whose length is not known
 
 Stop = Callable[[], bool]
@@ -177,7 +178,7 @@ class Slots:
     def _restore(self, slot: Slot, tokens: array[int], segment: Segment) -> None:
         "Append a segment's rows to the slot; raises StateError"
         if not segment.entry.present:
-            raise StateError(segment.entry.gone or "state file is missing")
+            raise StateError(segment.entry.gone or BEING_WRITTEN)
         state = segment.entry.state
         with self._open_state(segment.entry) as payload:
             if state.origin is not None and not self.engine.is_finite(

@@ -111,7 +111,8 @@ class Store(Files):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            nbytes = memoryview(payload).nbytes + (1 << 16)
+            # And for the index, whose journal takes as much again
+            nbytes = memoryview(payload).nbytes + 16 * len(state.tokens) + (1 << 17)
             with self.writer():
                 entries = self.least_used(nbytes, state, chain)
                 if sum(entry.nbytes for entry in entries) < nbytes:

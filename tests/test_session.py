@@ -20,65 +20,8 @@ from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.session import Request
 from llm_kvbranch.upkeep import verify
 
-from .fake import CONTROLS, FakeSettings, FakeVocab, fake_session, oracle
-
-_ids = itertools.count(1)
-
-
-class Answer:
-    "One finished generation and the conversation it leaves"
-
-    def __init__(self, session, messages, log=True, recurrent=False, **options):
-        options.setdefault("max_tokens", 24)
-        self.id = f"r{next(_ids):05}"
-        self.session = session
-        self.messages = messages
-        self.before = len(session.engine.decoded)
-        self.generation = session.generate(Request(messages=messages, **options))
-        self.text = "".join(self.generation)
-        self.facts = self.generation.facts
-        self.n_decoded = len(session.engine.decoded) - self.before
-        self.chain = [*messages, *([llm.assistant(self.text)] if self.text else [])]
-        self.recurrent = recurrent
-        self.entry = self.log() if log else None
-
-    def log(self):
-        return self.generation.commit(self.id)
-
-    @property
-    def answer_tokens(self):
-        return self.generation.tokens[self.generation.answer :]
-
-    def check(self):
-        "The answer is that of an engine which decoded the whole prompt"
-        plan = self.generation.plan
-        expected = oracle(plan.tokens, len(self.generation.tokens) + 64, self.recurrent)
-        assert list(self.answer_tokens) == expected[: len(self.answer_tokens)]
-        assert spell(plan.tokens) == chatml(self.messages)
-        assert self.facts["prompt_tokens"] == len(plan.tokens)
-        assert self.facts["restored_tokens"] + self.facts["prefilled_tokens"] == len(
-            plan.tokens
-        )
-        return self
-
-
-def spell(tokens) -> str:
-    "Tokens as text, control tokens written out"
-    names = {number: name.encode() for name, number in CONTROLS.items()}
-    data = b"".join(names.get(t) or FakeVocab().piece(t) for t in tokens)
-    return data.decode("utf-8", "replace")
-
-
-def chatml(messages) -> str:
-    "What the prompt must be, said another way than by a template"
-    turns = [f"{m.role}\n{''.join(p.text for p in m.parts)}" for m in messages]
-    begun = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
-    return begun + "<|im_start|>assistant\n"
-
-
-def user(text: str):
-    return llm.user(text)
-
+from .fake import CONTROLS, FakeSettings, fake_session
+from .life import Answer, spell, user
 
 LONG = "Tell me about the sea, its tides and its storms. " * 8
 

@@ -173,20 +173,19 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
 
     Raises StateError like ``check``.
     """
-    try:
-        block = _attention(payload, _HEADER, start, end)
-    except (struct.error, OverflowError):
-        raise StateError("state payload is cut short") from None
+    check(payload, start, end, n_swa=0)
+    block = _attention(payload, _HEADER, start, end)
     kept = [i for i, position in enumerate(block.positions) if position < upto]
     result = bytearray(payload[:_HEADER])
     result += struct.pack("<II", 1, len(kept))
     cells = block.at + 8
     for i in kept:
         result += payload[cells + 12 * i : cells + 12 * i + 12]
-    result += payload[cells + 12 * (end - start) : block.areas[0].header]
+    layers = cells + 12 * (end - start)
+    result += payload[layers : layers + 8]
     for area in block.areas:
         result += payload[area.header : area.at]
-        if not area.n_rows:
+        if not area.nbytes:  # else as many rows as it likes may be claimed
             continue
         size = area.nbytes // area.n_rows
         if area.transposed:
