@@ -101,7 +101,54 @@ def blocks(store: Store) -> int:
 
 def total(root: Path) -> int:
     "Bytes of all state files, as the file system has them"
-    return sum((root / "states" / name).stat().st_size for name in files(root))
+    return sum(p.stat().st_size for p in (root / "states").glob("*/*.safetensors"))
+
+
+ROWS = 100_000  # bytes of a state's rows
+SIZE = ROWS + 2000  # more than a file takes, less than a byte more for each row
+
+
+def fill(
+    store: Store, name: str, parent: Entry | None = None, nbytes: int = ROWS
+) -> Entry:
+    "Put a state of its own tokens, or one that goes on from another"
+    chain = store.chain(parent) if parent else None
+    before = list(chain.tokens) if chain else []
+    above = parent.state.response_id if parent else None
+    state = a_state(name, [*before, *map(ord, name)], len(before), above)
+    return store.put(state, bytes(nbytes), chain)
+
+
+def conversation(store: Store, *turns: str) -> list[Entry]:
+    entries: list[Entry] = []
+    for turn in turns:
+        entries.append(fill(store, turn, entries[-1] if entries else None))
+    return entries
+
+
+def present(store: Store) -> str:
+    "Names of the states with files, as index and directory have them"
+    found = names([entry for entry in store.entries() if entry.present])
+    there = {name for name in files(store.root) if not name.endswith(".pin")}
+    assert there == {f"{MODEL}/{name}.safetensors" for name in found}
+    assert store.nbytes() == total(store.root)
+    return " ".join(sorted(found))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    "Every file but the index"
+    return {
+        str(path): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and not path.name.startswith("index.db")
+    }
+
+
+def conversation_after(store: Store, entry: Entry, *turns: str) -> list[Entry]:
+    entries = [entry]
+    for turn in turns:
+        entries.append(fill(store, turn, entries[-1]))
+    return entries[1:]
 
 
 def flip(path: Path, at: int = -1) -> None:
