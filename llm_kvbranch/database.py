@@ -32,7 +32,6 @@ create table states (
   start integer not null,
   end integer not null,
   answer integer not null,      -- position of the first generated token
-  tokens blob not null,         -- int32 ids of [start, end)
   prefix text not null,         -- digest of the ids of [0, start)
   input_hash text,              -- llm's hash of the prompt's message chain
   tip_hash text,                -- llm's hash of the answer
@@ -48,6 +47,12 @@ create table states (
   used text not null,
   unique (fingerprint, id)
 );
+create table token_ids (        -- apart: what is changed often stays small
+  state integer primary key references states (key) on delete cascade,
+  ids blob not null             -- int32 ids of [start, end)
+);
+create view entries as
+  select states.*, ids as tokens from states join token_ids on state = key;
 create index states_tip on states (tip_hash);
 create index states_input on states (input_hash);
 create index states_id on states (id);
@@ -158,11 +163,11 @@ def version(db: sqlite3.Connection) -> int:
 
 def create(db: sqlite3.Connection) -> None:
     "Make all tables anew, inside the caller's transaction"
-    for (name,) in db.execute(
-        "select name from sqlite_master where type = 'table'"
+    for kind, name in db.execute(
+        "select type, name from sqlite_master where type in ('table', 'view')"
         " and name not like 'sqlite_%'"
     ).fetchall():
-        db.execute(f"drop table if exists [{name}]")
+        db.execute(f"drop {kind} if exists [{name}]")
     for statement in SCHEMA:
         db.execute(statement)
     db.execute(f"pragma user_version = {SCHEMA_VERSION}")

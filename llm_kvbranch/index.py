@@ -154,7 +154,6 @@ class Index(Database):
             "start": state.start,
             "end": state.end,
             "answer": state.answer,
-            "tokens": token_bytes(state.tokens),
             "prefix": state.prefix,
             "input_hash": state.input_hash,
             "tip_hash": state.tip_hash,
@@ -173,8 +172,12 @@ class Index(Database):
             f" values ({', '.join('?' * len(columns))})",
             list(columns.values()),
         )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        key = cursor.lastrowid
+        assert key is not None
+        db.execute(
+            "insert into token_ids values (?, ?)", [key, token_bytes(state.tokens)]
+        )
+        return key
 
     def _index_tokens(self, db: sqlite3.Connection, key: int, state: State) -> None:
         "Make a state findable by its token ids"
@@ -206,7 +209,7 @@ class Index(Database):
         Without a fingerprint, the newest where several models have one.
         """
         row = self.db.execute(
-            "select * from states where id = ? and fingerprint = coalesce(?,"
+            "select * from entries where id = ? and fingerprint = coalesce(?,"
             " fingerprint) order by key desc limit 1",
             [response_id, fingerprint],
         ).fetchone()
@@ -214,7 +217,7 @@ class Index(Database):
 
     def get_all(self, response_id: str) -> list[Entry]:
         "The entries of a response, one for each model that has one"
-        rows = self.db.execute("select * from states where id = ?", [response_id])
+        rows = self.db.execute("select * from entries where id = ?", [response_id])
         return [entry_of(row) for row in rows.fetchall()]
 
     def hashes_of(self, entry: Entry) -> set[int]:
@@ -244,7 +247,7 @@ class Index(Database):
             " join states parent on parent.id = child.parent"
             " and parent.fingerprint = child.fingerprint"
             " where child.start > 0 and up.depth < 100000)"
-            " select states.*, up.cut from up join states using (key)"
+            " select entries.*, up.cut from up join entries using (key)"
             " order by up.depth desc",
             [key],
         ).fetchall()
@@ -274,7 +277,7 @@ class Index(Database):
         found: list[sqlite3.Row] = []
         for chunk in chunks([h for h in hashes if h]):
             found += self.db.execute(
-                f"select * from states where {column} in"
+                f"select * from entries where {column} in"
                 f" ({','.join('?' * len(chunk))})"
                 " and fingerprint = coalesce(?, fingerprint)",
                 [*chunk, fingerprint],
@@ -298,7 +301,7 @@ class Index(Database):
         for chunk in chunks([entry.state.response_id for entry in known]):
             self._try(
                 search,
-                "select key, start, tokens from states where fingerprint = ?"
+                "select key, start, tokens from entries where fingerprint = ?"
                 f" and id in ({','.join('?' * len(chunk))})",
                 [fingerprint, *chunk],
             )
@@ -307,7 +310,7 @@ class Index(Database):
             for starts in (0, 1):
                 self._try(
                     search,
-                    "select key, start, tokens from blocks join states on key = state"
+                    "select key, start, tokens from blocks join entries on key = state"
                     " where hash = ? and starts = ? and fingerprint = ?"
                     " order by state desc limit ?",
                     [hashes[depth], starts, fingerprint, _MAX_CANDIDATES],
@@ -350,7 +353,7 @@ class Index(Database):
         size = 200
         for offset in itertools.count(0, size):
             rows = self.db.execute(
-                "select * from states where nbytes > 0"
+                "select * from entries where nbytes > 0"
                 " order by used, start desc limit ? offset ?",
                 [size, offset],
             ).fetchall()
@@ -372,7 +375,7 @@ class Index(Database):
         "Entries whose chain leads through an entry"
         state = entry.state
         rows = self.db.execute(
-            "select * from states where parent = ? and fingerprint = ? and start > 0",
+            "select * from entries where parent = ? and fingerprint = ? and start > 0",
             [state.response_id, state.fingerprint],
         ).fetchall()
         return [entry_of(row) for row in rows]
@@ -403,7 +406,7 @@ class Index(Database):
         "Every entry, oldest first; the store may change in the meantime"
         last = -1
         while rows := self.db.execute(
-            "select * from states where key > ? order by key limit 500", [last]
+            "select * from entries where key > ? order by key limit 500", [last]
         ).fetchall():
             yield from map(entry_of, rows)
             last = rows[-1]["key"]
@@ -426,7 +429,7 @@ def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
 
 
 def entry_of(row: sqlite3.Row) -> Entry:
-    "An entry from a row of the table states"
+    "An entry from a row of the view entries"
     state = State(
         response_id=row["id"],
         fingerprint=row["fingerprint"],
