@@ -35,7 +35,7 @@ from .state import (
 )
 
 BLOCK = 32  # tokens for each row that finds a state by its tokens
-_MAX_CANDIDATES = 64  # states looked at that begin in the block after a match
+_MAX_CANDIDATES = 16  # states looked at that begin in the block after a match
 _PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
   select key, fingerprint, id, parent, start, nbytes from states where pinned
   union
@@ -331,20 +331,18 @@ class Index(Database):
                 break  # of many that leave a prefix at once, one will do
             search.offer(self._chain(self.db, key))
 
-    def _known_blocks(self, hashes: list[int]) -> list[int]:
+    def _known_blocks(self, hashes: list[int]) -> Iterator[int]:
         "Indices of the hashes that any state has a block for, deepest first; 0 last"
-        known: set[int] = set()
-        for chunk in chunks(hashes[1:]):
-            known |= {
-                row[0]
-                for row in self.db.execute(
-                    "select distinct hash from blocks where starts = 0 and hash in"
-                    f" ({','.join('?' * len(chunk))})",
-                    chunk,
-                )
-            }
-        deepest_first = range(len(hashes) - 1, 0, -1)
-        return [*(i for i in deepest_first if hashes[i] in known), 0]
+        # A few at a time: a follow-up is found among the deepest
+        for indices in chunks(list(range(len(hashes) - 1, 0, -1)), 32):
+            rows = self.db.execute(
+                "select distinct hash from blocks where starts = 0 and hash in"
+                f" ({','.join('?' * len(indices))})",
+                [hashes[i] for i in indices],
+            )
+            known = {row[0] for row in rows}
+            yield from (i for i in indices if hashes[i] in known)
+        yield 0
 
     # -- walking -------------------------------------------------------
 

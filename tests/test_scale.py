@@ -80,8 +80,8 @@ class TestSharedPrompt:
 
     def test_the_one_that_goes_on_furthest(self, store: Store) -> None:
         shared(store, 40)
-        chain = find(store, [*SYSTEM, *[17] * 9, 9999])
-        assert chain.segments[-1].entry.state.response_id == "conversation-17"
+        chain = find(store, [*SYSTEM, *[33] * 9, 9999])
+        assert chain.segments[-1].entry.state.response_id == "conversation-33"
         assert len(chain.tokens) == len(SYSTEM) + 9
 
     def test_unknown(self, store: Store, chains: list[int]) -> None:
