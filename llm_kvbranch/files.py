@@ -121,7 +121,7 @@ class Files(Index, Accounts):
                 if path == self.path(state):  # or it is a copy, or no file of ours
                     states.append((state, nbytes))
         states.sort(key=lambda pair: pair[0].created)
-        keys = [self._insert(db, state, nbytes) for state, nbytes in states]
+        keys = [self._add(db, state, nbytes) for state, nbytes in states]
         for key, (state, _) in zip(keys, states, strict=True):
             self._index_tokens(db, key, state)  # now that every parent is there
         # Nobody knows when they were used, but a parent is with its children:
@@ -134,14 +134,8 @@ class Files(Index, Accounts):
                 used[which] = state.created
                 which = (state.fingerprint, above[which])
         for key, (state, _) in zip(keys, states, strict=True):
-            db.execute(
-                "update states set used = ?, pinned = ? where key = ?",
-                [
-                    used[state.fingerprint, state.response_id],
-                    self.pin_file(state).exists(),
-                    key,
-                ],
-            )
+            last = used[state.fingerprint, state.response_id]
+            db.execute("update states set used = ? where key = ?", [last, key])
 
     def rebuild(self) -> None:
         "Make the index again from the files alone, whatever state it is in"
@@ -158,7 +152,7 @@ class Files(Index, Accounts):
         return self.root / "states" / state.fingerprint / f"{state.response_id}{SUFFIX}"
 
     def pin_file(self, state: State) -> Path:
-        "An empty file that tells a rebuilt index that a state is pinned"
+        "An empty file that says that a state is pinned, whatever becomes of its row"
         return self.path(state).with_suffix(".pin")
 
     def files(self) -> Iterator[Path]:
@@ -212,7 +206,7 @@ class Files(Index, Accounts):
             for entry in change.gone:
                 self._remove(db, entry, change.reason, change.forget)
             if change.new is not None:
-                key = self._insert(db, change.new, 0)
+                key = self._add(db, change.new, 0)
                 self._index_tokens(db, key, change.new)
                 self._pend(db, change.new)
                 if self._index_bytes() > max(
@@ -320,7 +314,11 @@ class Files(Index, Accounts):
     def adopt(self, state: State, nbytes: int) -> None:
         "Take a file into the index that is in its place, whole and verified"
         with self.writer(), self._write() as db:
-            self._index_tokens(db, self._insert(db, state, nbytes), state)
+            self._index_tokens(db, self._add(db, state, nbytes), state)
+
+    def _add(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
+        "Put a state's row into the index, pinned where a file says so"
+        return self._insert(db, state, nbytes, self.pin_file(state).exists())
 
     def release(self, entries: Iterable[Entry]) -> None:
         self.locks.release(map(lock_name, entries))

@@ -141,12 +141,12 @@ class _Search:
 class Index(Database):
     "Rows about states, and how they are found"
 
-    def _insert(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
+    def _insert(
+        self, db: sqlite3.Connection, state: State, nbytes: int, pinned: bool
+    ) -> int:
         "Put a state's row in the place of the one before; returns its key"
         which = [state.fingerprint, state.response_id]
-        where = "where fingerprint = ? and id = ?"
-        row = db.execute(f"select pinned from states {where}", which).fetchone()
-        db.execute(f"delete from states {where}", which)
+        db.execute("delete from states where fingerprint = ? and id = ?", which)
         columns = {
             "id": state.response_id,
             "fingerprint": state.fingerprint,
@@ -164,7 +164,7 @@ class Index(Database):
             "digest": state.digest,
             "created": state.created,
             "nbytes": nbytes,
-            "pinned": row["pinned"] if row else 0,
+            "pinned": pinned,
             "used": now(),
         }
         cursor = db.execute(
