@@ -35,9 +35,10 @@ from .text import TextStream
 if TYPE_CHECKING:
     from .session import Session
 
-# All conversations begin with the same few tokens of the chat template. One that
-# shares no more with another is stored on its own: it would need the other's
-# file, and keep it from being evicted, for next to nothing.
+# All conversations, and all turns after the same answer, begin with the same few
+# tokens of the chat template. What shares no more with another turn is stored
+# again: else it would need the other's file, and keep it from being evicted or
+# pruned, for next to nothing.
 MIN_SHARED = 64
 
 _MEASURED_TOKENS = 64  # prefilling fewer says little of the rate
@@ -219,7 +220,7 @@ class Generation:
             reasons.append(plan.choice)
         elif not reasons and reused < min(plan.n_known, self.answer - 1):
             reasons.append(
-                "an earlier answer left no state"
+                plan.lack or "an earlier answer left no state"
                 if self.session.engine.cuts_anywhere
                 else "this kind of model cannot resume inside an answer"
             )
@@ -289,7 +290,9 @@ class Generation:
         "Capture the rows into memory: the slot is about to lose them"
         slot = self.slot
         assert slot is not None
-        start = min(self._fork, self.end - 1) if self._fork >= MIN_SHARED else 0
+        start = min(self._fork, self.end - 1)
+        if self.session.engine.cuts_anywhere:
+            start = max(0, start - MIN_SHARED)  # see _without_chance_share
         self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
 
     def commit(self, response_id: str, thread_id: str | None = None) -> Entry | None:
@@ -311,6 +314,7 @@ class Generation:
                 return None
             finally:
                 self._let_go()
+                session.store.locks.drop(())
 
     def _commit(
         self, store: Store, response_id: str, thread_id: str | None
@@ -385,11 +389,19 @@ class Generation:
             if not segment.entry.present:
                 chain = chain.cut(segment.start)
                 break
-        if not plan.n_known and 0 < len(chain.tokens) < MIN_SHARED:
-            last = chain.segments[-1].entry.state
-            if last.input_hash != plan.input_hash:
-                return Chain()
-        return chain
+        return self._without_chance_share(chain)
+
+    def _without_chance_share(self, chain: Chain) -> Chain:
+        "The chain without a last segment that is another turn's, and hardly used"
+        plan = self.plan
+        assert plan is not None
+        if not chain.segments:
+            return chain
+        last, state = chain.segments[-1], chain.segments[-1].entry.state
+        wanted = state.input_hash in {plan.input_hash, plan.known_hash} - {None}
+        if wanted or last.end == state.end or last.end - last.start >= MIN_SHARED:
+            return chain
+        return chain.cut(last.start)
 
     def _can_heal(self, entry: Entry) -> bool:
         "Whether the prompt holds all the tokens of an entry, each at its place"

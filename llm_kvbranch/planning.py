@@ -39,7 +39,9 @@ class Plan:
     At least the last token is left to decode: its logits choose the answer.
     ``n_known`` is how many of the tokens belong to known turns, and so should
     not have to be read again. ``choice`` says so where prefilling was preferred
-    to restoring. ``held`` are the locks on the chain's files.
+    to restoring, ``lack`` why a known turn has no state. ``known_hash`` is the
+    input hash of the turn that the prompt goes on from. ``held`` are the locks on
+    the chain's files.
     """
 
     tokens: array[int]
@@ -49,6 +51,8 @@ class Plan:
     n_known: int = 0
     miss_reason: str | None = None
     choice: str | None = None
+    lack: str | None = None
+    known_hash: str | None = None
     held: list[str] = field(default_factory=list)
 
 
@@ -138,6 +142,9 @@ class Planner:
             chain = self.stored(tokens[:-1], seen)
         n_known = len(known.tokens) if known else 0
         plan = Plan(tokens, chain, render, last, n_known, reason)
+        if known is not None:
+            plan.known_hash = hashes[known.index - 1] if known.index else None
+            plan.lack = self._why_gone(known, len(chain.tokens))
         self._choose(plan)
         return plan
 
@@ -249,6 +256,15 @@ class Planner:
         if not known:
             return None  # a link of its chain is unknown
         return _Known(index, known, n_text, candidate)
+
+    def _why_gone(self, known: _Known, at: int) -> str | None:
+        "Why a known turn has no rows from a position on, where that was recorded"
+        if self.store is None or known.entry is None or at >= len(known.tokens) - 1:
+            return None
+        for segment in self.store.chain(known.entry).segments:
+            if segment.end > at and segment.entry.gone:
+                return segment.entry.gone
+        return None
 
     def _why_unknown(self, tip: str) -> str:
         if self.store is None:

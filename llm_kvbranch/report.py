@@ -50,7 +50,7 @@ FACTS = (
 def open_store() -> Store | None:
     "The state store, None where nothing was ever stored"
     root = data_directory()
-    return Store(root, budget()) if (root / "index.db").exists() else None
+    return Store(root, budget()) if (root / "states").is_dir() else None
 
 
 def describe_response(history: History, response_id: str) -> dict[str, Any]:

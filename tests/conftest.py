@@ -11,6 +11,7 @@ def user_path(tmp_path, monkeypatch):
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in ("LLM_KVBRANCH_DIR", "LLM_KVBRANCH_MODEL", "LLM_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("DIR", "MODEL", "BUDGET", "KEY"):
+        monkeypatch.delenv(f"LLM_KVBRANCH_{name}", raising=False)
+    monkeypatch.delenv("LLM_MODEL", raising=False)
     return path

@@ -1,0 +1,34 @@
+"""llm in this process, for users with homes of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+from llm import cli as llm_cli
+
+SHORT = ("-m", "kvllama", "-o", "temperature", "0", "-o", "max_tokens", "24")
+
+
+class Homes:
+    "llm in this process, as users with homes of their own below a directory"
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __call__(
+        self, home: str, *arguments: str, key: str = "", fails: bool = False
+    ) -> str:
+        path = self.root / home
+        path.mkdir(exist_ok=True)
+        environment = {"LLM_USER_PATH": str(path), "LLM_KVBRANCH_KEY": key or None}
+        result = CliRunner(env=environment).invoke(llm_cli.cli, [*arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == (1 if fails else 0), result.output
+        return result.output
+
+
+def show(llm: Homes, home: str, response_id: str = "last") -> dict:
+    return json.loads(llm(home, "kvbranch", "show", response_id, "--json"))
