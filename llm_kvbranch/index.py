@@ -35,7 +35,7 @@ from .state import (
 )
 
 BLOCK = 32  # tokens for each row that finds a state by its tokens
-_MAX_CANDIDATES = 16  # states looked at that begin in the block after a match
+_MAX_CANDIDATES = 8  # states looked at that begin in the block after a match
 _PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
   select key, fingerprint, id, parent, start, nbytes from states where pinned
   union
