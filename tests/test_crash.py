@@ -1,337 +1,214 @@
-"""A process may end, or be refused anything, at any moment: nothing is lost by it.
+"""Wherever a process or the power ends, files and index agree afterwards.
 
-Every test looks at the store the way the next process does, and asks three
-things: does ``verify`` find it clean, is everything there that was stored before,
-and are answers that go on from it right.
+What is written when is watched, and a process is ended at every single step of
+a put; whatever it left, the next one finds a store that is in order.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import random
 import shutil
-import signal
 import sqlite3
-import time
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import llm
 import pytest
 
-import llm_kvbranch.database as database_module
-import llm_kvbranch.state as state_module
-from llm_kvbranch.store import EVICTED, Store
-from llm_kvbranch.upkeep import prune, verify
+from llm_kvbranch.store import Store
+from llm_kvbranch.upkeep import verify
 
-from .life import Life
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-N_KILLS = 300
+from .stores import DOCUMENT, MODEL, a_state, find, put, rows_of, run, total
 
 
-@contextlib.contextmanager
-def child(work: Callable[[int], None]) -> Iterator[tuple[int, int]]:
-    "Run something in a process of its own: its id, and what it writes to"
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        status = 1
-        try:
-            work(writing)
-            status = 0
-        except BaseException as error:
-            os.write(writing, f"failed {error!r}\n".encode())
-        finally:
-            os._exit(status)
-    os.close(writing)
-    try:
-        yield pid, reading
-    finally:
-        os.close(reading)
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "kvbranch"
 
 
-def problems(root: Path) -> list[tuple[str, str]]:
+@pytest.fixture
+def store(root: Path) -> Iterator[Store]:
     with contextlib.closing(Store(root)) as store:
-        return list(verify(store))
-
-
-def stored(root: Path) -> dict[str, str | None]:
-    "Response ids in the store, and why those without a file have none"
-    with contextlib.closing(Store(root)) as store:
-        return {e.state.response_id: e.gone for e in store.entries()}
-
-
-class TestKill:
-    "A state that a kill leaves half written, or a whole one that it loses"
-
-    @pytest.mark.parametrize("budget", [None, 30_000], ids=["room", "eviction"])
-    def test_at_random_moments(self, tmp_path: Path, budget: int | None) -> None:
-        chance = random.Random(7)
-        known: dict[str, list] = {}
-        n_lost = 0
-        for seed in range(N_KILLS if budget is None else N_KILLS // 3):
-            life = f"life {seed}"
-            begun, ended = self._live(tmp_path, seed, known, budget, chance)
-            assert not problems(tmp_path), life
-            there = stored(tmp_path)
-            for name in ended:
-                gone = there[name]
-                assert gone is None or (budget and gone == EVICTED), (life, name, gone)
-            (unsure,) = [*(set(begun) - set(ended)), None][:1]
-            n_lost += unsure is not None and there.get(unsure, "lost") is not None
-        total = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
-        assert budget is None or total <= budget
-        # Some of the kills must have come while something was written
-        assert n_lost > 0
-
-    def _live(self, root, seed, known, budget, chance) -> tuple[list, list]:
-        "A life that is killed; which commits it had begun, and ended"
-
-        def work(out: int) -> None:
-            life = Life(root, seed, known, budget)
-            while True:
-                name, answer = life.step(
-                    lambda name: os.write(out, f"begun {name}\n".encode())
-                )
-                os.write(out, f"ended {name} {_words(answer.chain)}\n".encode())
-
-        with child(work) as (pid, reading):
-            file = os.fdopen(os.dup(reading))
-            lines = [file.readline()]
-            time.sleep(chance.random() * 0.03)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            lines += file.readlines()
-            file.close()
-        failed = [line for line in lines if line.startswith("failed")]
-        assert not failed, failed
-        ended = []
-        for line in lines:
-            word, name, *rest = line.rstrip("\n").split(" ", 2)
-            if word == "ended" and line.endswith("\n"):
-                ended.append(name)
-                known[name] = _messages(rest[0])
-        for name in list(known)[:-12]:
-            del known[name]  # go on from the newest ones: deep trees
-        return [line.split()[1] for line in lines if line.startswith("begun")], ended
-
-
-def _words(messages: list) -> str:
-    "Messages as text without line ends"
-    return "|".join(f"{m.role} {m.parts[0].text.encode().hex()}" for m in messages)
-
-
-def _messages(words: str) -> list:
-    make = {"user": llm.user, "assistant": llm.assistant}
-    pairs = [word.split(" ") for word in words.split("|")]
-    return [make[role](bytes.fromhex(text).decode()) for role, text in pairs]
-
-
-class Faults:
-    """Counts the calls that change the disk, and makes the nth of them fail.
-
-    ``mode``: "error" raises what the system would, "before" and "after" end the
-    process around the call.
-    """
-
-    def __init__(self, nth: int, mode: str):
-        self.nth, self.mode, self.count = nth, mode, 0
-        self.armed = False
-        self.calls: list[str] = []
-
-    def call(self, name: str, function: Callable, *arguments, **options):
-        if self.armed:
-            self.count += 1
-            self.calls.append(name)
-        if not self.armed or self.count != self.nth:
-            return function(*arguments, **options)
-        if self.mode == "error":
-            if name.startswith("sqlite"):
-                raise sqlite3.OperationalError("disk I/O error")
-            raise OSError(5, "Input/output error")
-        if self.mode == "after":
-            function(*arguments, **options)
-        os._exit(9)
-
-    def install(self) -> None:
-        "In a child process, for good"
-        for name in ("open", "fsync", "replace", "unlink", "mkdir"):
-            self._wrap(os, name)
-        faults = self
-
-        class Connection(sqlite3.Connection):
-            def execute(self, sql, *arguments):
-                word = sql.split()[0]
-                if word in ("select", "pragma", "with", "rollback"):
-                    return super().execute(sql, *arguments)
-                run = super().execute
-                return faults.call(f"sqlite {word}", run, sql, *arguments)
-
-            def executemany(self, sql, rows):
-                return faults.call("sqlite many", super().executemany, sql, rows)
-
-        connect = sqlite3.connect
-        database_module.sqlite3 = _Namespace(sqlite3)
-        database_module.sqlite3.connect = lambda *a, **k: connect(
-            *a, factory=Connection, **k
-        )
-
-        class File(io.FileIO):
-            def write(self, data):
-                return faults.call("write", super().write, data)
-
-        def opened(path, mode="r", **options):
-            return File(path, mode) if mode == "wb" else open(path, mode, **options)
-
-        state_module.open = opened
-
-    def _wrap(self, module, name: str) -> None:
-        function = getattr(module, name)
-        setattr(module, name, lambda *a, **k: self.call(name, function, *a, **k))
-
-
-class _Namespace:
-    def __init__(self, module):
-        self.__dict__.update(vars(module))
-
-
-def put_one(life: Life) -> None:
-    life.step()
-
-
-def put_and_evict(life: Life) -> None:
-    life.session.store.limit = life.session.store.nbytes()
-    life.step()
-
-
-def heal(life: Life) -> None:
-    "Go on from a chain whose first file is damaged"
-    store = life.session.store
-    name = max(life.known, key=lambda n: len(life.known[n]))
-    chain = store.chain(store.get(name))
-    store.path(chain.segments[0].entry.state).write_bytes(b"damaged")
-    life.prompt = lambda: [*life.known[name], life.known[name][0]]  # type: ignore
-    life.step()
-
-
-def prune_one(life: Life) -> None:
-    prune(life.session.store, list(life.known)[-1:])
-
-
-def rebuild(life: Life) -> None:
-    life.session.store.rebuild()
-
-
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory) -> tuple[Path, dict]:
-    "A store with a small tree in it, closed, and its conversations"
-    root = tmp_path_factory.mktemp("grown") / "store"
-    life = Life(root, 1, {})
-    for _ in range(6):
-        life.step()
-    life.session.store.close()
-    return root, life.known
-
-
-class TestFaults:
-    "A call refused, or the last one ever, at any step of any change"
-
-    @pytest.mark.parametrize(
-        "change", [put_one, put_and_evict, heal, prune_one, rebuild]
-    )
-    @pytest.mark.parametrize("mode", ["error", "before", "after"])
-    def test_at_every_step(self, grown, tmp_path, change, mode) -> None:
-        origin, known = grown
-        for nth in range(1, 500):
-            root = tmp_path / f"{nth}"
-            shutil.copytree(origin, root)
-            calls = self._run(root, known, change, nth, mode)
-            if calls is not None:
-                break
-            where = (change.__name__, mode, nth)
-            assert not [p for p in problems(root) if not _damaged(p, change)], where
-            self._check(root, known, change, where)
-            shutil.rmtree(root)
-        assert nth > 5, "nothing was refused"
-        if change in (put_one, put_and_evict, heal):
-            assert {"write", "fsync", "replace", "sqlite commit"} <= set(calls)
-
-    def _run(self, root, known, change, nth, mode) -> list[str] | None:
-        "The calls made, if all of them went through"
-
-        def work(out: int) -> None:
-            faults = Faults(nth, mode)
-            faults.install()
-            life = Life(root, 5, known)
-            faults.armed = True
-            with contextlib.suppress(Exception):
-                change(life)
-            faults.armed = False
-            whole = faults.count < nth
-            os.write(out, (",".join(faults.calls) if whole else "cut").encode())
-
-        with child(work) as (pid, reading):
-            with os.fdopen(os.dup(reading)) as file:
-                said = file.read()
-            os.waitpid(pid, 0)
-        assert not said.startswith("failed"), said
-        return said.split(",") if said not in ("", "cut") else None
-
-    def _check(self, root, known, change, where) -> None:
-        "Whatever was there is there, and can be gone on from"
-        there = stored(root)
-        for name in known:
-            gone = there.get(name, "pruned")
-            if change is put_one or change is rebuild:
-                assert gone is None, (where, name, gone)
-        life = Life(root, 99, known)
-        for _ in range(3):
-            _, answer = life.step()
-            assert answer.entry is not None, where
-        life.session.store.close()
-        assert not problems(root), where
-
-
-def _damaged(problem: tuple[str, str], change: Callable) -> bool:
-    "Whether a problem is the one that the test itself made"
-    return change is heal and problem[1].startswith("state file is ")
+        yield store
 
 
 class TestOrder:
-    "What the disk may do with calls that it was not told to order"
+    "What reaches the disk too late is not there after a power cut"
 
-    def test_power_loss(self, tmp_path: Path, monkeypatch) -> None:
+    @pytest.fixture
+    def events(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        "What is made durable, and what is renamed or removed"
         events: list[str] = []
-        life = Life(tmp_path, 1, {})
-        life.step()
-        life.session.store.close()
 
-        class Recorder(sqlite3.Connection):
-            def execute(self, sql, *arguments):
-                if sql.startswith("commit"):
-                    events.append("commit")
-                return super().execute(sql, *arguments)
+        def syncing(fd: int) -> None:
+            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+            events.append("sync directory" if is_directory else "sync content")
 
-        connect = sqlite3.connect
-        monkeypatch.setattr(
-            database_module.sqlite3,
-            "connect",
-            lambda *a, **k: connect(*a, **{**k, "factory": Recorder}),
-        )
-        for name in ("fsync", "replace"):
-            function = getattr(os, name)
-            monkeypatch.setattr(
-                os, name, lambda *a, f=function, n=name: (events.append(n), f(*a))[1]
-            )
-        again = Life(tmp_path, 2, life.known)
-        assert again.session.store.db.execute("pragma synchronous").fetchone()[0] == 2
-        events.clear()
-        again.step()
-        again.session.store.close()
-        # Counting the prompt, then: content, announcement, name, directory, done
-        assert events == ["commit", "fsync", "commit", "replace", "fsync", "commit"]
+        def tracing(statement: str) -> None:
+            if statement == "commit":
+                with contextlib.closing(sqlite3.connect(store.root / "index.db")) as db:
+                    n = db.execute("select count(*) from pending").fetchone()[0]
+                events.append(f"commit after {n} pending")
+
+        def noting(name: str) -> Callable[..., None]:
+            real = getattr(os, name)
+
+            def call(path: Any, *more: Any, **options: Any) -> None:
+                if str(path).endswith(".safetensors"):
+                    events.append(f"{name} {Path(path).parent.name}")
+                real(path, *more, **options)
+
+            return call
+
+        put(store, "one", DOCUMENT)
+        monkeypatch.setattr(os, "fsync", syncing)
+        for name in ("replace", "unlink"):
+            monkeypatch.setattr(os, name, noting(name))
+        store.db.set_trace_callback(tracing)
+        return events
+
+    def test_of_a_new_state(self, store: Store, events: list[str]) -> None:
+        put(store, "two", DOCUMENT)
+        assert events[:6] == [
+            "sync content",
+            "commit after 0 pending",
+            "replace tmp",
+            "sync directory",
+            "commit after 1 pending",
+            "unlink tmp",
+        ]
+        assert len(events) == 6
+
+    def test_of_one_that_makes_room(self, store: Store, events: list[str]) -> None:
+        store.limit = store.nbytes() * 3 // 2
+        put(store, "two", DOCUMENT)
+        assert events[:7] == [
+            "sync content",
+            "commit after 0 pending",
+            f"unlink {MODEL}",
+            "replace tmp",
+            "sync directory",
+            "commit after 2 pending",
+            "unlink tmp",
+        ]
+        assert len(events) == 7
+
+    def test_of_a_models_first(self, store: Store, events: list[str]) -> None:
+        put(store, "two", DOCUMENT, fingerprint="other-model")
+        assert events.count("sync directory") == 2
+        assert events.index("sync directory") < events.index("replace tmp")
+
+    @pytest.mark.usefixtures("events")
+    def test_commits_are_flushed(self, store: Store) -> None:
+        "As SQLite does it with its own means: an announcement must not be late"
+        assert store.db.execute("pragma synchronous").fetchone()[0] == 2
+
+
+CRASH = """
+import os, sqlite3, sys
+from pathlib import Path
+from llm_kvbranch.state import State, prefix_digest, tokens_of
+from llm_kvbranch.store import Store
+
+root, name, limit = sys.argv[1:]
+
+def die_at(n):
+    "End the process at its n-th step: 9 where it was reached, else 0"
+    left = [n]
+
+    def step(*_):
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+
+    def stepping(call):
+        def stepped(*args, **options):
+            step()
+            call(*args, **options)
+            step()
+        return stepped
+
+    store = Store(f"{root}-{n}")
+    store.limit = int(limit)
+    for call in ("replace", "unlink", "fsync"):
+        setattr(os, call, stepping(getattr(os, call)))
+    store.db.set_trace_callback(lambda sql: sql.startswith("select") or step())
+    tokens = tokens_of([7] * 100)
+    store.put(
+        State(name, "some-model", 0, 100, 0, tokens, prefix_digest(tokens, 0)),
+        b"new rows".ljust(2000),
+    )
+    os._exit(0)
+
+n, status = 0, 9
+while status == 9:
+    n += 1
+    if not Path(f"{root}-{n}").exists():
+        sys.exit(f"it takes more than {n} steps")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_at(n)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+Path(root, "steps").write_text(str(n))
+sys.exit(status)
+"""
+
+
+class TestCrash:
+    "Wherever a process ends, the next one must find a store that is in order"
+
+    @pytest.mark.parametrize(
+        ("name", "n_before"),
+        [("new", 0), ("new", 1), ("old", 0)],
+        ids=["a new state", "one that makes room", "a replacement"],
+    )
+    def test_at_every_step_of_a_put(self, root: Path, name: str, n_before: int) -> None:
+        limit = 10_000
+        with contextlib.closing(Store(root, limit)) as store:
+            for i in range(n_before):
+                store.put(a_state(f"first-{i}", [i] * 40), bytes(6000))
+            put(store, "old", DOCUMENT)
+            put(store, "other", [9] * 50)
+        for n in range(1, 80):
+            shutil.copytree(root, f"{root}-{n}")
+        crash = run(CRASH, str(root), name, str(limit))
+        _, error = crash.communicate()
+        assert crash.returncode == 0, error
+        n_steps = int((root / "steps").read_text())
+        assert n_steps > 20
+        outcomes = [
+            self.outcome(Path(f"{root}-{n}"), name, limit)
+            for n in range(1, n_steps + 1)
+        ]
+        # Nothing first, everything last, and never a way back
+        assert outcomes == sorted(outcomes)
+        assert (outcomes[0], outcomes[-1]) == (0, 2)
+
+    @staticmethod
+    def outcome(root: Path, name: str, limit: int) -> int:
+        "0 as if nothing had been done, 1 with files removed, 2 with the new one"
+        with contextlib.closing(Store(root, limit)) as store:
+            assert list(verify(store)) == []
+            assert not os.listdir(root / "tmp")
+            assert store.nbytes() == total(root) <= limit
+            other = store.get("other")
+            assert other is not None
+            with store.open(other) as rows:
+                assert rows == rows_of("other")
+            entry = store.get(name)
+            if entry is not None and entry.present:
+                with store.open(entry) as rows:
+                    if bytes(rows).rstrip() == b"new rows":
+                        assert find(store, [7] * 100).available == 100
+                        return 2
+                    assert rows == rows_of(name)
+            gone = [e for e in store.entries() if not e.present]
+            assert all(e.gone for e in gone)
+            put(store, "after", [5] * 60)
+            assert find(store, [5] * 60).available == 60
+            return 1 if gone else 0

@@ -27,6 +27,7 @@ from .stores import (
     DOCUMENT,
     MODEL,
     contents,
+    files,
     find,
     flip,
     put,
@@ -341,6 +342,14 @@ class TestRepair:
         flip(path_of(store, "three"))
         assert list(repair(store)) == [("three", DAMAGED)]
         assert list(verify(store)) == []
+
+    def test_what_hangs_on_nothing_is_forgotten(self, store: Store) -> None:
+        "Even if it was pinned: its token ids stand for no context"
+        put(store, "x", DOCUMENT, 50, "nobody")
+        pin(store, "x")
+        list(repair(store))
+        assert store.get("x") is None
+        assert not files(store.root)
 
     def test_leaves_alone_what_is_being_written(self, store: Store) -> None:
         with contextlib.closing(Store(store.root)) as other:

@@ -57,6 +57,7 @@ from .stores import (
     rows_of,
     run,
     suppliers,
+    total,
 )
 
 
@@ -1275,6 +1276,10 @@ places = st.integers(0, 63)
 cuts = st.tuples(st.integers(0, 6), st.integers(-1, 1))
 
 
+MOST_PUT = 64
+THREADS = [None, "thread-1", "thread-2"]
+
+
 @dataclass
 class Twin:
     "A response with its whole context, and who holds which of its rows"
@@ -1304,7 +1309,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     The store promises: of the states that share a query's whole blocks, as far
     as any state shares them, the one with the most rows in files, then with the
-    most tokens. (There are never more than 64, so none is left out.)
+    most tokens. (It looks at as many states as there are, so none is left out.)
+    What is pinned, and all that it needs, is never evicted nor pruned. Totals are
+    the sums of their parts, whatever happened.
     """
 
     def __init__(self) -> None:
@@ -1313,9 +1320,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store(self.root)
         self.twins: dict[str, Twin] = {}
         self.present: set[str] = set()
+        self.pinned: set[str] = set()
         self.n_put = 0
+        self.candidates = index_module._MAX_CANDIDATES
+        index_module._MAX_CANDIDATES = MOST_PUT
 
     def teardown(self) -> None:
+        index_module._MAX_CANDIDATES = self.candidates
         self.store.close()
         shutil.rmtree(self.root)
 
@@ -1323,15 +1334,21 @@ class StoreMachine(RuleBasedStateMachine):
         return list(self.twins.values())[place % len(self.twins)]
 
     def put(self, model: str, parent: Twin | None, start: int, new: list[int]) -> None:
-        if self.n_put == 64:
+        if self.n_put == MOST_PUT:
             return
         self.n_put += 1
         name = f"r{self.n_put:04}"
         tokens = (parent.tokens[:start] if parent else []) + new
         owners = (parent.owners[:start] if parent else []) + [name] * len(new)
         above = parent.state.response_id if parent else None
-        state = a_state(name, tokens, start, above, fingerprint=model)
-        self.store.put(state, rows_of(name))
+        thread = THREADS[self.n_put % len(THREADS)]
+        facts = {"fingerprint": model, "thread_id": thread}
+        state = a_state(name, tokens, start, above, **facts)
+        chain = Chain()
+        if parent:
+            (entry,) = self.store.get_all(parent.state.response_id)
+            chain = self.store.chain(entry).cut(start)
+        self.store.put(state, rows_of(name), chain)
         self.twins[name] = Twin(state, tokens, owners)
         self.present.add(name)
 
@@ -1368,10 +1385,63 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.put(twin.state, rows_of(name))
             self.present.add(name)
 
+    @rule(place=places, pinned=st.booleans())
+    def pin(self, place: int, pinned: bool) -> None:
+        if not self.present:
+            return
+        name = sorted(self.present)[place % len(self.present)]
+        pin(self.store, name, pinned)
+        (self.pinned.add if pinned else self.pinned.discard)(name)
+
+    def protected(self) -> set[str]:
+        "The pinned, and all that leads up to them"
+        found: set[str] = set()
+        waiting = list(self.pinned)
+        while waiting:
+            name = waiting.pop()
+            if name in self.twins and name not in found:
+                found.add(name)
+                state = self.twins[name].state
+                waiting += [state.parent_id] if state.start and state.parent_id else []
+        return found
+
+    @rule(sixths=st.integers(0, 6))
+    def evict(self, sixths: int) -> None:
+        before, limit = self.store.nbytes(), self.store.nbytes() * sixths // 6
+        removal = collect(self.store, limit)
+        gone = set(names(removal.removed))
+        assert gone <= self.present - self.protected()
+        self.present -= gone
+        assert self.store.nbytes() == before - removal.nbytes
+        assert self.store.nbytes() <= limit or self.present <= self.protected()
+
+    @rule(chosen=st.lists(places, min_size=1, max_size=4))
+    def pruned(self, chosen: list[int]) -> None:
+        asked = {self.pick(place).state.response_id for place in chosen if self.twins}
+        stay = self.protected() | set(self.twins) - asked
+        for _ in self.twins:  # what stays keeps what it is linked through
+            links = [self.twins[n].state for n in stay]
+            stay |= {s.parent_id for s in links if s.start and s.parent_id}
+        removal = prune(self.store, asked)
+        assert set(names(removal.removed)) == asked - stay
+        assert {e.state.response_id for e, _ in removal.kept} == asked & stay
+        for name in asked - stay:
+            del self.twins[name]
+            self.present.discard(name)
+            self.pinned.discard(name)
+
     @rule()
     def reopened(self) -> None:
         self.store.close()
         self.store = Store(self.root)
+
+    @rule()
+    def rebuilt_by_another(self) -> None:
+        "It takes the next change to notice"
+        with contextlib.closing(Store(self.root)) as other:
+            other.rebuild()
+        with self.store.writer():
+            self.forget()
 
     @rule()
     def rebuilt(self) -> None:
@@ -1379,6 +1449,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.close()
         remove_index(self.root)
         self.store = Store(self.root)
+        self.forget()
+
+    def forget(self) -> None:
         for name, twin in list(self.twins.items()):
             rooted = not twin.state.start or twin.state.parent_id in self.twins
             if name not in self.present or not rooted:
@@ -1423,6 +1496,39 @@ class StoreMachine(RuleBasedStateMachine):
             check(chain, twin.state.fingerprint)
             assert list(chain.tokens) == twin.tokens
             assert chain.available == twin.available(len(twin.tokens), self.present)
+
+    @invariant()
+    def totals_are_the_sums_of_their_parts(self) -> None:
+        for table, column in (("models", "fingerprint"), ("threads", "thread")):
+            sums = {
+                row[0]: tuple(row)[1:]
+                for row in self.store.db.execute(
+                    f"select coalesce({column}, ''), sum(nbytes > 0), sum(nbytes)"
+                    " from states group by 1"
+                )
+            }
+            totals = {
+                row[0]: tuple(row)[1:]
+                for row in self.store.db.execute(
+                    f"select {column}, states, nbytes from {table}"
+                )
+            }
+            empty = dict.fromkeys(totals.keys() | sums.keys(), (0, 0))
+            assert {**empty, **totals} == {**empty, **sums}
+        tokens, responses = self.store.db.execute(
+            "select sum((nbytes > 0) * (end - start)), count(*) from states"
+        ).fetchone()
+        models = self.store.models()
+        assert sum(model["tokens"] for model in models) == (tokens or 0)
+        assert sum(model["responses"] for model in models) == responses
+        assert self.store.nbytes() == total(self.root)
+
+    @invariant()
+    def pins_are_kept(self) -> None:
+        pinned = {e.state.response_id for e in self.store.entries() if e.pinned}
+        assert pinned == self.pinned & set(self.twins)
+        keys = {name for _, name in self.store.pinned_keys()}
+        assert keys == self.protected()
 
     @invariant()
     def every_state_is_found_whole(self) -> None:
