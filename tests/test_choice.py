@@ -23,6 +23,7 @@ def session_with(root: Path, prefill: float, opened: float, read: float):
     measured = dict(
         zip(names, [(prefill, 1.0), (opened, 1.0), (read, 1.0)], strict=True)
     )
+    session.store.db.execute("delete from rates")
     session.store.count_prompt("fake", 0, 0, measured)
     return session
 
