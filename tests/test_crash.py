@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from llm_kvbranch.state import read_state
 from llm_kvbranch.store import Store
 from llm_kvbranch.upkeep import verify
 
@@ -99,6 +100,34 @@ class TestOrder:
         put(store, "two", DOCUMENT, fingerprint="other-model")
         assert events.count("sync directory") == 2
         assert events.index("sync directory") < events.index("replace tmp")
+
+    @pytest.mark.parametrize("name", ["one", "two"])
+    def test_no_row_promises_a_file_that_is_not_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        "Not even to who looks while a state makes room, comes or is replaced"
+        looks = []
+
+        def look(*_: Any) -> None:
+            with contextlib.closing(sqlite3.connect(store.root / "index.db")) as db:
+                query = "select id, digest from states where nbytes > 0"
+                for found, digest in db.execute(query).fetchall():
+                    path = store.root / "states" / MODEL / f"{found}.safetensors"
+                    looks.append(read_state(path).digest == digest)
+
+        put(store, "one", DOCUMENT)
+        put(store, "old", DOCUMENT)
+        store.limit = store.nbytes()
+        put(store, "one", DOCUMENT)
+        for call in ("fsync", "replace", "unlink"):
+            real = getattr(os, call)
+            monkeypatch.setattr(
+                os, call, lambda *a, real=real, **k: (look(), real(*a, **k), look())
+            )
+        store.db.set_trace_callback(lambda sql: sql == "commit" and look())
+        put(store, name, DOCUMENT)
+        assert len(looks) > 5
+        assert all(looks)
 
     @pytest.mark.usefixtures("events")
     def test_commits_are_flushed(self, store: Store) -> None:
