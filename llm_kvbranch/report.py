@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .errors import StoreError
 from .history import History, message_text
 from .settings import budget, data_directory
 from .store import Store
@@ -47,10 +48,19 @@ FACTS = (
 )
 
 
-def open_store() -> Store | None:
-    "The state store, None where nothing was ever stored"
+def open_store(create: bool = False) -> Store | None:
+    "The state store, None where nothing was ever stored unless it may be created"
     root = data_directory()
-    return Store(root, budget()) if (root / "states").is_dir() else None
+    there = create or (root / "states").is_dir()
+    return Store(root, budget()) if there else None
+
+
+def existing_store(create: bool = False) -> Store:
+    "The state store; raises StoreError where nothing was ever stored"
+    store = open_store(create)
+    if store is None:
+        raise StoreError("Nothing is stored yet: ask something with llm -m kvllama")
+    return store
 
 
 def describe_response(history: History, response_id: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import sqlite_utils
 
 pytestmark = pytest.mark.model
 
-GREEDY = ("-o", "temperature", "0")
+# An answer that repeats itself goes on for as long as it may
+GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "40")
 WORDS = "harbour lantern copper meadow violin glacier pepper thunder walnut orbit"
 
 

@@ -68,7 +68,7 @@ LAYERS = {
         "store",
     },
     "model": {"session", "catalog", "settings"},
-    "report": {"tree", "history", "store", "settings"},
+    "report": {"tree", "history", "store", "settings", "errors"},
     "cli": {
         "branching",
         "bundle",

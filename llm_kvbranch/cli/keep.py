@@ -10,17 +10,6 @@ from ..settings import format_size, parse_size
 from .options import database_option, json_option
 
 
-def _store() -> Any:
-    "The store, or one clear line"
-    from ..errors import StoreError
-    from ..report import open_store
-
-    store = open_store()
-    if store is None:
-        raise StoreError("Nothing is stored yet: ask something with llm -m kvllama")
-    return store
-
-
 def _resolve(reference: str, database: str | None) -> str:
     from ..history import History, open_log
 
@@ -74,9 +63,10 @@ def gc(max_size: str | None, dry_run: bool, json_: bool) -> None:
     Pinned states stay, and those that a running process uses. Nothing is lost:
     what is asked for again is read again from the log.
     """
+    from ..report import existing_store
     from ..upkeep import collect
 
-    store = _store()
+    store = existing_store()
     limit = None if max_size is None else parse_size(max_size)
     removal = collect(store, limit, dry_run)
     if json_:
@@ -112,9 +102,10 @@ def unpin(response_id: str, database: str | None) -> None:
 
 
 def _pin(reference: str, database: str | None, pinned: bool) -> None:
+    from ..report import existing_store
     from ..upkeep import pin as set_pin
 
-    store = _store()
+    store = existing_store()
     set_pin(store, _resolve(reference, database), pinned)
     click.echo(f"{format_size(store.pinned_bytes())} are pinned")
 

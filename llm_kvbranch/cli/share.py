@@ -36,11 +36,11 @@ def export(response_id: str, file: Path, force: bool, database: str | None) -> N
     from .. import bundle
     from ..errors import BundleError
     from ..history import History, open_log
-    from .keep import _store
+    from ..report import existing_store
 
     if file.exists() and not force:
         raise BundleError(f"{file} is there already: give another name, or --force")
-    store, history, key = _store(), History(open_log(database)), _key()
+    store, history, key = existing_store(), History(open_log(database)), _key()
     report = bundle.export(store, history, history.resolve(response_id), file, key)
     click.echo(
         f"Wrote {report.n_tokens:,} tokens in {report.n_states:,} states, "
@@ -65,11 +65,11 @@ def import_(file: Path, trust: bool, database: str | None) -> None:
     trust who made it: state steers a model's answers, and nobody can read in it
     what it will make the model say.
     """
-    from .. import bundle, settings
+    from .. import bundle
     from ..history import History, open_log
-    from ..store import Store
+    from ..report import existing_store
 
-    store = Store(settings.data_directory(), settings.budget())
+    store = existing_store(create=True)
     history = History(open_log(database, create=True))
     report = bundle.load(store, history, file, _key(), trust)
     click.echo(
