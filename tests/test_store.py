@@ -39,7 +39,7 @@ from llm_kvbranch.errors import StateError, StoreError
 from llm_kvbranch.index import BLOCK, Chain, Entry
 from llm_kvbranch.state import State, tokens_of, write_state
 from llm_kvbranch.store import Store
-from llm_kvbranch.upkeep import collect, pin, prune, verify
+from llm_kvbranch.upkeep import collect, pin, prune, repair, verify
 
 from .stores import (
     DOCUMENT,
@@ -1440,18 +1440,22 @@ class StoreMachine(RuleBasedStateMachine):
         "It takes the next change to notice"
         with contextlib.closing(Store(self.root)) as other:
             other.rebuild()
+            self.forget(other)
         with self.store.writer():
-            self.forget()
+            pass
 
     @rule()
     def rebuilt(self) -> None:
-        "Without its index a store forgets lost states, and who hangs on them"
+        "Without its index a store forgets lost states"
         self.store.close()
         remove_index(self.root)
         self.store = Store(self.root)
-        self.forget()
+        self.forget(self.store)
 
-    def forget(self) -> None:
+    def forget(self, store: Store) -> None:
+        "And a repair removes those that go on from them"
+        list(repair(store))
+        assert not list(verify(store))
         for name, twin in list(self.twins.items()):
             rooted = not twin.state.start or twin.state.parent_id in self.twins
             if name not in self.present or not rooted:
