@@ -195,7 +195,8 @@ class Files(Index, Accounts):
                         [change.nbytes, key],
                     )
                     self._touch(db, change.chain)
-                db.execute("delete from pending")
+                states = [*(e.state for e in change.gone), change.new]
+                self._settled(db, [[s.fingerprint, s.response_id] for s in states if s])
         finally:
             self.release(change.gone)
 
@@ -256,6 +257,9 @@ class Files(Index, Accounts):
             [state.fingerprint, state.response_id],
         )
 
+    def _settled(self, db: sqlite3.Connection, which: list[list[str]]) -> None:
+        db.executemany("delete from pending where fingerprint = ? and id = ?", which)
+
     def _move(self, change: Change) -> None:
         "Do to the files what was announced, and make it durable"
         directories = set()
@@ -286,10 +290,13 @@ class Files(Index, Accounts):
                     state, size = read_head(path)
                     nbytes = size if state.digest == entry.state.digest else 0
             if not nbytes:
-                with contextlib.suppress(OSError):  # else nothing could be written
+                try:
                     path.unlink(missing_ok=True)
+                except OSError:
+                    if path.exists():
+                        continue  # stays pending, and stops nothing else
             found.append((nbytes, row["fingerprint"], row["id"]))
-        if rows:
+        if found:
             with self._write() as db:
                 db.executemany(
                     "update states set nbytes = ?1, gone = iif(?1, null,"
@@ -297,7 +304,7 @@ class Files(Index, Accounts):
                     " where fingerprint = ?2 and id = ?3",
                     found,
                 )
-                db.execute("delete from pending")
+                self._settled(db, [which for _, *which in found])
 
     def recover(self) -> None:
         "Tidy up after processes that ended while they wrote"
