@@ -239,22 +239,25 @@ class Index(Database):
 
     def _chain(self, db: sqlite3.Connection, key: int) -> Chain:
         rows = db.execute(
-            "with recursive up(key, cut, depth) as ("
-            " select key, end, 0 from states where key = ?"
-            " union all"
-            " select parent.key, min(up.cut, child.start), up.depth + 1"
-            " from up join states child on child.key = up.key"
+            "with recursive up(key) as ("  # a union: a circle of parents ends
+            " select ? union"
+            " select parent.key from up join states child on child.key = up.key"
             " join states parent on parent.id = child.parent"
-            " and parent.fingerprint = child.fingerprint"
-            " where child.start > 0 and up.depth < 100000)"
-            " select entries.*, up.cut from up join entries using (key)"
-            " order by up.depth desc",
+            " and parent.fingerprint = child.fingerprint where child.start > 0)"
+            " select entries.* from up join entries using (key)",
             [key],
         ).fetchall()
+        named = {row["id"]: row for row in rows}
+        at = next((row for row in rows if row["key"] == key), None)
+        path, cut = [], at["end"] if at else 0
+        while at is not None:
+            path.append((at, cut))
+            cut = min(cut, at["start"])
+            at = named.pop(at["parent"], None) if at["start"] else None
         tokens, segments = tokens_of(), []
-        for row in rows:
+        for row, cut in reversed(path):
             entry = entry_of(row)
-            end = min(row["cut"], entry.state.end)
+            end = min(cut, entry.state.end)
             if end <= entry.state.start:
                 continue  # its child leaves the chain before it begins
             if entry.state.start > len(tokens):

@@ -365,6 +365,15 @@ class TestChain:
         entry = put(store, "one", DOCUMENT, 50, "one")
         assert store.chain(entry) == Chain()
 
+    def test_a_circle_of_parents_ends_soon(self, store: Store) -> None:
+        for i in range(3):
+            put(store, f"{i}", DOCUMENT, 50, f"{(i + 1) % 3}")
+        steps: list[None] = []
+        store.db.set_progress_handler(lambda: steps.append(None), 1)
+        assert not store.chain(store.get("0")).segments
+        store.db.set_progress_handler(None, 1)
+        assert len(steps) < 2000
+
     def test_a_long_conversation(self, store: Store) -> None:
         whole: list[int] = []
         parent = None
