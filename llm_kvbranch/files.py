@@ -102,15 +102,16 @@ class Files(Index, Accounts):
 
     def _migrate(self, db: sqlite3.Connection) -> None:
         "Make the index, or make it again after another version made it"
-        db.execute("begin immediate")
-        try:
-            if version(db) != SCHEMA_VERSION:
-                create(db)
-                self._read_files(db)
-            db.execute("commit")
-        except BaseException:
-            db.execute("rollback")
-            raise
+        with self.locks.writer():  # no file comes or goes while they are read
+            db.execute("begin immediate")
+            try:
+                if version(db) != SCHEMA_VERSION:
+                    create(db)
+                    self._read_files(db)
+                db.execute("commit")
+            except BaseException:
+                db.execute("rollback")
+                raise
 
     def _read_files(self, db: sqlite3.Connection) -> None:
         "Fill an empty index with what the files say of themselves"

@@ -414,11 +414,12 @@ class Generation:
 
     def _heal(self, store: Store, slot: Slot) -> None:
         "Write the files again whose rows were prefilled because they were bad"
+        assert self.plan is not None
         for entry, _ in self._misses:
             if self._can_heal(entry):
                 state = replace(entry.state, digest="")
                 rows = self.session.engine.capture(slot.seq, state.start, state.end)
-                store.put(state, rows)
+                store.put(state, rows, self.plan.chain)
         self._misses = []
 
 

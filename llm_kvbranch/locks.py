@@ -49,9 +49,11 @@ class Locks:
 
     def close(self) -> None:
         "Let go of everything"
-        if self._file >= 0:
+        if getattr(self, "_file", -1) >= 0:
             os.close(self._file)
             self._file = -1
+
+    __del__ = close
 
     def hold(self, names: Iterable[str]) -> None:
         "Share some names until they are dropped as often as they were held"

@@ -67,11 +67,16 @@ def pin(store: Store, response_id: str, pinned: bool = True) -> Entry:
 
 
 def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Removal:
-    """Remove leftovers of crashes, and states until all take ``limit`` bytes.
+    """Remove leftovers, and states until all take ``limit`` bytes.
 
     Without a limit it is the store's budget. Longest unused states go first.
+    Leftovers are what crashes left, and files that the index does not know: those
+    of an earlier format, say. Good ones among them are taken into the index.
     """
     store.recover()
+    for path in () if dry_run else store.files():
+        if store.get(path.name.removesuffix(SUFFIX), path.parent.name) is None:
+            _repair_file(store, path)
     removal = Removal()
     limit = store.budget() if limit is None else limit
     with store.writer():
@@ -189,7 +194,7 @@ def _check_database(store: Store) -> Iterator[tuple[str, str]]:
     for pragma in ("integrity_check(5)", "foreign_key_check"):
         for row in store.db.execute(f"pragma {pragma}").fetchall():
             if row[0] != "ok":
-                yield "index.db", " ".join(map(str, row))
+                yield "index.db", " ".join(" ".join(map(str, row)).split())
     sums = store.db.execute(
         "select (select coalesce(sum(nbytes), 0) from states),"
         " (select coalesce(sum(nbytes), 0) from models),"

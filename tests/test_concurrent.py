@@ -22,7 +22,7 @@ from llm_kvbranch.store import EVICTED, Store
 from llm_kvbranch.upkeep import verify
 
 from .life import Life
-from .test_crash import _messages, _words, child
+from .test_kill import _messages, _words, child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
