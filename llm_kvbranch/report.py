@@ -102,7 +102,8 @@ def describe_tree(
     """The lines of one tree, or of the newest ones without a reference.
 
     A line has the keys lead (what connects it to its parent), id (as short as
-    tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes.
+    tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes,
+    state_gone.
     """
     forest, store = Forest(history), open_store()
     if reference is None:
@@ -125,6 +126,7 @@ def describe_tree(
                     "prompt": node.prompt,
                     "tokens": node.n_tokens,
                     "state_bytes": entry.nbytes if entry else 0,
+                    "state_gone": entry.gone if entry else None,
                 }
             )
         yield lines

@@ -261,6 +261,16 @@ class TestFaults:
         if change in (put_one, put_and_evict, heal):
             assert {"write", "fsync", "replace", "sqlite commit"} <= set(calls)
 
+    def test_a_file_in_its_place_is_kept(self, grown, tmp_path) -> None:
+        origin, known = grown
+        for name in ("whole", "cut"):
+            shutil.copytree(origin, tmp_path / name)
+        calls = self._run(tmp_path / "whole", known, put_one, 1000, "after")
+        nth = calls.index("replace") + 1
+        assert self._run(tmp_path / "cut", known, put_one, nth, "after") is None
+        assert stored(tmp_path / "cut")["r0005-0"] is None
+        assert not problems(tmp_path / "cut")
+
     def _run(self, root, known, change, nth, mode) -> list[str] | None:
         "The calls made, if all of them went through"
 

@@ -63,7 +63,10 @@ def tree(reference: str | None, database: str | None, count: int) -> None:
 
 def _print_node(line: dict[str, Any]) -> None:
     "One line of a tree: where it hangs, how it was reached, what was asked"
-    kept = format_size(line["state_bytes"]) if line["state_bytes"] else "no state"
+    evicted = (line["state_gone"] or "").startswith("state was evicted")
+    kept = "evicted" if evicted else "no state"
+    if line["state_bytes"]:
+        kept = format_size(line["state_bytes"])
     tokens = "" if line["tokens"] is None else f"{line['tokens']:,} tokens, "
     tail = f"  {tokens}{kept}"
     head = f"{line['lead']}{line['id']}  "
