@@ -96,7 +96,7 @@ def _load() -> dict[str, Any]:
     path = _path()
     try:
         settings = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise SettingError(f"Cannot read {path}: {error}. Mend or delete it") from None

@@ -470,18 +470,24 @@ class TestRefusal:
             {"type_k": "q8_0", "type_v": "q8_0"},
             {"type_k": "q8_0"},
             {"type_v": "bf16"},
-            {"flash_attn": "off"},
         ],
     )
-    def test_another_layout(
+    def test_another_type(
         self,
         refuses: Callable[..., str],
         weights: Weights,
         recorded: Recorded,
         chosen: Any,
     ) -> None:
-        "Well formed, so that only llama.cpp can tell; its reason is passed on"
         other = engine_of(weights, **chosen)
+        other.decode([Feed(0, 0, recorded.tokens[:110])])
+        assert "another KV type" in refuses(other.capture(0, *GOOD))
+
+    def test_another_layout(
+        self, refuses: Callable[..., str], weights: Weights, recorded: Recorded
+    ) -> None:
+        "Well formed, so that only llama.cpp can tell; its reason is passed on"
+        other = engine_of(weights, flash_attn="off")
         other.decode([Feed(0, 0, recorded.tokens[:110])])
         reason = refuses(other.capture(0, *GOOD))
         assert reason.startswith("llama.cpp refuses the state (")
