@@ -138,7 +138,7 @@ def verify(store: Store) -> Iterator[tuple[str, str]]:
     """Check every file, every link and the index; yields (name, problem).
 
     Reads every byte of the store, changes nothing. Other processes may go on
-    using it: what changed while it was looked at is looked at again.
+    using it: what looks wrong is looked at again while nobody changes files.
     """
     try:
         yield from _check_database(store)
@@ -155,8 +155,9 @@ def _check_entries(store: Store) -> Iterator[tuple[str, str]]:
     for entry in store.entries():
         problem = _problem(store, entry)
         if problem:
-            current = store.get(entry.state.response_id, entry.state.fingerprint)
-            problem = _problem(store, current) if current else None
+            with store.locks.writer():
+                current = store.get(entry.state.response_id, entry.state.fingerprint)
+                problem = _problem(store, current) if current else None
         if problem:
             yield entry.state.response_id, problem
 
@@ -207,9 +208,12 @@ def _check_database(store: Store) -> Iterator[tuple[str, str]]:
 def _check_files(store: Store) -> Iterator[tuple[str, str]]:
     "Files that should not be there, or be seen by others"
     for path in store.files():
-        entry = store.get(path.name.removesuffix(SUFFIX), path.parent.name)
-        if entry is None and path.exists():
-            yield path.name.removesuffix(SUFFIX), "file is not in the index"
+        which = path.name.removesuffix(SUFFIX), path.parent.name
+        if store.get(*which) is None:
+            with store.locks.writer():
+                unknown = store.get(*which) is None and path.exists()
+            if unknown:
+                yield which[0], "file is not in the index"
     for path in _leftovers(store):
         yield path.name, "temporary file left by a crash"
     for path in _exposed(store):
