@@ -56,6 +56,7 @@ TRUSTED = "imported without a signature, trusted by you"
 _MANIFEST, _SIGNATURE = "bundle.json", "signature"
 _MAX_MANIFEST = 1 << 26
 _MAX_STATES = 100_000
+_ID = r"[A-Za-z0-9_-]{1,64}"
 
 
 @dataclass
@@ -218,8 +219,8 @@ def load(
 ) -> Report:
     """Take a bundle's states into the store and its messages into the log.
 
-    Raises BundleError, with nothing taken in, when it is damaged, hostile, or
-    neither signed with the key nor trusted.
+    Raises BundleError, with the log as it was, when it is damaged, hostile, or
+    neither signed with the key nor trusted, or there is no room for its states.
     """
     try:
         with zipfile.ZipFile(path) as bundle, contextlib.ExitStack() as spares:
@@ -272,9 +273,10 @@ def _read_manifest(
         raise BundleError(f"The manifest of {path} makes no sense") from None
     if not known:
         raise BundleError(
-            f"{path} has format {str(manifest['format'])[:40]}, this version reads "
-            f"{FORMAT}"
+            f"{path} has another format than {FORMAT}, which this version reads"
         )
+    if not re.fullmatch(_ID, str(manifest.get("response_id"))):
+        raise BundleError(f"The manifest of {path} makes no sense")
     return manifest, origin
 
 
@@ -296,7 +298,7 @@ def _parse_turns(manifest: dict[str, Any]) -> list[Imported]:
             sent, answered = int(turn["n_sent"]), int(turn["n_answered"])
             if not 0 <= sent <= sent + answered <= len(messages):
                 raise ValueError
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", turn["id"]):
+            if not re.fullmatch(_ID, turn["id"]):
                 raise ValueError
             facts = {
                 name: turn.get(name)
@@ -334,6 +336,8 @@ def _read_states(
         fields = {str(k): str(v) for k, v in manifest["model"].items()}
     except (KeyError, TypeError, AttributeError):
         raise BundleError("The bundle's list of states makes no sense") from None
+    if not all(len(v) < 200 and v.isprintable() for v in (*fields, *fields.values())):
+        raise BundleError("The bundle's model makes no sense")  # it will be shown
     if not 0 < len(listed) <= _MAX_STATES:
         raise BundleError("The bundle holds no states, or too many")
     fields.pop("name", None)
@@ -374,7 +378,7 @@ def _take_in(
 ) -> Report:
     "Put the states into the store, those that it does not have yet"
     _check_chain([state for state, _ in states])
-    model = manifest["model"]
+    model = {str(k): str(v) for k, v in manifest["model"].items()}
     last = states[-1][0]
     report = Report(
         str(manifest.get("response_id")),

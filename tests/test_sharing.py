@@ -219,6 +219,11 @@ HOSTILE = {
     ),
     "another model": (lambda p: change(p, model={"name": "x"}), "model"),
     "model of nothing": (lambda p: change(p, model=3), "no sense"),
+    "a name that clears the screen": (
+        lambda p: change(p, model={**manifest(p)["model"], "name": "\x1b[2J"}),
+        "no sense",
+    ),
+    "an id that does": (lambda p: change(p, response_id="\x1b[2J"), "no sense"),
     "attachment": (
         lambda p: change(
             p,
