@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import pytest
 
 
@@ -15,3 +18,23 @@ def user_path(tmp_path, monkeypatch):
         monkeypatch.delenv(f"LLM_KVBRANCH_{name}", raising=False)
     monkeypatch.delenv("LLM_MODEL", raising=False)
     return path
+
+
+@pytest.fixture
+def no_fsync(monkeypatch):
+    "It takes time, and what is flushed when has tests of its own"
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def root(tmp_path):
+    "Where a store may be made"
+    return tmp_path / "kvbranch"
+
+
+@pytest.fixture
+def store(root):
+    from llm_kvbranch.store import Store
+
+    with contextlib.closing(Store(root)) as store:
+        yield store

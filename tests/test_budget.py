@@ -7,7 +7,6 @@ long document read again, or rows gone from under whoever is reading them.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,15 +34,7 @@ from .stores import (
     present,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "kvbranch"
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture

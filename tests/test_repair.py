@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,7 @@ from .stores import (
     run,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "kvbranch"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(root)) as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def pinned(store: Store) -> list[str]:

@@ -38,15 +38,7 @@ from .stores import (
     total,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "kvbranch"
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture

@@ -85,21 +85,7 @@ def costs(store: Store, call: Callable[[], Any]) -> list[int]:
 MADE = ("created", "digest", "payload")  # what a store adds to a state
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    "It takes time, and what is flushed when has a test of its own"
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "kvbranch"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(root)) as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture
