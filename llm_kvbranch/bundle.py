@@ -164,13 +164,12 @@ def _share(
     "A segment as a state of its own, with nothing that the context does not hold"
     state = replace(segment.entry.state, parent_id=parent, thread_id=None, origin=None)
     with store.open(segment.entry) as payload:
-        if segment.end == state.end and state.response_id in own:
-            return state, bytes(payload)
-        rows = (
-            bytes(payload)
-            if segment.end == state.end
-            else cut(payload, state.start, state.end, segment.end)
-        )
+        if segment.end < state.end:
+            rows = cut(payload, state.start, state.end, segment.end)
+        else:
+            rows = bytearray(payload)
+            if state.response_id in own:
+                return state, rows
     return (
         replace(
             state,
@@ -227,8 +226,10 @@ def load(
             manifest, origin = _read_manifest(bundle, path, key, trust)
             turns = unknown(history, _parse_turns(manifest))
             thread_id = str(ULID()).lower() if turns else None
-            states = list(_read_states(store, bundle, manifest, origin, spares))
-            states = [(replace(s, thread_id=thread_id), spare) for s, spare in states]
+            states = [
+                (replace(state, origin=origin, thread_id=thread_id), spare)
+                for state, spare in _read_states(store, bundle, manifest, spares)
+            ]
             report = _take_in(store, states, manifest, origin)
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"Cannot read {path}: {error}") from None
@@ -275,7 +276,8 @@ def _read_manifest(
         raise BundleError(
             f"{path} has another format than {FORMAT}, which this version reads"
         )
-    if not re.fullmatch(_ID, str(manifest.get("response_id"))):
+    manifest["response_id"] = str(manifest.get("response_id"))
+    if not re.fullmatch(_ID, manifest["response_id"]):
         raise BundleError(f"The manifest of {path} makes no sense")
     return manifest, origin
 
@@ -327,20 +329,20 @@ def _read_states(
     store: Store,
     bundle: zipfile.ZipFile,
     manifest: dict[str, Any],
-    origin: str,
     spares: contextlib.ExitStack,
 ) -> Iterator[tuple[State, Path]]:
     "Each state, verified, and the temporary file that it is in, parents first"
     try:
         listed = [(str(row["file"]), str(row["sha256"])) for row in manifest["states"]]
-        fields = {str(k): str(v) for k, v in manifest["model"].items()}
+        model = {str(k): str(v) for k, v in manifest["model"].items()}
     except (KeyError, TypeError, AttributeError):
         raise BundleError("The bundle's list of states makes no sense") from None
-    if not all(len(v) < 200 and v.isprintable() for v in (*fields, *fields.values())):
+    if not all(len(v) < 200 and v.isprintable() for v in (*model, *model.values())):
         raise BundleError("The bundle's model makes no sense")  # it will be shown
     if not 0 < len(listed) <= _MAX_STATES:
         raise BundleError("The bundle holds no states, or too many")
-    fields.pop("name", None)
+    manifest["model"] = model
+    fingerprint = fingerprint_of({k: v for k, v in model.items() if k != "name"})
     for name, digest in listed:
         spare = store.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
         store.locks.hold([spare.name])
@@ -348,9 +350,9 @@ def _read_states(
         spares.callback(spare.unlink, missing_ok=True)
         _extract(bundle, name, spare, digest)
         state = read_state(spare)
-        if state.fingerprint != fingerprint_of(fields):
+        if state.fingerprint != fingerprint:
             raise BundleError("The bundle's states are not of the model it names")
-        yield replace(state, origin=origin), spare
+        yield state, spare
 
 
 def _extract(bundle: zipfile.ZipFile, name: str, path: Path, digest: str) -> None:
@@ -378,14 +380,14 @@ def _take_in(
 ) -> Report:
     "Put the states into the store, those that it does not have yet"
     _check_chain([state for state, _ in states])
-    model = {str(k): str(v) for k, v in manifest["model"].items()}
+    model = manifest["model"]
     last = states[-1][0]
     report = Report(
-        str(manifest.get("response_id")),
+        manifest["response_id"],
         len(states),
         last.end,
         origin=origin,
-        model=str(model.get("name", "unknown")),
+        model=model.get("name", "unknown"),
         known_model=store.describe(last.fingerprint) is not None,
     )
     if not report.known_model:

@@ -51,17 +51,11 @@ def adopt(
     new = unknown(history, turns)
     if not new:
         return
-    connection = history.db.conn
-    connection.execute("begin immediate")
-    try:
-        words = " ".join(message_text(new[0].sent[-1]).split()) if new[0].sent else ""
+    words = " ".join(message_text(new[0].sent[-1]).split()) if new[0].sent else ""
+    with history.writing():
         history.store.create_thread(id=thread_id, name=f"imported: {words}"[:100])
         for turn in new:
             history.store.log(_as_response(turn, origin), thread_id)
-        connection.commit()
-    except BaseException:
-        connection.rollback()
-        raise
 
 
 def _as_response(turn: Imported, origin: str) -> Any:
@@ -95,15 +89,9 @@ def forget(history: History, response_ids: Sequence[str]) -> None:
 
     Nothing may go on from them but each other.
     """
-    connection = history.db.conn
-    connection.execute("begin immediate")
-    try:
+    with history.writing():
         for response_id in response_ids:
             _forget_turn(history.db, response_id)
-        connection.commit()
-    except BaseException:
-        connection.rollback()
-        raise
 
 
 def _forget_turn(db: Any, response_id: str) -> None:

@@ -237,7 +237,7 @@ class Files(Index, Accounts):
         self, db: sqlite3.Connection, entry: Entry, reason: str, forget: bool
     ) -> None:
         self._pend(db, entry.state)
-        which = [entry.state.fingerprint, entry.state.response_id]
+        which = entry.state.key
         where = "where fingerprint = ? and id = ?"
         if forget:
             db.execute(f"delete from states {where}", which)
@@ -255,7 +255,7 @@ class Files(Index, Accounts):
     def _pend(self, db: sqlite3.Connection, state: State) -> None:
         db.execute(
             "insert or ignore into pending values (?, ?)",
-            [state.fingerprint, state.response_id],
+            state.key,
         )
 
     def _settled(self, db: sqlite3.Connection, which: list[list[str]]) -> None:
@@ -343,4 +343,4 @@ class Files(Index, Accounts):
 
 def lock_name(entry: Entry) -> str:
     "What a state is called among locks"
-    return f"{entry.state.fingerprint}/{entry.state.response_id}"
+    return "/".join(entry.state.key)

@@ -7,6 +7,8 @@ the start of its id, and the response that another one goes on from.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,15 +179,21 @@ class History:
         All in one transaction, which waits for other writers.
         """
         migrations.apply(self.db)
-        connection = self.db.conn
-        connection.execute("begin immediate")
-        try:
+        with self.writing():
             if not self.db["threads"].count_where("id = ?", [thread["id"]]):
                 self.store.create_thread(**thread)
             self.store.log(response, thread["id"])
             self.db.table("kvbranch_branches").insert(
                 {"response_id": response.id, "thread_id": thread["id"], **branch}
             )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        "One transaction, which waits for other writers"
+        connection = self.db.conn
+        connection.execute("begin immediate")
+        try:
+            yield
             connection.commit()
         except BaseException:
             connection.rollback()

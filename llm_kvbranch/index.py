@@ -145,7 +145,7 @@ class Index(Database):
         self, db: sqlite3.Connection, state: State, nbytes: int, pinned: bool
     ) -> int:
         "Put a state's row in the place of the one before; returns its key"
-        which = [state.fingerprint, state.response_id]
+        which = state.key
         db.execute("delete from states where fingerprint = ? and id = ?", which)
         columns = {
             "id": state.response_id,
@@ -225,7 +225,7 @@ class Index(Database):
         rows = self.db.execute(
             "select hash from blocks join states on state = key"
             " where fingerprint = ? and id = ?",
-            [entry.state.fingerprint, entry.state.response_id],
+            entry.state.key,
         )
         return {row["hash"] for row in rows.fetchall()}
 
@@ -233,7 +233,7 @@ class Index(Database):
         "Everything that leads up to an entry's end; empty if a link is unknown"
         row = self.db.execute(
             "select key from states where fingerprint = ? and id = ?",
-            [entry.state.fingerprint, entry.state.response_id],
+            entry.state.key,
         ).fetchone()
         return self._chain(self.db, row["key"]) if row else Chain()
 
@@ -386,10 +386,7 @@ class Index(Database):
         used = now()
         db.executemany(
             "update states set used = ? where fingerprint = ? and id = ?",
-            [
-                (used, s.entry.state.fingerprint, s.entry.state.response_id)
-                for s in chain.segments
-            ],
+            [(used, *segment.entry.state.key) for segment in chain.segments],
         )
 
     def _forget_gone(self, db: sqlite3.Connection, n: int = 100) -> None:

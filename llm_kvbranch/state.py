@@ -102,9 +102,8 @@ class State:
     hashes of the prompt's chain and of the answer; ``render`` identifies what
     turned messages into text (chat template and tools). ``thread_id`` is llm's,
     ``origin`` says who brought the state here if it was made elsewhere.
-    ``payload`` is the
-    digest of the KV rows, ``digest`` that of the whole: it covers the header,
-    ``payload`` in it, and the token ids.
+    ``payload`` is the digest of the KV rows, ``digest`` that of the whole: it
+    covers the header, ``payload`` in it, and the token ids.
     """
 
     response_id: str
@@ -129,6 +128,11 @@ class State:
             raise StateError("state positions are out of order")
         if self.start == self.end or len(self.tokens) != self.end - self.start:
             raise StateError("state does not hold one token for each position")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        "(fingerprint, response_id): what tells it from all other states"
+        return self.fingerprint, self.response_id
 
     def metadata(self) -> dict[str, str]:
         "The safetensors metadata: strings only, absent keys for None"

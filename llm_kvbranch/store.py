@@ -153,7 +153,7 @@ class Store(Files):
             row = self.db.execute(
                 "select digest from states where fingerprint = ? and id = ?"
                 " and nbytes > 0",
-                [entry.state.fingerprint, entry.state.response_id],
+                entry.state.key,
             ).fetchone()
             if row is None or row["digest"] != entry.state.digest:
                 self.locks.drop(names)
@@ -164,7 +164,7 @@ class Store(Files):
         with self._write() as db:
             db.execute(
                 "update states set pinned = ? where fingerprint = ? and id = ?",
-                [pinned, entry.state.fingerprint, entry.state.response_id],
+                [pinned, *entry.state.key],
             )
 
     def _check_budget(self, nbytes: int) -> None:
@@ -201,16 +201,14 @@ class Store(Files):
         if nbytes <= 0:
             return entries
         kept = self.pinned_keys() | {
-            (s.entry.state.fingerprint, s.entry.state.response_id)
-            for s in (chain.segments if chain else ())
+            s.entry.state.key for s in (chain.segments if chain else ())
         }
         if state is not None:
-            kept.add((state.fingerprint, state.response_id))
+            kept.add(state.key)
         for entry in self.by_use():
             if nbytes <= 0:
                 break
-            which = (entry.state.fingerprint, entry.state.response_id)
-            if which not in kept and self.locks.claim(lock_name(entry)):
+            if entry.state.key not in kept and self.locks.claim(lock_name(entry)):
                 entries.append(entry)
                 nbytes -= entry.nbytes
         return entries

@@ -65,11 +65,7 @@ class Forest:
         root = response_id
         while (parent := self._parent(root)) is not None:
             root = parent
-        return self._grow(root)
-
-    def below(self, response_id: str) -> Node:
-        "A response, with everything below it"
-        return self._grow(response_id)
+        return self.below(root)
 
     def recent(self, n: int) -> list[Node]:
         "The roots of the n trees that were gone on with last, newest first"
@@ -117,8 +113,8 @@ class Forest:
                 n += 1
         return response_id[:n]
 
-    def _grow(self, root: str) -> Node:
-        "Everything below a response"
+    def below(self, root: str) -> Node:
+        "A response, with everything below it"
         nodes: dict[str, Node] = {}
         level = self._rows("id", [root])
         while level:

@@ -99,10 +99,10 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
         for response_id in response_ids:
             for entry in store.get_all(response_id):
                 chosen[lock_name(entry)] = entry
-        pinned = {f"{model}/{name}" for model, name in store.pinned_keys()}
-        for name in list(chosen):
+        pinned = store.pinned_keys()
+        for name, entry in list(chosen.items()):
             reason = None
-            if name in pinned:
+            if entry.state.key in pinned:
                 reason = "it is pinned, or something pinned needs it"
             elif not store.locks.claim(name):
                 reason = "it is in use"
@@ -282,8 +282,8 @@ def _repair_file(store: Store, path: Path) -> str | None:
             entry = store.get(path.name.removesuffix(SUFFIX), path.parent.name)
             if entry is not None and entry.present:
                 store.change(Change([entry], str(error)))
-                return f"removed: {error}"
-            path.unlink()
+            else:
+                path.unlink()
             return f"removed: {error}"
         if store.path(state) != path:
             path.unlink()

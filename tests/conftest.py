@@ -33,8 +33,10 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def store(root):
+def store(root, request):
+    "A store of the BUDGET that a module of tests has, or without bounds"
     from llm_kvbranch.store import Store
 
-    with contextlib.closing(Store(root)) as store:
+    budget = getattr(request.module, "BUDGET", None)
+    with contextlib.closing(Store(root, budget)) as store:
         yield store

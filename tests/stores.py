@@ -171,3 +171,7 @@ def run(script: str, *args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def pinned(store: Store) -> list[str]:
+    return [e.state.response_id for e in store.entries() if e.pinned]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,11 +36,7 @@ from .stores import (
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
-@pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    "A store with room for four states"
-    with contextlib.closing(Store(root, 4 * SIZE)) as store:
-        yield store
+BUDGET = 4 * SIZE  # room for four states
 
 
 class TestEviction:

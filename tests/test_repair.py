@@ -30,16 +30,13 @@ from .stores import (
     files,
     find,
     flip,
+    pinned,
     put,
     rows_of,
     run,
 )
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
-
-
-def pinned(store: Store) -> list[str]:
-    return [e.state.response_id for e in store.entries() if e.pinned]
 
 
 Damage = Callable[[Store], Any]

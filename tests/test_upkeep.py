@@ -30,16 +30,13 @@ from .stores import (
     fill,
     find,
     names,
+    pinned,
     put,
     put_after,
     remove_index,
 )
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
-
-
-def pinned(store: Store) -> list[str]:
-    return [e.state.response_id for e in store.entries() if e.pinned]
 
 
 class TestPin:

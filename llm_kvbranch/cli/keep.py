@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..settings import format_size, parse_size
-from .options import database_option, json_option
+from .options import database_option, json_option, say_states
 
 
 def _resolve(reference: str, database: str | None) -> str:
@@ -73,7 +73,9 @@ def gc(max_size: str | None, dry_run: bool, json_: bool) -> None:
         _print_removal_json(removal, store)
         return
     verb = "Would remove" if dry_run else "Removed"
-    click.echo(f"{verb} {_states(len(removal.removed))}, {format_size(removal.nbytes)}")
+    click.echo(
+        f"{verb} {say_states(len(removal.removed))}, {format_size(removal.nbytes)}"
+    )
     if not dry_run:
         left = store.nbytes()
         wanted = store.budget() if limit is None else limit
@@ -158,7 +160,7 @@ def prune(
         return
     verb = "Would remove" if dry_run else "Removed"
     click.echo(
-        f"{verb} {_states(len(removal.removed))}, {format_size(removal.nbytes)}"
+        f"{verb} {say_states(len(removal.removed))}, {format_size(removal.nbytes)}"
         + (f", and {len(ids):,} responses from the log" if from_log else "")
     )
     for entry, reason in removal.kept:
@@ -175,10 +177,6 @@ def _print_removal_json(removal: Any, store: Any) -> None:
         "bytes": store.nbytes() if store else 0,
     }
     click.echo(json.dumps(facts, indent=2))
-
-
-def _states(n: int) -> str:
-    return f"{n:,} state{'' if n == 1 else 's'}"
 
 
 @click.command()
@@ -208,4 +206,4 @@ def verify(repair: bool) -> None:
             + ("" if repair else ". Mend it with llm kvbranch verify --repair")
         )
     n = sum(model["states"] for model in store.models()) if store else 0
-    click.echo(f"{_states(n)} checked, no problem found")
+    click.echo(f"{say_states(n)} checked, no problem found")

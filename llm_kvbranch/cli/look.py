@@ -12,7 +12,7 @@ import click
 import llm
 
 from ..settings import format_size
-from .options import database_option, json_option
+from .options import database_option, json_option, say_states
 
 
 @click.command()
@@ -186,7 +186,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "Model",
             f"{model['name']}, KV {model['kv_type']}, llama.cpp "
-            f"{model['llama.cpp']}: {_states(model['states'])}, "
+            f"{model['llama.cpp']}: {say_states(model['states'])}, "
             f"{format_size(model['bytes'])}",
         )
     for thread in facts["threads"]:
@@ -194,7 +194,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "Thread",
             f"{thread['thread_id'] or 'no thread'}  {name}  "
-            f"{_states(thread['states'])}, {format_size(thread['bytes'])}",
+            f"{say_states(thread['states'])}, {format_size(thread['bytes'])}",
         )
     for miss in facts["misses"]:
         yield "Missed", f"{miss['count']:,} x {miss['reason']}"
@@ -204,7 +204,3 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{removal['count']:,} x {removal['reason']} "
             f"({format_size(removal['nbytes'])})",
         )
-
-
-def _states(n: int) -> str:
-    return f"{n:,} state{'' if n == 1 else 's'}"

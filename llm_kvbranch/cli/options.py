@@ -1,4 +1,4 @@
-"""Options that several commands share, named as those of llm's own commands."""
+"""What several commands share: options named as llm's own, and words."""
 
 from __future__ import annotations
 
@@ -60,3 +60,7 @@ def placing(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def say_states(n: int) -> str:
+    return f"{n:,} state{'' if n == 1 else 's'}"
