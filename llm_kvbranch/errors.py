@@ -2,6 +2,7 @@
 
     KVBranchError           shown by llm as one line, exit code 1
     ├── ModelNotFound       there is no GGUF file to run
+    ├── DownloadError       a model cannot be had from the hub
     ├── ModelLoadError      llama.cpp refused the file or the settings
     ├── ContextError        the prompt or the generations do not fit the context
     ├── ChatError           the model's chat template cannot take these messages
@@ -25,6 +26,10 @@ class KVBranchError(llm.ModelError):
 
 class ModelNotFound(KVBranchError):
     "There is no GGUF file to run"
+
+
+class DownloadError(KVBranchError):
+    "A model cannot be downloaded, or what came is not what the hub promised"
 
 
 class ModelLoadError(KVBranchError):

@@ -196,7 +196,7 @@ class Generation:
     def _find_limit(self) -> int:
         "How many tokens prompt and answer may have together"
         session, request = self.session, self.request
-        trained = session.engine.weights.n_ctx_train
+        trained = session.engine.n_ctx_train
         limit = min(request.n_ctx or trained, trained) if trained else request.n_ctx
         limit = limit or 1 << 20
         if self.answer >= limit:
@@ -234,6 +234,7 @@ class Generation:
             )
             or None,
             generated_tokens=0,
+            device=self.session.engine.weights.placement,
             miss_reason="; ".join(dict.fromkeys(reasons)) or None,
             restore_ms=_ms(filling.restore_ms / 1e3),
             prefill_ms=_ms(filling.prefill_ms / 1e3),

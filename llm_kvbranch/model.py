@@ -12,18 +12,26 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 import click
 import llm
-from pydantic import Field, field_validator
 
 from . import catalog
+from .errors import SettingError
+from .options import (
+    KVLlamaOptions,
+    ModelSettings,
+    choose,
+    context_of,
+    load_of,
+    sampling_of,
+    template_of,
+)
 from .settings import budget, data_directory
 
 if TYPE_CHECKING:
@@ -32,155 +40,11 @@ if TYPE_CHECKING:
 
 def model_names() -> list[tuple[str, str | None]]:
     "(model id, file name or None for the default) of all models to register"
-    named = [(f"{catalog.MODEL_ID}/{name}", name) for name in catalog.found_models()]
-    return [(catalog.MODEL_ID, None), *named]
-
-
-class KVLlamaOptions(llm.Options):
-    "What llama.cpp users expect to set, by llama.cpp's names"
-
-    temperature: Optional[float] = Field(
-        default=None,
-        ge=0,
-        description="Randomness of the choice, 0 always takes the "
-        "likeliest token (default 0.8)",
-    )
-    top_k: Optional[int] = Field(
-        default=None,
-        ge=0,
-        description="Choose among the k likeliest tokens, 0 for all (default 40)",
-    )
-    top_p: Optional[float] = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Choose among the likeliest tokens "
-        "that together reach this probability (default 0.95)",
-    )
-    min_p: Optional[float] = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Leave out tokens less likely than "
-        "this share of the likeliest one (default 0.05)",
-    )
-    typical_p: Optional[float] = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Locally typical sampling, 1 is off (default 1)",
-    )
-    repeat_penalty: Optional[float] = Field(
-        default=None,
-        gt=0,
-        description="Divide the score of recent tokens by this, 1 is off (default 1)",
-    )
-    presence_penalty: Optional[float] = Field(
-        default=None,
-        ge=-2,
-        le=2,
-        description="Lower the score of tokens that occurred recently (default 0)",
-    )
-    frequency_penalty: Optional[float] = Field(
-        default=None,
-        ge=-2,
-        le=2,
-        description="Lower the score of recent tokens "
-        "each time they occurred (default 0)",
-    )
-    repeat_last_n: Optional[int] = Field(
-        default=None,
-        ge=-1,
-        description="How many tokens count as recent, -1 for all (default 64)",
-    )
-    seed: Optional[int] = Field(
-        default=None,
-        ge=0,
-        le=0xFFFFFFFE,
-        description="Seed of the choice; random if not given",
-    )
-    max_tokens: Optional[int] = Field(
-        default=None,
-        ge=1,
-        description="Longest answer, in tokens",
-    )
-    stop: Optional[Union[str, list[str]]] = Field(
-        default=None,
-        description="End the answer before this text; several as a JSON list",
-    )
-    grammar: Optional[str] = Field(
-        default=None,
-        description="GBNF grammar that the answer must follow",
-    )
-    n_ctx: Optional[int] = Field(
-        default=None,
-        ge=1,
-        description="Most tokens that prompt and answer may have "
-        "together (default: what the model was trained for). Memory is taken as "
-        "needed, not for all of it",
-    )
-    n_gpu_layers: Optional[int] = Field(
-        default=None,
-        ge=-1,
-        description="Layers to offload to the GPU, -1 for all (default -1)",
-    )
-    n_threads: Optional[int] = Field(
-        default=None,
-        ge=1,
-        description="Threads to compute with (default: the processors available)",
-    )
-    n_batch: Optional[int] = Field(
-        default=None,
-        ge=32,
-        le=8192,
-        description="Tokens to prefill at a time (default 512)",
-    )
-    kv_type: Optional[str] = Field(
-        default=None,
-        description="Type of the KV cache: f16, bf16, f32, q8_0, q5_1, "
-        "q5_0, q4_1, q4_0, iq4_nl; or K/V apart as in q8_0/q4_0 (default f16)",
-    )
-    flash_attn: Optional[bool] = Field(
-        default=None,
-        description="Flash attention on or off (default: llama.cpp decides)",
-    )
-
-    @field_validator("stop")
-    @classmethod
-    def _stop(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.startswith("["):
-            try:
-                parsed = json.loads(value)
-            except ValueError:
-                return value
-            if isinstance(parsed, list) and all(isinstance(s, str) for s in parsed):
-                return parsed
-        return value
-
-    @field_validator("kv_type")
-    @classmethod
-    def _kv_type(cls, value: str | None) -> str | None:
-        from .session import KV_TYPES
-
-        for name in (value or "f16").split("/", 1):
-            if name not in KV_TYPES:
-                raise ValueError(f"{name!r} is not one of {', '.join(KV_TYPES)}")
-        return value
-
-
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repeat_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "repeat_last_n",
-    "seed",
-    "grammar",
-)
+    try:
+        names = list(catalog.found_models())
+    except SettingError:  # said when kvllama is asked; llm has other models too
+        names = []
+    return [(catalog.MODEL_ID, None), *((f"kvllama/{name}", name) for name in names)]
 
 
 class _Shared:
@@ -197,7 +61,8 @@ class _Shared:
 
     def tail(self, text: str, n_tokens: int) -> str:
         "The last n tokens of a text, whole characters only"
-        vocab = _session(self.name, KVLlamaOptions()).engine.weights
+        session, _ = _session(self.name, KVLlamaOptions())
+        vocab = session.engine.weights
         tokens = vocab.tokenize(text, special=False)[-n_tokens:]
         spelled = b"".join(map(vocab.piece, tokens)).decode("utf-8", "ignore")
         n = len(spelled)
@@ -206,25 +71,19 @@ class _Shared:
         return text[len(text) - n :]
 
     def _generation(self, prompt: Any) -> Generation:
-        from .session import Request, Sampling, json_grammar
+        from .session import Request, json_grammar
 
-        options = prompt.options
-        chosen = {
-            name: value
-            for name in _SAMPLING
-            if (value := getattr(options, name)) is not None
-        }
-        if prompt.schema:
-            chosen["grammar"] = json_grammar(prompt.schema)
-        stop = options.stop or ()
+        session, chosen = _session(self.name, prompt.options)
+        more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
+        stop = chosen.stop or ()
         request = Request(
             messages=prompt.messages,
-            sampling=Sampling(**chosen),
-            max_tokens=options.max_tokens,
+            sampling=sampling_of(chosen, session.engine.weights.sampling, **more),
+            max_tokens=chosen.max_tokens,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            n_ctx=options.n_ctx,
+            n_ctx=chosen.n_ctx,
         )
-        return _session(self.name, options).generate(request)
+        return session.generate(request)
 
     def _finish(self, response: Any, generation: Generation) -> None:
         "Put what is known of the answer on the response, to be logged with it"
@@ -289,40 +148,35 @@ _sessions: dict[Any, Session] = {}
 _opening = threading.Lock()
 
 
-def _session(name: str | None, options: Any) -> Session:
-    """The session for a model and settings; the last one used is kept.
+def _session(name: str | None, options: Any) -> tuple[Session, ModelSettings]:
+    """The session for a model and options, and all that was chosen for the answer.
 
-    Another one takes its place, so that one model is in memory at a time;
-    weights are shared when only the settings of the context differ.
+    The last session used is kept. Another one takes its place, so that one model
+    is in memory at a time; weights are shared when only the settings of the
+    context differ.
     """
-    from .session import Load, Settings, open_session
+    from .session import open_session
 
-    given = {
-        key: value
-        for key in ("n_batch", "n_threads")
-        if (value := getattr(options, key)) is not None
-    }
-    types = (options.kv_type or "f16").split("/", 1)
-    flash_attn = {None: "auto", True: "on", False: "off"}[options.flash_attn]
-    settings = Settings(
-        type_k=types[0], type_v=types[-1], flash_attn=flash_attn, **given
-    )
-    layers = -1 if options.n_gpu_layers is None else options.n_gpu_layers
-    load = Load(catalog.model_path(name), layers)
+    model = catalog.model(name)
+    chosen = choose(options, model.settings)
+    load, settings = load_of(model.path, chosen), context_of(chosen)
+    template = template_of(chosen)
     root, limit = data_directory(), budget()
     with _opening:
-        key = (load, settings, root, limit == 0)
+        key = (load, settings, template, root, limit == 0)
         session = _sessions.get(key)
         if session is None:
             weights = next(
                 (s.engine.weights for s in _sessions.values() if s.load == load), None
             )
             _sessions.clear()
-            session = open_session(load, settings, root, warn, weights, limit)
+            session = open_session(
+                load, settings, root, warn, weights, limit, model.name, template
+            )
             _sessions[key] = session
         elif session.store is not None:
             session.store.limit = limit
-        return session
+        return session, chosen
 
 
 def warn(message: str) -> None:

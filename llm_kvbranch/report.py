@@ -37,6 +37,7 @@ FACTS = (
     "prefill_ms",
     "ttft_ms",
     "decode_tps",
+    "device",
     "state_start",
     "state_end",
     "state_bytes",

@@ -22,6 +22,7 @@ from .engine import (
     Engine,
     Feed,
     Load,
+    Rope,
     Sampling,
     Settings,
     Weights,
@@ -40,6 +41,7 @@ __all__ = [
     "Generation",
     "Load",
     "Request",
+    "Rope",
     "Sampling",
     "Session",
     "Settings",
@@ -63,13 +65,14 @@ class Session:
         store: Store | None,
         warn: Callable[[str], None],
         load: Load,
+        name: str | None = None,
     ):
         self.engine = engine
         self.planner = planner
         self.store = store
         self.warn = warn
         self.load = load
-        self.name = load.path.stem
+        self.name = name or load.path.stem
         self.lock = threading.RLock()
         self.slots = Slots(engine, self._open_state, self._lost)
         self.running: list[Generation] = []
@@ -190,31 +193,37 @@ def open_session(
     warn: Callable[[str], None],
     weights: Weights | None = None,
     budget: int | None = None,
+    name: str | None = None,
+    template: str | None = None,
 ) -> Session:
     """Load a model, unless it is given loaded, and open its state store.
 
-    ``budget`` is what the store may take, in bytes; 0 is no store. Raises
-    ModelLoadError. A store that cannot be opened is warned of, and the
+    ``budget`` is what the store may take, in bytes; 0 is no store. ``name`` is
+    what the model is called, ``template`` a chat template in place of its own.
+    Raises ModelLoadError. A store that cannot be opened is warned of, and the
     session goes on without one.
     """
     store, fingerprint = None, ""
     weights = weights or Weights(load)
     engine = Engine(weights, settings)
+    name = name or load.path.stem
+    if weights.notice:
+        warn(weights.notice)
     if root is not None and budget != 0:
         try:
             store = Store(root, budget)
-            fields = engine.fingerprint(store.file_digest(load.path))
+            fields = engine.fingerprint(store.file_digest)
             fingerprint = fingerprint_of(fields)
-            store.describe(fingerprint, json.dumps({**fields, "name": load.path.stem}))
+            store.describe(fingerprint, json.dumps({**fields, "name": name}))
         except STORE_ERRORS as error:
             warn(f"{error}. Going on without stored state")
             store = None
     planner = Planner(
-        Chat(weights),
+        Chat(weights, template),
         weights.piece,
         store,
         fingerprint,
         engine.cuts_anywhere,
         f"{weights.load.n_gpu_layers} {settings.n_threads or ''}",
     )
-    return Session(engine, planner, store, warn, load)
+    return Session(engine, planner, store, warn, load, name)

@@ -14,6 +14,9 @@ def user_path(tmp_path, monkeypatch):
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))  # other programs' models are in there
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("DIR", "MODEL", "BUDGET", "KEY"):
         monkeypatch.delenv(f"LLM_KVBRANCH_{name}", raising=False)
     monkeypatch.delenv("LLM_MODEL", raising=False)

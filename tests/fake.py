@@ -35,6 +35,7 @@ class FakeVocab:
 
     bos_text = ""
     eos_text = "<|im_end|>"
+    placement = "CPU"
     chat_template = CHATML
     control_texts = tuple(CONTROLS)
 
@@ -91,6 +92,7 @@ class FakeEngine:
         settings: FakeSettings | None = None,
     ):
         self.weights = FakeVocab(n_ctx_train)
+        self.n_ctx_train = n_ctx_train
         self.settings = settings or FakeSettings()
         self.cuts_anywhere = not recurrent
         self.n_ctx = 0

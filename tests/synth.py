@@ -15,6 +15,7 @@ This module does not know llama.cpp or llm_kvbranch's engine; it writes files.
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,65 @@ STATE = 16  # numbers that each of them remembers
 TIME_STEP = 8  # rank (Mamba 1) or heads (Mamba 2) of the time step
 
 
-def write(name: str, path: Path, seed: int = 7, controls: Sequence[int] = ()) -> Path:
+def write(
+    name: str,
+    path: Path,
+    seed: int = 7,
+    controls: Sequence[int] = (),
+    metadata: dict[str, float | int | str | bool] | None = None,
+    parts: int = 1,
+) -> Path:
     """Write the model of that name (see ``MODELS``) and return its path.
 
-    ``controls`` are token ids to be control tokens, which spell nothing.
+    ``controls`` are token ids to be control tokens, which spell nothing;
+    ``metadata`` are more keys and values. In several parts, the path of the first
+    is returned.
     """
     architecture, build = MODELS[name]
-    file = _File(path, architecture, seed, controls)
+    if parts > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = gguf.GGUFReader(write(name, Path(folder) / "whole.gguf", seed))
+            n_tensors = -(-len(whole.tensors) // parts)
+    file = _File(path, architecture, seed, controls, n_tensors if parts > 1 else 0)
+    for key, value in (metadata or {}).items():
+        add = {str: "string", int: "uint32", float: "float32", bool: "bool"}[
+            type(value)
+        ]
+        getattr(file.writer, f"add_{add}")(key, value)
     build(file)
     file.close()
+    return path if parts == 1 else min(path.parent.glob(f"{path.stem}-*.gguf"))
+
+
+def write_adapter(path: Path, seed: int = 3, n_layer: int = 4) -> Path:
+    "A LoRA adapter of rank 2 for the toy llama: noise on its queries and outputs"
+    random, rank = np.random.default_rng(seed), 2
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 8.0)
+    shapes = {"attn_q": (N_HEAD * HEAD, N_EMBD), "attn_output": (N_EMBD, N_HEAD * HEAD)}
+    for layer in _layers(n_layer):
+        for name, (n_out, n_in) in shapes.items():
+            for part, shape in (("a", (rank, n_in)), ("b", (n_out, rank))):
+                data = random.standard_normal(shape, dtype=np.float32) * 0.5
+                writer.add_tensor(f"{layer}.{name}.weight.lora_{part}", data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_projector(path: Path) -> Path:
+    "What comes beside a model that sees, and is none itself"
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_tensor("v.patch_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 
@@ -53,9 +104,14 @@ class _File:
     "A GGUF file being written: SmolLM2's tokenizer, and tensors of noise"
 
     def __init__(
-        self, path: Path, architecture: str, seed: int, controls: Sequence[int]
+        self,
+        path: Path,
+        architecture: str,
+        seed: int,
+        controls: Sequence[int],
+        part_size: int = 0,
     ):
-        self.writer = gguf.GGUFWriter(path, architecture)
+        self.writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_size)
         self._random = np.random.default_rng(seed)
         for key, value, kinds in _tokenizer():
             if key == "tokenizer.ggml.token_type" and controls:

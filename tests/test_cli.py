@@ -268,12 +268,11 @@ class TestErrors:
         bad = tmp_path / "bad.gguf"
         bad.write_text("not a model")
         line = shell.fail("-m", "kvllama", "Hi", LLM_KVBRANCH_MODEL=str(bad))
-        assert "cannot load bad.gguf" in line
-        assert "magic" in line
+        assert "bad.gguf is not a GGUF file" in line
 
     def test_missing_file(self, shell):
         line = shell.fail("-m", "kvllama", "Hi", LLM_KVBRANCH_MODEL="/no/such.gguf")
-        assert "LLM_KVBRANCH_MODEL names no file: /no/such.gguf" in line
+        assert "LLM_KVBRANCH_MODEL names no model and no file: /no/such.gguf" in line
 
     def test_prompt_too_long(self, shell):
         line = shell.fail("-m", "kvllama", stdin=document(9000))

@@ -386,11 +386,13 @@ class TestKVTypes:
 
     def test_the_types_are_part_of_the_fingerprint(self, weights: Weights) -> None:
         fields = [
-            Engine(weights, Settings(type_k=k, type_v=v)).fingerprint("digest")
+            Engine(weights, Settings(type_k=k, type_v=v)).fingerprint(
+                lambda _: "digest"
+            )
             for k, v in [("f16", "f16"), ("q8_0", "f16"), ("f16", "q8_0")]
         ]
         assert len({json.dumps(each) for each in fields}) == 3
-        assert all(each["model"] == "digest" for each in fields)
+        assert all(each["model"] == "this" for each in fields)
 
 
 def scratch_is_empty(engine: Engine) -> bool:
@@ -824,9 +826,10 @@ class TestBadModels:
     @pytest.mark.parametrize(
         ("n_bytes", "words"),
         [
-            pytest.param(0, "failed to read magic", id="empty"),
-            pytest.param(1 << 10, "key-value pairs", id="in the metadata"),
-            pytest.param(4 << 20, "corrupted or incomplete", id="in the tensors"),
+            pytest.param(0, "is empty", id="empty"),
+            pytest.param(3, "is not a GGUF file", id="in the magic"),
+            pytest.param(1 << 10, "cannot be read .* Download", id="in the metadata"),
+            pytest.param(4 << 20, "is cut short: 4,194,304 bytes of 98,", id="tensors"),
         ],
     )
     def test_a_truncated_file(
@@ -835,14 +838,14 @@ class TestBadModels:
         bad = tmp_path / "cut.gguf"
         with open(path, "rb") as file:
             bad.write_bytes(file.read(n_bytes))
-        with pytest.raises(ModelLoadError, match=f"cannot load cut.gguf: .*{words}"):
+        with pytest.raises(ModelLoadError, match=f"^cut.gguf {words}"):
             Weights(Load(bad))
         assert capfd.readouterr() == ("", "")
 
     def test_a_text_file(self, tmp_path: Path, capfd: Any) -> None:
         bad = tmp_path / "notes.gguf"
         bad.write_text("This is not a model.\n" * 100)
-        with pytest.raises(ModelLoadError, match=r"notes.gguf: .*invalid magic"):
+        with pytest.raises(ModelLoadError, match=r"notes.gguf is not a GGUF file"):
             Weights(Load(bad))
         assert capfd.readouterr() == ("", "")
 
@@ -896,7 +899,7 @@ class TestBindings:
     def test_the_log_stays_ours(self, tmp_path: Path, before: str) -> None:
         "Importing the package llama_cpp takes llama.cpp's log over, and prints it"
         bad = tmp_path / "bad.gguf"
-        bad.write_text("This is not a model.\n")
+        bad.write_bytes(b"GGUF" + bytes(100))
         self.python(
             "import os, pathlib, sys\n"
             "from llm_kvbranch.engine import Load, Weights, json_grammar\n"
@@ -911,7 +914,7 @@ class TestBindings:
             "    reason = str(error)\n"
             "sys.stderr.close()\n"
             "sys.stderr = sys.stdout\n"
-            "assert 'invalid magic' in reason, reason\n"
+            "assert 'version' in reason, reason\n"
             f"assert not open({str(tmp_path / 'printed')!r}).read()\n"
         )
 

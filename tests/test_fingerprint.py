@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_kvbranch.catalog import embedded_model
-from llm_kvbranch.engine import Engine, Load, Settings, Weights
+from llm_kvbranch.engine import Engine, Load, Rope, Settings, Weights
 from llm_kvbranch.state import fingerprint_of
 
 from .fake import fake_session
@@ -62,15 +62,23 @@ class TestEveryField:
 class TestEngine:
     def test_names_them_all(self, monkeypatch) -> None:
         weights = Weights(Load(embedded_model()))
-        fields = Engine(weights, Settings()).fingerprint("0123")
-        assert fields.keys() == FIELDS.keys()
+
+        def fields_of(settings: Settings) -> dict[str, str]:
+            return Engine(weights, settings).fingerprint(lambda path: "0123")
+
+        fields = fields_of(Settings())
+        assert fields == {**FIELDS, "llama.cpp": fields["llama.cpp"]}
         for settings in (
             Settings(type_k="q8_0"),
             Settings(type_v="q8_0"),
             Settings(flash_attn="off"),
+            Settings(rope=Rope(freq_base=1e6)),
+            Settings(rope=Rope(scaling="yarn")),
+            Settings(rope=Rope(scaling="none")),
+            Settings(rope=Rope(yarn_ext_factor=0.0)),
         ):
-            assert Engine(weights, settings).fingerprint("0123") != fields
+            assert fields_of(settings) != fields
         for settings in (Settings(n_batch=7), Settings(n_seq=1), Settings(n_threads=1)):
-            assert Engine(weights, settings).fingerprint("0123") == fields
+            assert fields_of(settings) == fields
         monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
-        assert Engine(weights, Settings()).fingerprint("0123") != fields
+        assert fields_of(Settings()) != fields

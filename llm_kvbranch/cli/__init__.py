@@ -9,7 +9,7 @@ import click
 import llm
 from click_default_group import DefaultGroup
 
-from . import ask, keep, look, share
+from . import ask, keep, look, models, share
 
 
 class _Group(DefaultGroup):  # type: ignore[misc]
@@ -38,6 +38,7 @@ for command in (
     *(ask.branch, ask.focus, ask.continue_, ask.retry),
     *(look.show, look.tree, look.diff, look.status),
     *(share.export, share.import_),
+    *(models.models, models.use, models.settings, models.download, models.doctor_),
     *(keep.budget, keep.gc, keep.pin, keep.unpin, keep.prune, keep.verify),
 ):
     kvbranch.add_command(command)

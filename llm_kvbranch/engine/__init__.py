@@ -4,7 +4,7 @@
 loaded by importing this package: the bindings come with the first ``Weights``.
 """
 
-from .core import KV_TYPES, Engine, Feed, Settings
+from .core import KV_TYPES, Engine, Feed, Rope, Settings
 from .sampler import Sampler, Sampling, json_grammar
 from .weights import Load, Weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "Engine",
     "Feed",
     "Load",
+    "Rope",
     "Sampler",
     "Sampling",
     "Settings",

@@ -19,7 +19,8 @@ import ctypes
 import os
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import ContextError, KVBranchError, StateError
@@ -40,13 +41,35 @@ KV_TYPES = {  # enum ggml_type
     "iq4_nl": 20,
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 _MAX_CELLS = 1 << 30
 _N_CTX_STEP = 256  # llama.cpp pads the context to this many cells
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Overrides of the model's rotary positions, by llama.cpp's names.
+
+    None is what the model says. They decide what a state's rows mean.
+    """
+
+    scaling: str | None = None
+    freq_base: float | None = None
+    freq_scale: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+
+    def __str__(self) -> str:
+        given = [f"{k} {v}" for k, v in asdict(self).items() if v is not None]
+        return ", ".join(given) or "model"
+
+
+@dataclass(frozen=True)
 class Settings:
-    """How the context is made. Of these, the KV types and flash attention
+    """How the context is made. Of these, the KV types, flash attention and rope
     decide which states fit; the others may differ between capture and restore.
     """
 
@@ -56,6 +79,7 @@ class Settings:
     n_batch: int = 512
     n_threads: int | None = None
     n_seq: int = 8
+    rope: Rope = Rope()
 
 
 @dataclass
@@ -85,6 +109,13 @@ class Engine:
         self._abort = self._llama.ggml_abort_callback(lambda _: self._stop())
         self._no_abort = self._llama.ggml_abort_callback(0)
 
+    @property
+    def n_ctx_train(self) -> int:
+        "Tokens that the model can place, 0 where there is no limit"
+        rope, trained = self.settings.rope, self.weights.n_ctx_train
+        scale = rope.freq_scale or 1.0
+        return round((rope.yarn_orig_ctx or trained) / scale) if scale < 1 else trained
+
     def close(self) -> None:
         if getattr(self, "_batch", None) is not None:
             self._llama.llama_batch_free(self._batch)
@@ -96,21 +127,28 @@ class Engine:
 
     __del__ = close
 
-    def fingerprint(self, content: str) -> dict[str, str]:
+    def fingerprint(self, digest: Callable[[Path], str]) -> dict[str, str]:
         """All that must be equal for a state to be this model's own.
 
-        ``content`` is the digest of the model file.
+        ``digest`` gives that of a file's content.
         """
-        return {
-            "model": content,
+        load = self.weights.load
+        lora = [f"{digest(path)} x {scale:g}" for path, scale in load.lora]
+        fields = {
+            "model": " ".join(map(digest, load.files)),
             "llama.cpp": build(),
             "kv_type": f"{self.settings.type_k}/{self.settings.type_v}",
             "flash_attn": self.settings.flash_attn,
-            "rope": "model",
-            "lora": "none",
+            "rope": str(self.settings.rope),
+            "lora": ", ".join(lora) or "none",
             "n_rs_seq": "0",
             "attn_rot_disable": os.environ.get("LLAMA_ATTN_ROT_DISABLE", ""),
         }
+        split = (load.split_mode, load.tensor_split, load.main_gpu)
+        if split != ("layer", (), 0):
+            shares = ":".join(f"{share:g}" for share in load.tensor_split)
+            fields["split"] = f"{load.split_mode} {shares} {load.main_gpu}"
+        return fields
 
     # -- the context ---------------------------------------------------
 
@@ -149,6 +187,7 @@ class Engine:
         parameters.type_k = KV_TYPES[settings.type_k]
         parameters.type_v = KV_TYPES[settings.type_v]
         parameters.no_perf = True
+        self._set_rope(parameters)
         listen()
         self._context = lib.llama_init_from_model(self.weights.model, parameters)
         if not self._context:
@@ -159,6 +198,17 @@ class Engine:
         self._memory = lib.llama_get_memory(self._context)
         self._batch = lib.llama_batch_init(settings.n_batch, 0, 1)
         self.n_ctx = n_ctx
+        self.weights.adapt(self._context)
+
+    def _set_rope(self, parameters: Any) -> None:
+        for name, value in asdict(self.settings.rope).items():
+            if value is None:
+                continue
+            if name == "scaling":
+                parameters.rope_scaling_type = ROPE_SCALING[value]
+            else:
+                field = name if name.startswith("yarn") else f"rope_{name}"
+                setattr(parameters, field, value)
 
     def _put_back(self, kept: list[tuple[int, bytearray]]) -> None:
         for seq, data in kept:

@@ -2,46 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelLoadError
+from .devices import can_offload, devices
+from .fit import explain, layers_that_fit
+from .gguf import parts, read_header, unfit
 from .lib import listen, llama, take_errors
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
+_SAMPLING_KEYS: dict[str, tuple[str, Any]] = {
+    "temperature": ("temp", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "repeat_penalty": ("penalty_repeat", float),
+    "repeat_last_n": ("penalty_last_n", int),
+}
+SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # enum llama_split_mode
 
 
 @dataclass(frozen=True)
 class Load:
-    "Where a model's weights come from and where they go"
+    """Where a model's weights come from and where they go.
+
+    ``lora`` are adapters and their scales. ``split_mode`` and ``tensor_split``
+    (proportions) say how several GPUs share the layers.
+    """
 
     path: Path
     n_gpu_layers: int = -1  # negative: every layer the build can offload
     main_gpu: int = 0
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    lora: tuple[tuple[Path, float], ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        "The files that the weights are made of: all that decides what they compute"
+        return parts(self.path)
 
 
 class Weights:
-    """A loaded model. Raises ModelLoadError when llama.cpp refuses the file."""
+    """A loaded model. Raises ModelLoadError when it cannot be run.
+
+    ``gpu_layers`` is how many layers are on a GPU, the output layer counted as
+    one; ``devices`` the names of the GPUs. ``notice`` says what was decided
+    otherwise than asked for, None if nothing was.
+    """
 
     def __init__(self, load: Load):
         self.load = load
         self._llama = lib = llama()
-        if not load.path.is_file():
-            raise ModelLoadError(f"There is no model file {load.path}")
-        parameters = lib.llama_model_default_params()
-        parameters.n_gpu_layers = load.n_gpu_layers
-        parameters.main_gpu = load.main_gpu
-        parameters.use_extra_bufts = not _has_amx()
-        listen()
-        self.model = lib.llama_model_load_from_file(os.fsencode(load.path), parameters)
-        if not self.model:
+        self._adapters: list[Any] = []
+        self.model = None
+        self.notice: str | None = None
+        missing = [path.name for path in load.files if not path.is_file()]
+        if missing:
             raise ModelLoadError(
-                f"llama.cpp cannot load {load.path.name}: {take_errors()}"
+                f"There is no model file {load.path}"
+                if len(load.files) == 1
+                else f"Of the model in {len(load.files)} parts some are missing: "
+                f"{', '.join(missing)}. Put all parts into one folder"
             )
+        self._load_model()
+        self._check_use()
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
@@ -51,9 +83,109 @@ class Weights:
             self.kind = "hybrid"
         elif lib.llama_model_is_recurrent(self.model):
             self.kind = "recurrent"
-        if not lib.llama_model_has_decoder(self.model) or self.n_vocab == 0:
-            raise ModelLoadError(f"{load.path.name} is not a model that writes text")
+        for path, scale in load.lora:
+            self._add_adapter(path, scale)
         self._pieces: dict[int, bytes] = {}
+
+    def _load_model(self) -> None:
+        "Load the weights, on fewer layers of a GPU where not all have room"
+        gpus = [device for device in devices() if device.takes_layers]
+        self.devices = [f"{gpu.description} ({gpu.name})" for gpu in gpus]
+        wanted = self.load.n_gpu_layers
+        if self._try_load(wanted):
+            self.gpu_layers = self._offloaded(wanted) if gpus else 0
+            return
+        reason = take_errors()
+        if gpus and wanted < 0:
+            fitting = layers_that_fit(read_header(self.load.path), gpus)
+            for n in dict.fromkeys((fitting, fitting // 2, 0)):
+                if self._try_load(n):
+                    self.gpu_layers = n
+                    self.notice = (
+                        f"The GPU has no room for all of {self.load.path.name}: "
+                        f"{n} of {self._offloaded(-1)} layers are on it"
+                    )
+                    return
+        raise ModelLoadError(explain(self.load.path, reason))
+
+    def _try_load(self, n_gpu_layers: int) -> bool:
+        lib, load = self._llama, self.load
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = n_gpu_layers
+        parameters.main_gpu = load.main_gpu
+        parameters.split_mode = SPLIT_MODES[load.split_mode]
+        shares = (ctypes.c_float * lib.llama_max_devices())(
+            *load.tensor_split[: lib.llama_max_devices()]
+        )
+        if load.tensor_split:
+            parameters.tensor_split = shares
+        parameters.use_extra_bufts = not _has_amx()
+        listen()
+        self.model = lib.llama_model_load_from_file(os.fsencode(load.path), parameters)
+        return bool(self.model)
+
+    def _offloaded(self, n_gpu_layers: int) -> int:
+        "How many layers llama.cpp offloads when it is asked for so many"
+        n = int(self._llama.llama_model_n_layer(self.model)) + 1
+        return n if n_gpu_layers < 0 else min(n, n_gpu_layers)
+
+    @property
+    def placement(self) -> str:
+        "Where the layers are, in words"
+        if self.gpu_layers:
+            where = " and ".join(self.devices)
+            return f"{self.gpu_layers} of {self._offloaded(-1)} layers on {where}"
+        if can_offload():
+            return "CPU"
+        return "CPU (this build of llama-cpp-python uses no GPU)"
+
+    def _check_use(self) -> None:
+        "Refuse what loads, but is no model to talk to"
+        lib, name = self._llama, self.load.path.name
+        reason = unfit(self.value)
+        if reason is None and not lib.llama_model_has_decoder(self.model):
+            reason = "is no model that writes text. Choose a chat or instruct model"
+        if reason is None and lib.llama_model_is_diffusion(self.model):
+            reason = "is a diffusion model, which kvllama cannot run"
+        if reason is not None:
+            raise ModelLoadError(f"{name} {reason}")
+        vocab = lib.llama_model_get_vocab(self.model)
+        if not lib.llama_vocab_n_tokens(vocab):
+            raise ModelLoadError(f"{name} has no vocabulary: choose another file")
+
+    def _add_adapter(self, path: Path, scale: float) -> None:
+        lib = self._llama
+        if not path.is_file():
+            raise ModelLoadError(f"There is no LoRA adapter {path}")
+        listen()
+        adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
+        if not adapter:
+            raise ModelLoadError(
+                f"{path.name} is no LoRA adapter for {self.load.path.name}: "
+                f"{take_errors()}"
+            )
+        self._adapters.append((adapter, scale))  # freed with the model
+
+    def adapt(self, context: Any) -> None:
+        "Put the adapters into a context; raises ModelLoadError"
+        if not self._adapters:
+            return
+        n = len(self._adapters)
+        adapters = (ctypes.POINTER(ctypes.c_void_p) * n)(
+            *(adapter for adapter, _ in self._adapters)
+        )
+        scales = (ctypes.c_float * n)(*(scale for _, scale in self._adapters))
+        listen()
+        if self._llama.llama_set_adapters_lora(context, adapters, n, scales):
+            raise ModelLoadError(f"The LoRA adapters cannot be used: {take_errors()}")
+
+    def value(self, key: str) -> str | None:
+        "A value of the file's metadata as text, None where it has none"
+        buffer = ctypes.create_string_buffer(256)
+        n = self._llama.llama_model_meta_val_str(
+            self.model, key.encode(), buffer, len(buffer)
+        )
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else None
 
     def close(self) -> None:
         if getattr(self, "model", None):
@@ -118,6 +250,19 @@ class Weights:
         "The jinja source in the file's metadata"
         template = self._llama.llama_model_chat_template(self.model, None)
         return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How the model's makers would draw tokens, by llama.cpp's names.
+
+        ``general.sampling.*`` of the file's metadata; most files have none.
+        """
+        found = {}
+        for name, (key, kind) in _SAMPLING_KEYS.items():
+            if (value := self.value(f"general.sampling.{key}")) is not None:
+                with contextlib.suppress(ValueError):
+                    found[name] = kind(value)
+        return found
 
     def _text(self, token: int) -> str:
         if token < 0:

@@ -1,0 +1,78 @@
+"""How much of a model has room, and why one could not be loaded.
+
+All of it is reckoned from the file's header; llama.cpp itself has the last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ModelLoadError
+from .devices import Device
+from .gguf import Header, read_header
+
+MARGIN = 512 << 20  # bytes left to compute buffers and to other programs
+_F16 = 1  # enum ggml_type
+_CONTEXT = 8192  # tokens that a model on a GPU should have room for
+
+
+def layers_that_fit(
+    header: Header,
+    gpus: Sequence[Device],
+    types: tuple[int, int] = (_F16, _F16),
+    n_ctx: int = _CONTEXT,
+) -> int:
+    """How many layers, the output layer included, have room on GPUs.
+
+    With the KV rows of ``n_ctx`` tokens; ``types`` are the ggml types of keys and
+    values. llama.cpp offloads the last layers first.
+    """
+    room = sum(max(0, gpu.free - MARGIN) for gpu in gpus)
+    n_ctx = min(n_ctx, header.n_ctx_train or n_ctx)
+    rows = [*(n_ctx * nbytes for nbytes in header.kv_bytes(*types)), 0]
+    n = 0
+    for weights, kv in zip(
+        reversed(header.layer_bytes()), reversed(rows), strict=False
+    ):
+        room -= weights + kv
+        if room < 0:
+            break
+        n += 1
+    return n
+
+
+def tokens_that_fit(
+    header: Header, nbytes: int, types: tuple[int, int] = (_F16, _F16)
+) -> int:
+    """How many tokens' KV rows have room beside the weights in so many bytes.
+
+    As many as the model was trained for, at the most.
+    """
+    room = nbytes - MARGIN - header.nbytes - header.recurrent_bytes()
+    each = sum(header.kv_bytes(*types))
+    most = header.n_ctx_train or 1 << 20
+    if room <= 0:
+        return 0
+    return min(most, room // each) if each else most
+
+
+def explain(path: Path, reason: str) -> str:
+    "Why llama.cpp did not load a model, for someone who wants to run one"
+    try:
+        header = read_header(path)
+    except ModelLoadError as error:
+        return str(error)
+    if header.unfit:
+        return f"{path.name} {header.unfit}"
+    if "unknown model architecture" in reason:
+        return (
+            f"This build of llama.cpp does not know the architecture of {path.name}, "
+            f"{header.architecture}: pip install --upgrade llama-cpp-python"
+        )
+    if "alloc" in reason or "out of memory" in reason:
+        return (
+            f"There is no memory for {path.name} ({header.nbytes / 1e9:.1f} GB): "
+            f"use a smaller model or quantisation ({reason})"
+        )
+    return f"llama.cpp cannot load {path.name}: {reason}"

@@ -1,0 +1,361 @@
+"""What a GGUF file says of itself, read by ggml without loading the model.
+
+The idea: the header names every key and every tensor with its size. That is
+enough to tell whether the file is whole, what it is for, and how much memory it
+wants, in some milliseconds, however large the file.
+
+Every figure for memory is an estimate: llama.cpp itself has the last word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelLoadError
+from .lib import listen, llama, take_errors
+
+_STRING, _ARRAY = 8, 9  # enum gguf_type
+_SCALARS: dict[int, tuple[str, Any]] = {
+    0: ("u8", ctypes.c_uint8),
+    1: ("i8", ctypes.c_int8),
+    2: ("u16", ctypes.c_uint16),
+    3: ("i16", ctypes.c_int16),
+    4: ("u32", ctypes.c_uint32),
+    5: ("i32", ctypes.c_int32),
+    6: ("f32", ctypes.c_float),
+    7: ("bool", ctypes.c_bool),
+    10: ("u64", ctypes.c_uint64),
+    11: ("i64", ctypes.c_int64),
+    12: ("f64", ctypes.c_double),
+}
+_MAX_ARRAY = 4096  # longer ones belong to the vocabulary
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
+_F32 = 4  # bytes of a number in a recurrent state
+
+# enum llama_ftype, as people write it
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4",
+}
+
+
+class _Parameters(ctypes.Structure):
+    "struct gguf_init_params"
+
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The keys and tensors of one model, all parts of a split one together.
+
+    ``values`` are single values and short arrays of numbers, by key;
+    ``tensors`` the bytes of each tensor, by name.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    tensors: dict[str, int]
+    n_params: int
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture", "unknown"))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.tensors.values())
+
+    @property
+    def file_type(self) -> str:
+        number = self.values.get("general.file_type")
+        return _FILE_TYPES.get(number, "") if isinstance(number, int) else ""
+
+    @property
+    def n_layer(self) -> int:
+        return int(self.get("block_count") or 0)
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(self.get("context_length") or 0)
+
+    @property
+    def has_template(self) -> bool:
+        return "tokenizer.chat_template" in self.values
+
+    def get(self, key: str) -> Any:
+        "A value whose key begins with the architecture's name"
+        return self.values.get(f"{self.architecture}.{key}")
+
+    @property
+    def unfit(self) -> str | None:
+        "Why this is no model to talk to"
+        return unfit(self.values.get)
+
+    def layer_bytes(self) -> list[int]:
+        "Bytes of each layer's weights; the output layer comes last"
+        sizes = [0] * (self.n_layer + 1)
+        for name, nbytes in self.tensors.items():
+            found = re.match(r"blk\.(\d+)\.", name)
+            if found is None:
+                # llama.cpp keeps the input embeddings in main memory
+                at = None if name.startswith("token_embd") else self.n_layer
+            else:
+                at = int(found[1])
+            if at is not None and at <= self.n_layer:
+                sizes[at] += nbytes
+        if "output.weight" not in self.tensors:  # the embeddings serve as both
+            sizes[-1] += self.tensors.get("token_embd.weight", 0)
+        return sizes
+
+    def kv_bytes(self, type_k: int, type_v: int) -> list[int]:
+        "Bytes that one token's keys and values take in each layer; ggml types"
+        n_head = self._per_layer("attention.head_count")
+        n_head_kv = self._per_layer("attention.head_count_kv", n_head)
+        width = int(self.get("embedding_length") or 0)
+        head = width // max(1, max(n_head, default=1))
+        key = int(self.get("attention.key_length") or head)
+        value = int(self.get("attention.value_length") or head)
+        own = self.n_layer - int(self.get("attention.shared_kv_layers") or 0)
+        return [
+            _row_size(type_k, key * n) + _row_size(type_v, value * n)
+            if i < own and not self._is_recurrent(i)
+            else 0
+            for i, n in enumerate(n_head_kv)
+        ]
+
+    def recurrent_bytes(self) -> int:
+        "Bytes of one sequence's recurrent state, all layers together"
+        conv, inner, state = (
+            int(self.get(f"ssm.{name}") or 0)
+            for name in ("conv_kernel", "inner_size", "state_size")
+        )
+        groups = int(self.get("ssm.group_count") or 0)
+        numbers = max(0, conv - 1) * (inner + 2 * groups * state) + inner * state
+        if cache := int(self.get("shortconv.l_cache") or 0):
+            numbers += (cache - 1) * int(self.get("embedding_length") or 0)
+        return sum(_F32 * numbers for i in range(self.n_layer) if self._is_recurrent(i))
+
+    def _is_recurrent(self, layer: int) -> bool:
+        "Whether a layer has a state in place of keys and values"
+        if interval := self.get("full_attention_interval"):
+            return bool((layer + 1) % int(interval))
+        heads = self._per_layer("attention.head_count_kv", [1] * self.n_layer)
+        if not (self.get("ssm.state_size") or self.get("shortconv.l_cache")):
+            return False
+        return heads[layer] == 0 or not max(self._per_layer("attention.head_count"))
+
+    def _per_layer(self, key: str, default: list[int] | None = None) -> list[int]:
+        "A count for every layer, whether the file has one or many"
+        value = self.get(key)
+        if value is None:
+            return default if default is not None else [0] * self.n_layer
+        counts = value if isinstance(value, list) else [value] * self.n_layer
+        return [int(n) for n in counts][: self.n_layer]
+
+
+def parts(path: Path) -> list[Path]:
+    "The files that a model consists of, in order: one, or those of a split model"
+    found = _PART.search(path.stem)
+    if found is None:
+        return [path]
+    stem, n = path.stem[: found.start()], int(found[2])
+    return [
+        path.with_name(f"{stem}-{i:05}-of-{n:05}{path.suffix}") for i in range(1, n + 1)
+    ]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a model file, or of all parts of a split model.
+
+    Raises ModelLoadError when a file is missing, no GGUF file or cut short.
+    """
+    values: dict[str, Any] = {}
+    tensors: dict[str, int] = {}
+    n_params = 0
+    for part in parts(path):
+        found, sizes, n = _read(part)
+        values = {**found, **values}  # the first part describes the model
+        tensors.update(sizes)
+        n_params += n
+    return Header(path, values, tensors, n_params)
+
+
+def unfit(value: Callable[[str], Any]) -> str | None:
+    "Why a file with these values (by key) is no model to talk to, None if it is one"
+    architecture = value("general.architecture")
+    kind = value("general.type")
+    if architecture == "clip" or kind in ("mmproj", "vision", "projector"):
+        return (
+            "is a projector: it lets another model see or hear, and writes nothing. "
+            "Choose the model that it came with"
+        )
+    if kind == "adapter" or value("adapter.type") is not None:
+        return (
+            "is a LoRA adapter: choose the model it was made for, and set it there "
+            "with llm kvbranch settings NAME lora FILE"
+        )
+    if kind == "imatrix":
+        return "is an importance matrix, which is only good for quantising models"
+    pooling = value(f"{architecture}.pooling_type")
+    causal = value(f"{architecture}.attention.causal")
+    if str(pooling or 0) != "0" or str(causal).lower() in ("false", "0"):
+        return (
+            "is an embedding model: it turns text into vectors and writes nothing. "
+            "Choose a chat or instruct model"
+        )
+    if architecture in ("t5encoder", "wavtokenizer-dec"):
+        return "is no model that writes text. Choose a chat or instruct model"
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int], int]:
+    "Values, tensor sizes and the number of parameters of one file"
+    size = _size(path)
+    lib = _library()
+    listen()
+    gguf = lib.gguf_init_from_file(os.fsencode(path), _Parameters(True, None))
+    if not gguf:
+        raise ModelLoadError(
+            f"{path.name} cannot be read as a GGUF file: {take_errors()}. "
+            "Download it again"
+        )
+    try:
+        values = {}
+        for i in range(lib.gguf_get_n_kv(gguf)):
+            if (value := _value(lib, gguf, i)) is not None:
+                values[lib.gguf_get_key(gguf, i).decode("utf-8", "replace")] = value
+        tensors, end, n_params = {}, 0, 0
+        for i in range(lib.gguf_get_n_tensors(gguf)):
+            nbytes = lib.gguf_get_tensor_size(gguf, i)
+            name = lib.gguf_get_tensor_name(gguf, i).decode("utf-8", "replace")
+            tensors[name] = nbytes
+            end = max(end, lib.gguf_get_tensor_offset(gguf, i) + nbytes)
+            n_params += nbytes * _per_byte(lib.gguf_get_tensor_type(gguf, i))
+        end += lib.gguf_get_data_offset(gguf)
+    finally:
+        lib.gguf_free(gguf)
+    if tensors and size < end:
+        raise ModelLoadError(
+            f"{path.name} is cut short: {size:,} bytes of {end:,}. Download it again"
+        )
+    return values, tensors, round(n_params)
+
+
+def _size(path: Path) -> int:
+    "Bytes of a file that begins like a GGUF file"
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise ModelLoadError(f"There is no model file {path}") from None
+    except IsADirectoryError:
+        raise ModelLoadError(f"{path} is a folder: name a GGUF file in it") from None
+    except OSError as error:
+        raise ModelLoadError(f"Cannot read {path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        kind = "is empty" if not size else "is not a GGUF file"
+        raise ModelLoadError(
+            f"{path.name} {kind}: kvllama runs models in GGUF format only"
+        )
+    return size
+
+
+def _value(lib: Any, gguf: int, i: int) -> Any:
+    "The value of a key: a number, a text, a short list of numbers, else None"
+    kind = lib.gguf_get_kv_type(gguf, i)
+    if kind == _STRING:
+        return lib.gguf_get_val_str(gguf, i).decode("utf-8", "replace")
+    if kind == _ARRAY:
+        kind, n = lib.gguf_get_arr_type(gguf, i), lib.gguf_get_arr_n(gguf, i)
+        if kind not in _SCALARS or not 0 < n <= _MAX_ARRAY:
+            return None
+        return list(
+            (_SCALARS[kind][1] * n).from_address(lib.gguf_get_arr_data(gguf, i))
+        )
+    name = _SCALARS[kind][0]
+    return getattr(lib, f"gguf_get_val_{name}")(gguf, i)
+
+
+def _row_size(ggml_type: int, n: int) -> int:
+    return int(_library().ggml_row_size(ggml_type, n)) if n else 0
+
+
+@functools.cache
+def _per_byte(ggml_type: int) -> float:
+    "How many numbers of a ggml type a byte holds"
+    lib = _library()
+    return float(lib.ggml_blck_size(ggml_type) / max(1, lib.ggml_type_size(ggml_type)))
+
+
+@functools.cache
+def _library() -> Any:
+    "ggml's functions for GGUF files, with their types"
+    lib = llama()._lib
+    pointer, at, text = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p
+    declared: dict[str, tuple[Any, list[Any]]] = {
+        "gguf_init_from_file": (pointer, [text, _Parameters]),
+        "gguf_free": (None, [pointer]),
+        "gguf_get_n_kv": (at, [pointer]),
+        "gguf_get_key": (text, [pointer, at]),
+        "gguf_get_kv_type": (ctypes.c_int, [pointer, at]),
+        "gguf_get_arr_type": (ctypes.c_int, [pointer, at]),
+        "gguf_get_arr_n": (ctypes.c_size_t, [pointer, at]),
+        "gguf_get_arr_data": (pointer, [pointer, at]),
+        "gguf_get_val_str": (text, [pointer, at]),
+        "gguf_get_n_tensors": (at, [pointer]),
+        "gguf_get_tensor_name": (text, [pointer, at]),
+        "gguf_get_tensor_type": (ctypes.c_int, [pointer, at]),
+        "gguf_get_tensor_size": (ctypes.c_size_t, [pointer, at]),
+        "gguf_get_tensor_offset": (ctypes.c_size_t, [pointer, at]),
+        "gguf_get_data_offset": (ctypes.c_size_t, [pointer]),
+        "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, at]),
+        "ggml_blck_size": (at, [ctypes.c_int]),
+        "ggml_type_size": (ctypes.c_size_t, [ctypes.c_int]),
+    }
+    declared |= {
+        f"gguf_get_val_{name}": (kind, [pointer, at])
+        for name, kind in _SCALARS.values()
+    }
+    for name, (result, arguments) in declared.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
