@@ -41,7 +41,7 @@ from .state import (
     SUFFIX,
     State,
     fingerprint_of,
-    open_state,
+    open_parts,
     prefix_digest,
     read_state,
     tokens_of,
@@ -129,11 +129,11 @@ def _write(
     ):
         states, parent = [], None
         for number, segment in enumerate(chain.segments):
-            state, payload = _share(store, segment, parent, own)
+            state, rows, snapshots = _share(store, segment, parent, own)
             parent = state.response_id
             spare = path.with_name(f"{path.name}.{number}")
             try:
-                write_state(spare, state, payload)
+                write_state(spare, state, rows, snapshots)
                 name = f"states/{number:06}{SUFFIX}"
                 bundle.write(spare, name)
                 states.append({"file": name, "sha256": _sha256(spare)})
@@ -160,16 +160,17 @@ def _write(
 
 def _share(
     store: Store, segment: Segment, parent: str | None, own: set[str]
-) -> tuple[State, Any]:
+) -> tuple[State, Any, dict[int, bytes]]:
     "A segment as a state of its own, with nothing that the context does not hold"
     state = replace(segment.entry.state, parent_id=parent, thread_id=None, origin=None)
-    with store.open(segment.entry) as payload:
+    with store.open_parts(segment.entry) as (payload, parts):
+        snapshots = {at: bytes(part) for at, part in parts.items() if at <= segment.end}
         if segment.end < state.end:
             rows = cut(payload, state.start, state.end, segment.end)
         else:
             rows = bytearray(payload)
             if state.response_id in own:
-                return state, rows
+                return state, rows, snapshots
     return (
         replace(
             state,
@@ -181,6 +182,7 @@ def _share(
             tip_hash=None,
         ),
         rows,
+        snapshots,
     )
 
 
@@ -405,8 +407,8 @@ def _take_in(
                 "prune that first"
             )
         if here is None or not here.present:
-            with open_state(spare) as (_, payload):
-                here = store.put(state, payload, chain)
+            with open_parts(spare) as (_, payload, snapshots):
+                here = store.put(state, payload, chain, snapshots)
             report.new_states += 1
             report.nbytes += here.nbytes
         chain = store.chain(here)

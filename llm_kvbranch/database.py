@@ -21,7 +21,7 @@ from typing import Any
 
 from .errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _TABLES = """
 create table states (
@@ -39,6 +39,7 @@ create table states (
   thread text,                  -- llm's thread that the response was logged in
   origin text,                  -- where it was imported from, null if it was not
   payload text not null,        -- digest of the KV rows
+  snapshots text not null,      -- positions and digests of snapshots
   digest text not null,         -- of the file
   created text not null,
   nbytes integer not null,      -- of the file, 0 when there is none

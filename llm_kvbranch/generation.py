@@ -61,6 +61,15 @@ class Request:
     tools: tuple[dict[str, Any], ...] = ()
 
 
+@dataclass
+class _Captured:
+    "Rows from ``start`` on, and snapshots by position"
+
+    start: int
+    rows: bytearray
+    snapshots: dict[int, bytearray]
+
+
 class Generation:
     """One answer: iterate over it for its text, then ``commit`` it.
 
@@ -83,7 +92,7 @@ class Generation:
         self.ready: int | None = None  # the token after them
         self._cancelled = False
         self._misses: list[tuple[Entry, str]] = []
-        self._kept: tuple[int, bytearray] | None = None  # (start, rows)
+        self._kept: _Captured | None = None
         self._fork = 0
         self._tip_hash: str | None = None
         self._committed = False
@@ -220,9 +229,13 @@ class Generation:
             reasons.append(plan.choice)
         elif not reasons and reused < min(plan.n_known, self.answer - 1):
             reasons.append(
-                plan.lack or "an earlier answer left no state"
-                if self.session.engine.cuts_anywhere
-                else "this kind of model cannot resume inside an answer"
+                plan.lack
+                or (
+                    "an earlier answer left no state"
+                    if self.session.engine.cuts_anywhere
+                    else "this kind of model goes on from a snapshot, and the last "
+                    "one is before the cut"
+                )
             )
         self.facts.update(
             prompt_tokens=self.answer,
@@ -259,7 +272,7 @@ class Generation:
                 n += 1
         self.tokens = plan.tokens + generated[:n]
         session.slots.truncate(slot, self.end)
-        if not slot.tokens:
+        if len(slot.tokens) < min(len(plan.chain.tokens), self.answer):
             session.slots.fill(slot, self.tokens, plan.chain)
         session.slots.prefill(slot, self.tokens, logits=False)
         slot.waiting.add(self)
@@ -282,7 +295,9 @@ class Generation:
             finish_reason=self.finish_reason,
             state_start=start,
             state_end=self.end,
-            state_bytes=session.engine.nbytes(slot.seq, start, self.end),
+            state_bytes=session.engine.nbytes(slot.seq, start, self.end)
+            + session.engine.snapshot_nbytes(slot.seq)
+            + sum(map(len, slot.snapshots.between(start, self.end).values())),
         )
 
     # -- storing -------------------------------------------------------
@@ -291,10 +306,18 @@ class Generation:
         "Capture the rows into memory: the slot is about to lose them"
         slot = self.slot
         assert slot is not None
-        start = min(self._fork, self.end - 1)
-        if self.session.engine.cuts_anywhere:
-            start = max(0, start - MIN_SHARED)  # see _without_chance_share
-        self._kept = (start, self.session.engine.capture(slot.seq, start, self.end))
+        # See _without_chance_share
+        start = max(0, min(self._fork, self.end - 1) - MIN_SHARED)
+        self._kept = self._capture(slot, start)
+
+    def _capture(self, slot: Slot, start: int) -> _Captured:
+        "The slot's rows from a position on, and what makes them complete"
+        engine = self.session.engine
+        rows, snapshots = engine.capture(slot.seq, start, self.end), {}
+        if not engine.cuts_anywhere:
+            snapshots = slot.snapshots.between(start, self.end)
+            snapshots[self.end] = engine.snapshot(slot.seq)
+        return _Captured(start, rows, snapshots)
 
     def commit(self, response_id: str, thread_id: str | None = None) -> Entry | None:
         """Store the rows that this answer added, under its response's id.
@@ -329,10 +352,10 @@ class Generation:
         stored = self._stored_prefix(store)
         start = len(stored.tokens)
         if live:
-            payload = session.engine.capture(slot.seq, start, self.end)
-        elif self._kept is not None and self._kept[0] <= start:
-            start, payload = self._kept
-            stored = stored.cut(start)
+            captured = self._capture(slot, start)
+        elif self._kept is not None and self._kept.start <= start:
+            captured = self._kept
+            start, stored = captured.start, stored.cut(captured.start)
         else:
             session.warn("The state left memory before its response was logged")
             return None
@@ -355,9 +378,13 @@ class Generation:
         self._account(store)
         if not stored.segments:
             self._let_go()  # what was restored may make room for this
-        if not session.engine.is_finite(payload, start, self.end):
+        rows, snapshots = captured.rows, captured.snapshots
+        if not session.engine.is_finite(rows, start, self.end) or not all(
+            session.engine.is_finite_snapshot(data, mark)
+            for mark, data in snapshots.items()
+        ):
             raise StateError("The state holds values that are no numbers")
-        entry = store.put(state, payload, stored)
+        entry = store.put(state, rows, stored, snapshots)
         slot.waiting.discard(self)
         self._kept = None
         return entry

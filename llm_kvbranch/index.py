@@ -29,6 +29,8 @@ from .state import (
     State,
     common_prefix,
     prefix_digest,
+    snapshots_of,
+    snapshots_text,
     token_bytes,
     tokens_from_bytes,
     tokens_of,
@@ -161,6 +163,7 @@ class Index(Database):
             "thread": state.thread_id,
             "origin": state.origin,
             "payload": state.payload,
+            "snapshots": snapshots_text(state.snapshots),
             "digest": state.digest,
             "created": state.created,
             "nbytes": nbytes,
@@ -444,6 +447,7 @@ def entry_of(row: sqlite3.Row) -> Entry:
         origin=row["origin"],
         created=row["created"],
         payload=row["payload"],
+        snapshots=snapshots_of(row["snapshots"]),
         digest=row["digest"],
     )
     return Entry(state, row["nbytes"], row["used"], row["gone"], bool(row["pinned"]))

@@ -24,6 +24,7 @@ from typing import Any
 
 from .chat import Chat, message_text
 from .index import Chain, Entry
+from .resume import resumable
 from .store import Store
 
 # A cut inside a token leaves this many characters of it at the most
@@ -85,8 +86,9 @@ class Planner:
     """Plans prompts for one model and one kind of state (fingerprint).
 
     ``piece`` gives a token's bytes. ``cuts_anywhere`` is the architecture's
-    resume rule: True, any position can be resumed from; False, only the end of
-    a stored state can. ``machine`` names what prefill rates are measured for.
+    resume rule: True, any position can be resumed from; False, only where the files'
+    snapshots and the ``window`` of tokens allow it. ``machine`` names what prefill
+    rates are measured for.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Planner:
         store: Store | None,
         fingerprint: str,
         cuts_anywhere: bool,
+        window: int = 0,
         machine: str = "",
     ):
         self.chat = chat
@@ -103,6 +106,7 @@ class Planner:
         self.store = store
         self.fingerprint = fingerprint
         self.cuts_anywhere = cuts_anywhere
+        self.window = window
         self.machine = machine
         self._recent: deque[Turn] = deque(maxlen=_MAX_RECENT)
 
@@ -131,7 +135,8 @@ class Planner:
                 messages, known.index, known.tokens, rest, tools
             )
             if tokens is None:
-                known, reason = None, "the chat template leaves the last answer out"
+                known = None
+                reason = "the chat template does not go on from the last answer"
         if tokens is None:
             tokens = self.chat.encode(messages, tools)
         chain = Chain()
@@ -157,12 +162,16 @@ class Planner:
             return
         n, spent = len(plan.tokens), 0.0
         options = [(n / prefill, 0)]
-        for segment in plan.chain.segments:
+        segments = plan.chain.segments
+        for i, segment in enumerate(segments):
             if segment.entry.present:
                 spent += 1 / opened + segment.entry.nbytes / read
             else:
                 spent += (segment.end - segment.start) / prefill
-            if self.cuts_anywhere or segment.end == segment.entry.state.end:
+            usable = segment.end
+            if not self.cuts_anywhere:
+                usable = resumable(segments[: i + 1], self.window)
+            if usable == segment.end:
                 options.append((spent + (n - segment.end) / prefill, segment.end))
         cost, upto = min(options)
         if cost + _SLACK < options[-1][0]:
@@ -188,13 +197,7 @@ class Planner:
         "The longest beginning of a chain that this architecture can resume from"
         if self.cuts_anywhere:
             return chain
-        usable = 0
-        for segment in chain.segments:
-            if not segment.entry.present:
-                break
-            if segment.end == segment.entry.state.end:
-                usable = segment.end
-        return chain.cut(usable)
+        return chain.cut(resumable(chain.segments, self.window))
 
     def _known_turn(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ class Session:
                 assert g.slot is not None
                 assert g.wants is not None
                 g.slot.tokens.append(g.wants[-1])
+                slots.stepped(g.slot)
                 g.ready = g.draw(index)
                 g.wants = None
         except BaseException:
@@ -161,10 +162,10 @@ class Session:
                 break
         return plan
 
-    def _open_state(self, entry: Entry) -> Any:
+    def _open_state(self, entry: Entry, marks: Sequence[int]) -> Any:
         if self.store is None:
             raise StateError("the state store cannot be read")
-        return self.store.open(entry)
+        return self.store.open_parts(entry, marks)
 
     def _lost(self, entry: Entry, reason: str) -> None:
         if self.store is not None:
@@ -224,6 +225,7 @@ def open_session(
         store,
         fingerprint,
         engine.cuts_anywhere,
+        engine.window,
         f"{weights.load.n_gpu_layers} {settings.n_threads or ''}",
     )
     return Session(engine, planner, store, warn, load, name)

@@ -2,7 +2,8 @@
 
 The idea: a slot is a sequence together with the token ids of its rows. Filling
 a slot with tokens keeps what it has in common with them, restores what is
-stored, and prefills the rest.
+stored, and prefills the rest. Where rows alone are not enough to go on from,
+snapshots are taken on the way and used to go back.
 
 The invariant: ``slot.tokens`` are exactly the rows of the slot's sequence
 whenever the slot is not busy, also after an error or Ctrl-C. Rows that may
@@ -13,11 +14,12 @@ This module does not know messages, responses or where states are kept.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,12 +27,17 @@ from typing import Any, Protocol
 from .engine import Engine, Feed
 from .errors import ContextError, StateError
 from .index import Chain, Entry, Segment
-from .state import common_prefix, tokens_of
+from .resume import GRID, Snapshots, Step, resumable, steps
+from .state import State, common_prefix, tokens_of
 
 BEING_WRITTEN = "state was just being written by another process"
 HEADROOM = 512  # cells reserved for an answer whose length is not known
 
 Stop = Callable[[], bool]
+OpenState = Callable[
+    [Entry, Sequence[int]],
+    AbstractContextManager[tuple[memoryview, dict[int, memoryview]]],
+]
 
 
 class Waiting(Protocol):
@@ -53,6 +60,7 @@ class Slot:
     busy: bool = False
     used: int = 0
     waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
 
 @dataclass
@@ -72,21 +80,27 @@ class Filling:
 class Slots:
     """All slots of an engine. The caller sees to it that calls do not overlap.
 
-    ``open_state`` gives an entry's verified payload or raises StateError;
-    ``lost`` is told of entries that could not be restored, and why.
+    ``open_state`` gives an entry's verified payload, and its snapshots at some
+    positions, or raises StateError; ``lost`` is told of entries that could not be
+    restored, and why.
     """
 
     def __init__(
         self,
         engine: Engine,
-        open_state: Callable[[Entry], AbstractContextManager[memoryview]],
+        open_state: OpenState,
         lost: Callable[[Entry, str], None],
     ):
         self.engine = engine
         self._open_state = open_state
         self._lost = lost
         self._clock = itertools.count(1)
-        self._slots = [Slot(seq) for seq in range(engine.settings.n_seq)]
+        # A later snapshot of a window holds all since the one before
+        self._grid = max(GRID, engine.window)
+        self._slots = [
+            Slot(seq, snapshots=Snapshots(self._grid))
+            for seq in range(engine.settings.n_seq)
+        ]
 
     def acquire(self, tokens: array[int]) -> Slot:
         "The idle slot to put the tokens into; raises ContextError if all are busy"
@@ -101,7 +115,7 @@ class Slots:
             "What is kept, if that is not little; else an empty or an old slot"
             kept, whole = common_prefix(slot.tokens, tokens), len(slot.tokens)
             if not self.engine.cuts_anywhere and kept < whole:
-                kept = 0
+                kept = slot.snapshots.last(kept) or 0
             return kept if 2 * kept >= whole else 0, not slot.tokens, -slot.used
 
         slot = max(idle, key=worth)
@@ -132,61 +146,144 @@ class Slots:
         self.truncate(slot, resident)
         filling.shared = self._share(slot, tokens)
         filling.resident = len(slot.tokens)
+        if self.engine.cuts_anywhere:
+            started = self._restore_chain(slot, tokens, chain, filling, started, stop)
+        else:
+            self._restore_whole(slot, tokens, chain, filling)
+        filling.restore_ms += _ms_since(started)
+        started = time.perf_counter()
+        filling.index = self.prefill(slot, tokens, stop, prompt=True)
+        filling.prefill_ms += _ms_since(started)
+        return filling
+
+    def _restore_chain(
+        self,
+        slot: Slot,
+        tokens: array[int],
+        chain: Chain,
+        filling: Filling,
+        started: float,
+        stop: Stop | None,
+    ) -> float:
+        "Restore what can be, and prefill between; since when the rest is restored"
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
                 continue
             try:
-                self.reserve(slot, len(slot.tokens) + segment.size)
-                begun = time.perf_counter()
-                self._restore(slot, tokens, segment)
-                took = time.perf_counter() - begun
-                filling.reads.append((segment.entry.nbytes, took))
-                filling.restored += segment.end - max(segment.start, filling.resident)
+                self._restore(slot, tokens, segment, filling)
             except ContextError as error:  # room for the whole file, that is
                 filling.misses.append((segment.entry, str(error)))
                 break
             except StateError as error:
                 filling.misses.append((segment.entry, str(error)))
                 self._lost(segment.entry, str(error))
-                if not self.engine.cuts_anywhere:
-                    break
                 filling.restore_ms += _ms_since(started)
                 started = time.perf_counter()
                 self.prefill(slot, tokens[: segment.end], stop, logits=False)
                 filling.prefill_ms += _ms_since(started)
                 started = time.perf_counter()
-        filling.restore_ms += _ms_since(started)
-        started = time.perf_counter()
-        filling.index = self.prefill(slot, tokens, stop)
-        filling.prefill_ms += _ms_since(started)
-        return filling
+        return started
+
+    def _restore_whole(
+        self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
+    ) -> None:
+        """Restore a chain's rows, and by snapshots what makes them complete.
+
+        If a file fails, what came before it is restored as if that were all.
+        """
+        window, resident = self.engine.window, len(slot.tokens)
+        while len(chain.tokens) > resident:
+            todo = steps(chain.segments, window, resident)
+            segment = chain.segments[0]
+            try:
+                for segment in chain.segments:
+                    if segment.end > len(slot.tokens) and not self._restore(
+                        slot, tokens, segment, filling, todo
+                    ):
+                        break
+            except (ContextError, StateError) as error:
+                filling.misses.append((segment.entry, str(error)))
+                if isinstance(error, StateError):
+                    self._lost(segment.entry, str(error))
+                self._clear(slot)
+                filling.resident = filling.shared = resident = 0
+                chain = chain.before([segment.entry])
+                chain = chain.cut(resumable(chain.segments, window))
+            else:
+                break
+        filling.restored = len(slot.tokens) - filling.resident
 
     def _share(self, slot: Slot, tokens: array[int]) -> int:
         "Take over what another slot has beyond this one's rows; how many tokens"
-        if not self.engine.cuts_anywhere:
-            return 0
         begin, end = len(slot.tokens), len(slot.tokens)
         for other in self._slots:
             n = min(common_prefix(other.tokens, tokens), len(tokens) - 1)
+            if not self.engine.cuts_anywhere:
+                n = other.snapshots.last(n) or 0
             if other is not slot and n > end and n <= self.engine.length(other.seq):
                 donor, end = other, n
         if end > begin:
             self.engine.share(donor.seq, slot.seq, begin, end)
             slot.tokens += tokens[begin:end]
+            if not self.engine.cuts_anywhere:
+                slot.snapshots.add(end, donor.snapshots.taken[end], keep=True)
+                return max(0, self._roll_back(slot, end) - begin)
         return end - begin
 
-    def _restore(self, slot: Slot, tokens: array[int], segment: Segment) -> None:
-        "Append a segment's rows to the slot; raises StateError"
+    def _restore(
+        self,
+        slot: Slot,
+        tokens: array[int],
+        segment: Segment,
+        filling: Filling,
+        todo: Sequence[Step] = (),
+    ) -> bool:
+        """Append a segment's rows to the slot, and take the steps that are its own.
+
+        False where they could not be taken to the end: the slot then holds what can
+        be gone on from. Raises StateError.
+        """
         if not segment.entry.present:
             raise StateError(segment.entry.gone or BEING_WRITTEN)
+        self.reserve(slot, len(slot.tokens) + segment.size)
+        begun, begin = time.perf_counter(), len(slot.tokens)
         state = segment.entry.state
-        with self._open_state(segment.entry) as payload:
-            if state.origin is not None and not self.engine.is_finite(
-                payload, state.start, state.end
+        own = [step for step in todo if step.segment is segment]
+        marks = [step.mark for step in own]
+        with self._open_state(segment.entry, marks) as (payload, snapshots):
+            if state.origin is not None and not self._is_finite(
+                state, payload, snapshots
             ):
                 raise StateError("state payload holds values that are no numbers")
-            self.engine.restore(slot.seq, payload, state.start, state.end, segment.end)
-        slot.tokens += tokens[len(slot.tokens) : segment.end]
+            self.engine.restore(
+                slot.seq, payload, state.start, state.end, segment.end, begin
+            )
+            slot.tokens += tokens[begin : segment.end]
+            for step in own:
+                if not self._take(slot, step, snapshots[step.mark]):
+                    return False
+        took = time.perf_counter() - begun
+        filling.reads.append((segment.entry.nbytes, took))
+        filling.restored += segment.end - begin
+        return True
+
+    def _take(self, slot: Slot, step: Step, snapshot: memoryview) -> bool:
+        "Do what a step says, the rows being there"
+        engine = self.engine
+        if step.begin is None:
+            engine.resume(slot.seq, snapshot, step.mark, cut=False)
+        elif not engine.slide(slot.seq, snapshot, step.mark, step.begin, step.upto):
+            del slot.tokens[step.begin :]
+            return False
+        return True
+
+    def _is_finite(
+        self, state: State, payload: memoryview, snapshots: dict[int, memoryview]
+    ) -> bool:
+        return self.engine.is_finite(payload, state.start, state.end) and all(
+            self.engine.is_finite_snapshot(snapshot, mark)
+            for mark, snapshot in snapshots.items()
+        )
 
     def prefill(
         self,
@@ -194,26 +291,63 @@ class Slots:
         tokens: array[int],
         stop: Stop | None = None,
         logits: bool = True,
+        prompt: bool = False,
     ) -> int:
-        "Decode what the slot lacks of the tokens; index of the last one's logits"
-        index = -1
+        """Decode what the slot lacks of the tokens; index of the last one's logits.
+
+        Of a prompt snapshots are taken where its like may be gone on from.
+        """
+        index, first = -1, len(slot.tokens)
+        snaps = prompt and not self.engine.cuts_anywhere
         while (begin := len(slot.tokens)) < len(tokens):
-            chunk = tokens[begin : begin + self.engine.settings.n_batch]
-            last = begin + len(chunk) == len(tokens)
-            feed = Feed(slot.seq, begin, chunk, logits=logits and last)
+            stop_at = slot.snapshots.next_stop(begin, first, len(tokens))
+            end = begin + self.engine.settings.n_batch
+            end = min(end, stop_at if snaps else len(tokens))
+            last = end == len(tokens)
+            feed = Feed(slot.seq, begin, tokens[begin:end], logits=logits and last)
             (index,) = self.engine.decode([feed], stop)
-            slot.tokens += chunk
+            slot.tokens += feed.tokens
+            if snaps and end == stop_at < len(tokens):
+                self._snap(slot, end == len(tokens) - 1)
         return index
 
+    def stepped(self, slot: Slot) -> None:
+        "Told that a token of an answer was decoded"
+        if not self.engine.cuts_anywhere and slot.snapshots.is_due(len(slot.tokens)):
+            self._snap(slot)
+
+    def _snap(self, slot: Slot, keep: bool = False) -> None:
+        data = self.engine.snapshot(slot.seq)
+        slot.snapshots.add(len(slot.tokens), data, keep)
+
     def truncate(self, slot: Slot, n: int) -> None:
-        """Forget the slot's rows from n on, or all where only that is possible.
+        """Forget the slot's rows from n on, or from the last snapshot before.
 
         The slot may hold fewer than n tokens afterwards, never more.
         """
-        if not self.engine.cut(slot.seq, n):
-            self.engine.cut(slot.seq, 0)
-            n = 0
-        del slot.tokens[n:]
+        if self.engine.cut(slot.seq, n):
+            del slot.tokens[n:]
+            slot.snapshots.forget_after(n)
+        else:
+            self._roll_back(slot, n)
+
+    def _roll_back(self, slot: Slot, n: int) -> int:
+        "Go back to the last snapshot up to n, or to the beginning; where that is"
+        slot.snapshots.forget_after(n)
+        at = slot.snapshots.last(n)
+        if at is not None:
+            with contextlib.suppress(StateError):
+                snapshot = memoryview(slot.snapshots.taken[at])
+                self.engine.resume(slot.seq, snapshot, at)
+                del slot.tokens[at:]
+                return at
+        self._clear(slot)
+        return 0
+
+    def _clear(self, slot: Slot) -> None:
+        self.engine.cut(slot.seq, 0)
+        del slot.tokens[:]
+        slot.snapshots = Snapshots(self._grid)
 
     def reserve(self, slot: Slot, n: int) -> None:
         """Make room for n tokens in the slot; raises ContextError.

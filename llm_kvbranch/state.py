@@ -3,12 +3,14 @@
 The idea: a state file holds the KV rows of the tokens that one response added
 to its context, positions [start, end), and those tokens' ids. It is a
 safetensors container (``tokens`` I32, ``state`` U8) whose metadata says which
-tokens come before it, so any tool that reads safetensors can open it.
+tokens come before it, so any tool that reads safetensors can open it. Where rows
+alone are not enough to go on from (sliding windows, recurrent layers), what else
+the model remembers at some positions is beside them, as ``snapshot.<position>``.
 
 The invariant: a file is written once, whole, and never changed. Every byte is
 covered by a digest (xxh3-128) that is checked before the byte is used: the
-header holds one of the payload and one of itself with the token ids, so what a
-file says of itself can be trusted without reading all of it. A digest detects
+header holds one of the payload, one of each snapshot, and one of itself with the
+token ids, so any part can be trusted without reading the others. A digest detects
 accidents, not forgery.
 
 This module does not know what the payload means (that is the engine's), where
@@ -18,6 +20,7 @@ files live (the store's), nor anything of SQLite or llama.cpp.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -25,7 +28,7 @@ import re
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ import xxhash
 
 from .errors import StateError
 
-FORMAT = "llm-kvbranch/2"
+FORMAT = "llm-kvbranch/3"
 SUFFIX = ".safetensors"
 
 # A header is a few hundred bytes; a length field that claims more than this
@@ -102,8 +105,9 @@ class State:
     hashes of the prompt's chain and of the answer; ``render`` identifies what
     turned messages into text (chat template and tools). ``thread_id`` is llm's,
     ``origin`` says who brought the state here if it was made elsewhere.
-    ``payload`` is the digest of the KV rows, ``digest`` that of the whole: it
-    covers the header, ``payload`` in it, and the token ids.
+    ``payload`` is the digest of the KV rows, ``snapshots`` are the positions that
+    snapshots belong to (the next token's) with their digests, ``digest`` is that of
+    the whole: it covers the header, these digests in it, and the token ids.
     """
 
     response_id: str
@@ -121,6 +125,7 @@ class State:
     origin: str | None = None
     created: str = ""
     payload: str = ""
+    snapshots: tuple[tuple[int, str], ...] = ()
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -128,6 +133,14 @@ class State:
             raise StateError("state positions are out of order")
         if self.start == self.end or len(self.tokens) != self.end - self.start:
             raise StateError("state does not hold one token for each position")
+        marks = [self.start, *self.marks]
+        if marks != sorted(set(marks)) or marks[-1] > self.end:
+            raise StateError("state snapshots are out of order")
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        "The positions that snapshots belong to, ascending"
+        return tuple(position for position, _ in self.snapshots)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -136,11 +149,30 @@ class State:
 
     def metadata(self) -> dict[str, str]:
         "The safetensors metadata: strings only, absent keys for None"
-        return {
+        fields = {
             name: str(value)
             for name in _FIELDS
             if (value := getattr(self, name)) is not None
         }
+        if self.snapshots:
+            fields["snapshots"] = snapshots_text(self.snapshots)
+        return fields
+
+
+def snapshots_text(snapshots: tuple[tuple[int, str], ...]) -> str:
+    "Positions and digests of snapshots as one text"
+    return " ".join(f"{position}:{digest}" for position, digest in snapshots)
+
+
+def snapshots_of(text: str | None) -> tuple[tuple[int, str], ...]:
+    "Inverse of snapshots_text; raises ValueError"
+    found = []
+    for item in (text or "").split():
+        position, _, digest = item.partition(":")
+        if not re.fullmatch("[0-9a-f]{32}", digest):
+            raise ValueError(item)
+        found.append((int(position), digest))
+    return tuple(found)
 
 
 _FIELDS = (
@@ -161,31 +193,38 @@ _FIELDS = (
 )
 
 
-def write_state(path: Path, state: State, payload: Any) -> tuple[State, int]:
+def write_state(
+    path: Path, state: State, payload: Any, snapshots: Mapping[int, Any] | None = None
+) -> tuple[State, int]:
     """Write a new state file (mode 0600) and flush it to the disk.
 
     Returns the state with its digests, and the size of the file in bytes.
-    ``payload`` is any buffer. ``path`` must not exist: whoever wants the file
-    elsewhere renames it once it is whole. Raises OSError as the file system
-    reports it, with nothing left behind.
+    ``payload`` and the ``snapshots``, by position, are any buffers. ``path`` must
+    not exist: whoever wants the file elsewhere renames it once it is whole. Raises
+    OSError as the file system reports it, with nothing left behind.
     """
-    view = memoryview(payload).cast("B")
     data = token_bytes(state.tokens)
-    state = replace(state, payload=xxhash.xxh3_128_hexdigest(view))
-    header = _header(state, len(data), len(view))
+    views = [memoryview(payload).cast("B")]
+    marks = sorted(snapshots or {})
+    views += [memoryview((snapshots or {})[mark]).cast("B") for mark in marks]
+    digests = [xxhash.xxh3_128_hexdigest(view) for view in views]
+    taken = tuple(zip(marks, digests[1:], strict=True))
+    state = replace(state, payload=digests[0], snapshots=taken)
+    header = _header(state, len(data), [len(view) for view in views])
     digest = _digest(header, data)
     header = header.replace(_NO_DIGEST.encode(), digest.encode(), 1)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb", buffering=0) as file:
-            for piece in (header, data, view):
+            for piece in (header, data, *views):
                 _write_all(file, piece)
             os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
-    return replace(state, digest=digest), len(header) + len(data) + len(view)
+    nbytes = len(header) + len(data) + sum(map(len, views))
+    return replace(state, digest=digest), nbytes
 
 
 def _write_all(file: Any, data: Any) -> None:
@@ -205,8 +244,19 @@ def sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _header(state: State, n_token_bytes: int, n_payload: int) -> bytes:
-    "The 8-byte length and the JSON header, padded so that tensors are aligned"
+def _header(state: State, n_token_bytes: int, sizes: list[int]) -> bytes:
+    """The 8-byte length and the JSON header, padded so that tensors are aligned.
+
+    ``sizes`` are those of the payload and the snapshots, in bytes.
+    """
+    tensors, begin = {}, n_token_bytes
+    for name, size in zip(_names(state), sizes, strict=True):
+        tensors[name] = {
+            "dtype": "U8",
+            "shape": [size],
+            "data_offsets": [begin, begin + size],
+        }
+        begin += size
     header = json.dumps(
         {
             # First, so that the placeholder replaced later is the digest's own
@@ -220,15 +270,16 @@ def _header(state: State, n_token_bytes: int, n_payload: int) -> bytes:
                 "shape": [len(state.tokens)],
                 "data_offsets": [0, n_token_bytes],
             },
-            "state": {
-                "dtype": "U8",
-                "shape": [n_payload],
-                "data_offsets": [n_token_bytes, n_token_bytes + n_payload],
-            },
+            **tensors,
         }
     ).encode()
     header += b" " * (-(8 + len(header)) % 64)
     return struct.pack("<Q", len(header)) + header
+
+
+def _names(state: State) -> list[str]:
+    "The tensors after the token ids, in order"
+    return ["state", *(f"snapshot.{mark}" for mark in state.marks)]
 
 
 def _digest(header: Any, tokens: Any) -> str:
@@ -239,12 +290,22 @@ def _digest(header: Any, tokens: Any) -> str:
 
 @contextlib.contextmanager
 def open_state(path: Path) -> Iterator[tuple[State, memoryview]]:
-    """Map a state file and give (State, payload) once every byte is verified.
+    "Map a state file and give (State, payload) once every byte is verified"
+    with open_parts(path) as (state, payload, _):
+        yield state, payload
 
-    The payload is a view into a private mapping: it lives as long as the
-    context, and is writable only because ctypes asks for that. Raises
-    StateError with the reason when the file is missing, cut, changed, foreign
-    in format or from a newer version.
+
+@contextlib.contextmanager
+def open_parts(
+    path: Path, wanted: Sequence[int] | None = None
+) -> Iterator[tuple[State, memoryview, dict[int, memoryview]]]:
+    """Map a state file and give (State, payload, snapshots by position).
+
+    Of the snapshots those at the ``wanted`` positions, or all; nothing else is
+    read, and what is given has been verified. The views are into a private
+    mapping: they live as long as the context, and are writable only because ctypes
+    asks for that. Raises StateError with the reason when the file is missing, cut,
+    changed, foreign in format or from a newer version.
     """
     with _opened(path) as (file, size):
         try:
@@ -252,18 +313,23 @@ def open_state(path: Path) -> Iterator[tuple[State, memoryview]]:
         except OSError as error:
             raise StateError(f"state file is unreadable ({error.strerror})") from None
     view = memoryview(mapping)
-    payload = view[:0]
+    parts: dict[int, memoryview] = {}
     try:
-        state, begin = _parse(view, size)
-        payload = view[begin:]
-        if xxhash.xxh3_128_hexdigest(payload) != state.payload:
-            raise StateError("state file is damaged (digest does not match)")
-        yield state, payload
+        state, ranges = _parse(view, size)
+        marks = (None, *state.marks)
+        digests = (state.payload, *(digest for _, digest in state.snapshots))
+        for mark, digest, (begin, end) in zip(marks, digests, ranges, strict=True):
+            if mark is None or wanted is None or mark in wanted:
+                parts[mark or 0] = part = view[begin:end]
+                if xxhash.xxh3_128_hexdigest(part) != digest:
+                    raise StateError("state file is damaged (digest does not match)")
+        yield state, parts[0], {mark: part for mark, part in parts.items() if mark}
     finally:
         # A buffer still exported (an exception's traceback can hold one) only
         # delays the unmapping; it must not hide what went wrong.
         with contextlib.suppress(BufferError):
-            payload.release()
+            for part in parts.values():
+                part.release()
             view.release()
             mapping.close()
 
@@ -304,20 +370,21 @@ def read_head(path: Path) -> tuple[State, int]:
         return _parse(memoryview(data), size)[0], size
 
 
-def _parse(view: memoryview, size: int) -> tuple[State, int]:
-    """State, and where the payload begins, from a file's first bytes.
+def _parse(view: memoryview, size: int) -> tuple[State, list[tuple[int, int]]]:
+    """State, and where payload and snapshots are, from a file's first bytes.
 
     ``size`` is that of the whole file. Raises StateError on anything that was
     not written by us.
     """
-    metadata, header_size, n_token_bytes = _parse_header(view, size)
+    metadata, header_size, n_token_bytes, ranges = _parse_header(view, size)
     begin = header_size + n_token_bytes
     try:
         fields: dict[str, Any] = {name: metadata.get(name) for name in _FIELDS}
         for name in ("start", "end", "answer"):
             fields[name] = int(metadata[name])
-        tokens = tokens_from_bytes(view[header_size:begin])
-        state = State(**fields, tokens=tokens, digest=metadata["digest"])
+        fields["tokens"] = tokens_from_bytes(view[header_size:begin])
+        fields["snapshots"] = snapshots_of(metadata.get("snapshots"))
+        state = State(**fields, digest=metadata["digest"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise StateError("state file is damaged (header makes no sense)") from None
     unsigned = bytes(view[:header_size]).replace(
@@ -325,11 +392,16 @@ def _parse(view: memoryview, size: int) -> tuple[State, int]:
     )
     if _digest(unsigned, view[header_size:begin]) != state.digest:
         raise StateError("state file is damaged (digest does not match)")
-    return state, begin
+    return state, ranges
 
 
-def _parse_header(view: memoryview, size: int) -> tuple[dict[str, str], int, int]:
-    "Metadata, size of the header and bytes of the token ids; raises StateError"
+def _parse_header(
+    view: memoryview, size: int
+) -> tuple[dict[str, str], int, int, list[tuple[int, int]]]:
+    """Metadata, size of the header, bytes of the token ids, where the rest is.
+
+    The last as (begin, end) of the payload and of each snapshot. Raises StateError.
+    """
     header, header_size = _load_header(view)
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not all(
@@ -348,13 +420,25 @@ def _parse_header(view: memoryview, size: int) -> tuple[dict[str, str], int, int
     try:
         "".join(metadata.values()).encode()  # no lone surrogates
         n_token_bytes = 4 * (int(metadata["end"]) - int(metadata["start"]))
-        begin, end = header["state"]["data_offsets"]
+        marks = [mark for mark, _ in snapshots_of(metadata.get("snapshots"))]
+        names = ["state", *(f"snapshot.{mark}" for mark in marks)]
+        offsets = [
+            (first, last)
+            for first, last in (header[name]["data_offsets"] for name in names)
+            if type(first) is type(last) is int
+        ]
+        apart = any(one[1] != next_[0] for one, next_ in itertools.pairwise(offsets))
+        expected = {"__metadata__", "tokens", *names}
+        if len(offsets) != len(names) or header.keys() != expected or apart:
+            raise StateError("state file is damaged (tensors out of place)")
+        begin, end = offsets[0][0], offsets[-1][1]
         if (
             not required <= metadata.keys()
             or not re.fullmatch("[0-9a-f]{32}", metadata["digest"])
             or header["tokens"]["data_offsets"] != [0, n_token_bytes]
             or begin != n_token_bytes
             or not 0 < n_token_bytes <= end
+            or any(not first <= last for first, last in offsets)
         ):
             raise StateError("state file is damaged (tensors out of place)")
         if size != header_size + end:
@@ -362,7 +446,8 @@ def _parse_header(view: memoryview, size: int) -> tuple[dict[str, str], int, int
             raise StateError(f"state file is {'truncated' if short else 'too long'}")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         raise StateError("state file is damaged (header makes no sense)") from None
-    return metadata, header_size, n_token_bytes
+    ranges = [(header_size + first, header_size + last) for first, last in offsets]
+    return metadata, header_size, n_token_bytes, ranges
 
 
 def _load_header(view: memoryview) -> tuple[dict[str, Any], int]:

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .database import now
 from .errors import StateError, StoreError
 from .files import Change, Files, lock_name
 from .index import Chain, Entry
-from .state import SUFFIX, State, open_state, write_state
+from .state import SUFFIX, State, open_parts, write_state
 
 EVICTED = "state was evicted to stay within the store's budget"
 EVICTED_FULL = "state was evicted because the disk was full"
@@ -43,13 +43,21 @@ class Store(Files):
 
     @contextlib.contextmanager
     def open(self, entry: Entry) -> Iterator[memoryview]:
-        """The payload of an entry's file, every byte verified.
+        """The payload of an entry's file, every byte of it verified.
 
         Raises StateError when the file is not the one that the index knows.
         """
+        with self.open_parts(entry, ()) as (payload, _):
+            yield payload
+
+    @contextlib.contextmanager
+    def open_parts(
+        self, entry: Entry, marks: Sequence[int] | None = None
+    ) -> Iterator[tuple[memoryview, dict[int, memoryview]]]:
+        """The same, and the snapshots at some positions, or all, by position."""
         try:
-            opened = open_state(self.path(entry.state))
-            state, payload = opened.__enter__()
+            opened = open_parts(self.path(entry.state), marks)
+            state, payload, snapshots = opened.__enter__()
         except StateError as error:
             # Another process may have removed it since the entry was found
             current = self.get(entry.state.response_id, entry.state.fingerprint)
@@ -60,7 +68,9 @@ class Store(Files):
                 raise StateError("state file belongs to another model or build")
             if state.digest != entry.state.digest and not self._is_newer(entry, state):
                 raise StateError("state file is not the one that was stored")
-            yield payload
+            if marks is not None and not set(marks) <= snapshots.keys():
+                raise StateError("state file lacks a snapshot that the index knows")
+            yield payload, snapshots
 
     def _is_newer(self, entry: Entry, state: State) -> bool:
         "Whether the index has come to know a file, with the same rows to offer"
@@ -73,12 +83,19 @@ class Store(Files):
             and state.tokens == known.tokens
         )
 
-    def put(self, state: State, payload: Any, chain: Chain | None = None) -> Entry:
+    def put(
+        self,
+        state: State,
+        payload: Any,
+        chain: Chain | None = None,
+        snapshots: Mapping[int, Any] | None = None,
+    ) -> Entry:
         """Store a state, and make room for it; ``chain`` is what it goes on from.
 
-        A state of the same response is replaced; ``created`` becomes now, so no
-        two files are equal. Raises StoreError, with no new file, when it cannot be
-        written or there is no room that could be made.
+        ``payload`` and the ``snapshots`` by position are any buffers. A state of the
+        same response is replaced; ``created`` becomes now, so no two files are equal.
+        Raises StoreError, with no new file, when it cannot be written or there is no
+        room that could be made.
         """
         for name in (state.response_id, state.fingerprint):
             if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
@@ -88,8 +105,9 @@ class Store(Files):
         self.locks.hold([temporary.name])
         try:
             chain = chain or Chain()
-            self._check_budget(memoryview(payload).nbytes)
-            state, nbytes = self._write_file(temporary, state, payload, chain)
+            parts = (payload, snapshots or {})
+            self._check_budget(_nbytes(*parts))
+            state, nbytes = self._write_file(temporary, state, chain, *parts)
             with self.writer():
                 gone = self._to_evict(nbytes, state, chain)
                 change = Change(gone, EVICTED, False, state, temporary, nbytes, chain)
@@ -103,23 +121,28 @@ class Store(Files):
         return Entry(state, nbytes, state.created)
 
     def _write_file(
-        self, path: Path, state: State, payload: Any, chain: Chain
+        self,
+        path: Path,
+        state: State,
+        chain: Chain,
+        payload: Any,
+        snapshots: Mapping[int, Any],
     ) -> tuple[State, int]:
         "Write a file, giving up old ones where the disk is full; raises OSError"
         try:
-            return write_state(path, state, payload)
+            return write_state(path, state, payload, snapshots)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             # And for the index, whose journal takes as much again
-            nbytes = memoryview(payload).nbytes + 16 * len(state.tokens) + (1 << 17)
+            nbytes = _nbytes(payload, snapshots) + 16 * len(state.tokens) + (1 << 17)
             with self.writer():
                 entries = self.least_used(nbytes, state, chain)
                 if sum(entry.nbytes for entry in entries) < nbytes:
                     self.release(entries)
                     raise
                 self.change(Change(entries, EVICTED_FULL))
-            return write_state(path, state, payload)
+            return write_state(path, state, payload, snapshots)
 
     def lost(self, entry: Entry, reason: str) -> None:
         """Record that an entry's file cannot be used; its token ids stay known.
@@ -212,3 +235,7 @@ class Store(Files):
                 entries.append(entry)
                 nbytes -= entry.nbytes
         return entries
+
+
+def _nbytes(payload: Any, snapshots: Mapping[int, Any]) -> int:
+    return sum(memoryview(part).nbytes for part in (payload, *snapshots.values()))

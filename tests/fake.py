@@ -81,25 +81,30 @@ class FakeSampler:
 class FakeEngine:
     """Implements what Slots and Generation use of Engine.
 
-    ``recurrent``: the state of a sequence is one value that cannot be taken
-    back, a capture is of now, and rows in the middle are not enough.
+    ``recurrent``: beside its rows a sequence has one value that cannot be taken
+    back, and without which they are not enough. With a ``window``, that value is the
+    last rows, which a later snapshot may have too.
     """
 
     def __init__(
         self,
         recurrent: bool = False,
+        window: int = 0,
         n_ctx_train: int = 100_000,
         settings: FakeSettings | None = None,
     ):
         self.weights = FakeVocab(n_ctx_train)
         self.n_ctx_train = n_ctx_train
         self.settings = settings or FakeSettings()
-        self.cuts_anywhere = not recurrent
+        self.memory_kind = {"recurrent": recurrent, "window": window}
+        self.cuts_anywhere = not (recurrent or window)
+        self.window = window
         self.n_ctx = 0
         self.decoded: list[int] = []  # every token ever decoded
         self.n_batches = 0
         self.rows: dict[int, list[bytes]] = {}
         self.memory: dict[int, bytes] = {}  # the recurrent state
+        self.seen: dict[int, dict[int, bytes]] = {}  # the window's rows
         self._logits: list[bytes] = []
 
     def reserve(self, n_cells, live=()):
@@ -123,6 +128,8 @@ class FakeEngine:
                 rows.append(_hash(before + struct.pack("<i", token)))
                 memory = self.memory.get(feed.seq, b"")
                 self.memory[feed.seq] = _hash(memory + rows[-1])
+                seen = self.seen.setdefault(feed.seq, {})
+                seen[len(rows) - 1] = _hash(b"seen" + rows[-1])
                 self.decoded.append(token)
             self._logits.append(self._output(feed.seq) if feed.logits else b"")
         if sum(map(len, self.rows.values())) > self.n_ctx:
@@ -130,9 +137,17 @@ class FakeEngine:
         return list(range(len(feeds)))
 
     def _output(self, seq: int) -> bytes:
-        if not self.cuts_anywhere:
-            return self.memory[seq]
-        return _hash(b"".join(self.rows[seq]))
+        data = b"".join(self.rows[seq])
+        if self.window:
+            data += b"".join(self.seen[seq][at] for at in self._window(seq))
+        elif not self.cuts_anywhere:
+            data += self.memory[seq]
+        return _hash(data)
+
+    def _window(self, seq: int) -> range:
+        "The positions that a window at the end of a sequence holds"
+        n = len(self.rows[seq])
+        return range(max(0, n - self.window), n)
 
     def sampler(self, sampling: Sampling, history) -> FakeSampler:
         return FakeSampler()
@@ -151,41 +166,87 @@ class FakeEngine:
             return False
         del self.rows[seq][n:]
         if not n:
-            self.memory.pop(seq, None)
+            self._forget(seq)
         return True
+
+    def _forget(self, seq: int) -> None:
+        "What is beside the rows: without it nothing can be decoded"
+        self.memory.pop(seq, None)
+        self.seen.pop(seq, None)
 
     def share(self, source: int, seq: int, start: int, end: int) -> None:
         rows = self.rows.setdefault(seq, [])
-        assert self.cuts_anywhere
         assert len(rows) == start < end <= len(self.rows[source])
         rows += self.rows[source][start:end]
+        self._forget(seq)
 
     def capture(self, seq: int, start: int, end: int) -> bytearray:
         rows = self.rows[seq]
         assert 0 <= start < end <= len(rows)
-        if not self.cuts_anywhere:
-            assert end == len(rows), "a recurrent state was captured too late"
         data = struct.pack("<ii", start, end) + b"".join(rows[start:end])
-        return bytearray(data + self.memory[seq][:ROW])
+        return bytearray(data)
+
+    def snapshot(self, seq: int) -> bytearray:
+        n, data = len(self.rows[seq]), self.memory[seq]
+        if self.window:
+            data = b"".join(self.seen[seq][at] for at in self._window(seq))
+        return bytearray(struct.pack("<i", n) + data)
 
     def is_finite(self, payload, start: int, end: int) -> bool:
         return True
 
-    def nbytes(self, seq: int, start: int, end: int) -> int:
-        return 8 + ROW * (end - start + 1)
+    def is_finite_snapshot(self, snapshot, position: int) -> bool:
+        return True
 
-    def restore(self, seq: int, payload, start: int, end: int, upto: int) -> None:
+    def nbytes(self, seq: int, start: int, end: int) -> int:
+        return 8 + ROW * (end - start)
+
+    def snapshot_nbytes(self, seq: int) -> int:
+        return 0 if self.cuts_anywhere else len(self.snapshot(seq))
+
+    def restore(
+        self, seq: int, payload, start: int, end: int, upto: int, begin=None
+    ) -> None:
         data = bytes(payload)
-        if len(data) != 8 + ROW * (end - start + 1):
+        if len(data) != 8 + ROW * (end - start):
             raise StateError("state payload has the wrong size")
         if struct.unpack_from("<ii", data) != (start, end):
             raise StateError("state payload holds other positions")
         rows = self.rows.setdefault(seq, [])
-        assert start <= len(rows) < upto <= end, "restored out of order"
-        assert self.cuts_anywhere or upto == end, "cut a recurrent state"
+        begin = len(rows) if begin is None else begin
+        assert start <= begin == len(rows) < upto <= end, "restored out of order"
         new = [data[8 + i * ROW : 8 + (i + 1) * ROW] for i in range(upto - start)]
-        rows += new[len(rows) - start :]
-        self.memory[seq] = data[-ROW:]
+        rows += new[begin - start :]
+        if not self.window:
+            self._forget(seq)
+
+    def resume(self, seq: int, snapshot, position: int, cut: bool = True) -> None:
+        data = bytes(snapshot)
+        if struct.unpack_from("<i", data)[0] != position:
+            raise StateError("state payload holds other positions")
+        rows = self.rows[seq]
+        assert len(rows) >= position, "resumed without rows"
+        if cut:
+            del rows[position:]
+        self._forget(seq)
+        if self.window:
+            self.seen[seq] = dict(self._seen(data, position))
+        else:
+            self.memory[seq] = data[4:]
+
+    def slide(self, seq: int, snapshot, position: int, begin: int, upto: int) -> bool:
+        held = dict(self._seen(bytes(snapshot), position))
+        assert len(self.rows[seq]) == upto, "slid without rows"
+        if begin not in held:
+            del self.rows[seq][begin:]
+            return False
+        seen = self.seen.setdefault(seq, {})
+        seen |= {at: row for at, row in held.items() if begin <= at < upto}
+        return True
+
+    def _seen(self, data: bytes, position: int):
+        rows = [data[at : at + ROW] for at in range(4, len(data), ROW)]
+        return zip(range(position - len(rows), position), rows, strict=True)
 
 
 def _hash(data: bytes) -> bytes:
@@ -205,9 +266,11 @@ def draw(logits: bytes) -> int:
     return PAIR + 256 * letters[first % len(letters)] + letters[second % len(letters)]
 
 
-def oracle(tokens: array[int], n: int, recurrent: bool = False) -> list[int]:
+def oracle(
+    tokens: array[int], n: int, recurrent: bool = False, window: int = 0
+) -> list[int]:
     "What an engine that never stored anything generates: at most n tokens"
-    engine = FakeEngine(recurrent, settings=FakeSettings(n_batch=1 << 30))
+    engine = FakeEngine(recurrent, window, settings=FakeSettings(n_batch=1 << 30))
     engine.reserve(1 << 30)
     tokens, generated = array("i", tokens), []
     (index,) = engine.decode([Feed(0, 0, tokens)])
@@ -234,6 +297,7 @@ def fake_session(
         store,
         fingerprint,
         engine.cuts_anywhere,
+        engine.window,
     )
     warn = (warnings if warnings is not None else []).append
     return Session(engine, planner, store, warn, Load(Path("fake.gguf")))

@@ -21,9 +21,7 @@ _ids = itertools.count(1)
 class Answer:
     "One finished generation and the conversation it leaves"
 
-    def __init__(
-        self, session, messages, log=True, recurrent=False, name=None, **options
-    ):
+    def __init__(self, session, messages, log=True, name=None, **options):
         options.setdefault("max_tokens", 24)
         self.id = name or f"r{next(_ids):05}"
         self.session = session
@@ -34,7 +32,6 @@ class Answer:
         self.facts = self.generation.facts
         self.n_decoded = len(session.engine.decoded) - self.before
         self.chain = [*messages, *([llm.assistant(self.text)] if self.text else [])]
-        self.recurrent = recurrent
         self.entry = self.log() if log else None
 
     def log(self):
@@ -47,7 +44,8 @@ class Answer:
     def check(self):
         "The answer is that of an engine which decoded the whole prompt"
         plan = self.generation.plan
-        expected = oracle(plan.tokens, len(self.generation.tokens) + 64, self.recurrent)
+        n = len(self.generation.tokens) + 64
+        expected = oracle(plan.tokens, n, **self.session.engine.memory_kind)
         assert list(self.answer_tokens) == expected[: len(self.answer_tokens)]
         assert spell(plan.tokens) == chatml(self.messages)
         assert self.facts["prompt_tokens"] == len(plan.tokens)

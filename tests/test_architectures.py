@@ -18,13 +18,14 @@ wanted: the bookkeeping has to survive it.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from llm_kvbranch.chat import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.errors import StateError
 from llm_kvbranch.planning import covered
+from llm_kvbranch.resume import GRID, PROMPT_GRID
 from llm_kvbranch.session import (
     Generation,
     Request,
@@ -72,6 +74,10 @@ class Toy:
     @property
     def cuts_anywhere(self) -> bool:
         return self.name not in ENDS_ONLY
+
+    @property
+    def window(self) -> int:
+        return synth.WINDOW if self.name in WINDOWED else 0
 
 
 @pytest.fixture(scope="session")
@@ -327,7 +333,7 @@ class TestContinuing:
         first = ask(small, [], n=None, n_ctx=800).commit("r1")
         assert first.generation.facts["finish_reason"] == "context"
         assert small.engine.n_ctx >= 800
-        roomy = home.session()
+        roomy = replace(home, root=home.root / "other").session()
         roomy.engine.reserve(2048)
         assert (
             ask(roomy, [], n=first.generation.end - first.generation.answer).answer[:-2]
@@ -402,11 +408,25 @@ def shared(turn: Turn, parent: Turn) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(turn.prompt))
 
 
-def explained(branch: Turn) -> bool:
-    "Whether a cut answer is no miss, except where it cannot be but one"
-    if branch.generation.session.engine.cuts_anywhere:
+def reachable(toy: Toy, parent: Turn, kept: int, stored: int = 0) -> int:
+    """How much of ``kept`` tokens can be gone on from, as the parent was stored.
+
+    ``stored`` is where its own state begins.
+    """
+    if toy.cuts_anywhere:
+        return kept
+    assert parent.entry is not None
+    marks = [stored, *parent.entry.state.marks]
+    before = max(mark for mark in marks if mark <= kept)
+    after = min(mark for mark in marks if mark >= kept)
+    return kept if after - before <= toy.window else before
+
+
+def explained(branch: Turn, kept: int) -> bool:
+    "Whether it is no miss where all that is kept was restored, and is one else"
+    if branch.restored == kept:
         return branch.miss_reason is None
-    return "cannot resume inside an answer" in (branch.miss_reason or "")
+    return "goes on from a snapshot" in (branch.miss_reason or "")
 
 
 class TestCutting:
@@ -423,7 +443,6 @@ class TestCutting:
         second = ask(alive, first.messages, NEXT, n=2 * N).commit("r2")
         cut = second.cut(int(share * len(second.text)))
         later, live = ask(home.session(), cut, LAST), ask(alive, cut, LAST)
-        assert explained(later)
         assert live.prompt == later.prompt
         assert is_right(later)
         assert is_right(live)
@@ -432,10 +451,11 @@ class TestCutting:
         answer = second.generation.tokens[second.generation.answer :]
         n, _ = covered(answer, home.toy.weights.piece, text)
         assert kept >= second.generation.answer + n, "it was tokenised again"
-        if home.toy.cuts_anywhere:
-            assert later.restored == live.restored == kept
-        else:
-            assert later.restored == live.restored == first.generation.end
+        expected = reachable(home.toy, second, kept, first.generation.end)
+        assert later.restored == live.restored == expected
+        if home.toy.window:
+            assert later.restored == kept, "the turn is shorter than the window"
+        assert explained(later, kept)
 
     @architectures()
     def test_a_branch_can_be_gone_on_from(self, home: Home) -> None:
@@ -454,12 +474,15 @@ class TestCutting:
     def test_a_short_branch_of_a_long_answer(self, home: Home) -> None:
         "The whole file has to be read for it, which takes more room than it needs"
         first = ask(home.session(), [], n=700).commit("r1")
-        branch = ask(home.session(), first.cut(40), LAST, n=4)
-        assert explained(branch)
-        assert path_of(home, first).exists()
-        if home.toy.cuts_anywhere:
-            assert branch.restored == shared(branch, first)
-        assert is_right(branch)
+        for n in (40, len(first.text) // 2):
+            branch = ask(home.session(), first.cut(n), LAST, n=4)
+            kept = shared(branch, first)
+            assert branch.restored == reachable(home.toy, first, kept)
+            assert explained(branch, kept)
+            if kept > 2 * GRID:  # a shorter prompt is not worth a snapshot
+                assert kept - branch.restored <= (0 if home.toy.window else GRID)
+            assert path_of(home, first).exists()
+            assert is_right(branch)
         whole = ask(home.session(), first.messages, LAST, n=4)
         assert whole.restored == first.generation.end
 
@@ -472,7 +495,7 @@ class TestCutting:
         running.advance()
         branch = ask(session, first.cut(40), LAST, n=4)
         take_turns(running, until=running)
-        assert explained(branch)
+        assert explained(branch, shared(branch, first))
         assert path_of(home, first).exists()
         assert is_right(branch)
         assert is_right(running.turn())
@@ -484,19 +507,57 @@ class TestCutting:
         second = ask(home.session(), first.messages, NEXT).commit("r2")
         again = ask(home.session(), first.messages, NEXT)
         assert again.prompt == second.prompt
-        if home.toy.cuts_anywhere:
-            assert again.restored == len(again.prompt) - 1
-        else:
-            assert again.restored == first.generation.end
+        kept = len(again.prompt) - 1
+        expected = reachable(home.toy, second, kept, first.generation.end)
+        assert again.restored == expected
         assert is_right(again)
 
+    @architectures()
+    def test_a_long_prompt_again(self, home: Home) -> None:
+        "And another question about the same document, in a conversation of its own"
+        long = " ".join([QUESTION] * 60)
+        first = ask(home.session(), [], f"{long} Who?").commit("r1")
+        assert len(first.prompt) > 2 * PROMPT_GRID
+        again = ask(home.session(), [], f"{long} Who?")
+        assert again.restored == len(again.prompt) - 1
+        assert is_right(again)
+        other = ask(home.session(), [], f"{long} Where was it?")
+        kept = shared(other, first)
+        assert other.restored == reachable(home.toy, first, kept)
+        assert kept - other.restored < PROMPT_GRID
+        assert is_right(other)
 
-def flip(path: Path) -> None:
-    "Change the last byte"
+    @architectures()
+    def test_several_answers_at_once(self, home: Home) -> None:
+        "They take over the prompt of the first, in memory"
+        long = " ".join([QUESTION] * 10)
+        session = home.session()
+        running = [Running(session, long, N) for _ in range(3)]
+        running[0].advance()
+        take_turns(*running, until=running[0])
+        take_turns(*running[1:], until=running[1])
+        take_turns(running[2], until=running[2])
+        n = running[0].generation.answer
+        for one in running[1:]:
+            assert one.generation.facts["prefilled_tokens"] == 1
+            assert one.generation.facts["resident_tokens"] == n - 1
+        for i, one in enumerate(running):
+            turn = one.turn().commit(f"r{i}")
+            assert is_right(turn)
+            later = ask(home.session(), turn.messages, LAST)
+            assert later.restored >= turn.generation.end
+            assert is_right(later)
+
+
+def flip(path: Path, tensor: str = "state") -> None:
+    "Change the last byte of a tensor"
     with open(path, "r+b") as file:
-        file.seek(-1, 2)
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        at = 8 + length + header[tensor]["data_offsets"][1] - 1
+        file.seek(at)
         (last,) = file.read(1)
-        file.seek(-1, 2)
+        file.seek(at)
         file.write(bytes([last ^ 1]))
 
 
@@ -551,19 +612,20 @@ class TestDamage:
     def test_a_recurrent_state_of_several_cells(self, home: Home) -> None:
         "Found before llama.cpp sees it, which can end the process over such a block"
         first = ask(home.session(), [])
-        session = first.generation.session
+        engine = first.generation.session.engine
         end, seq = first.generation.end, first.generation.slot.seq
-        payload = session.engine.capture(seq, 0, end)
+        rows, snapshot = engine.capture(seq, 0, end), engine.snapshot(seq)
         cell = struct.pack("<IiI", 1, end - 1, 0)
-        at = payload.index(cell)
+        at = snapshot.index(cell)
+        engine.restore(2, memoryview(rows), 0, end, end)
         for changed in ((2, end - 1, 0), (0, end - 1, 0), (1, end, 0), (1, end - 1, 1)):
-            payload[at : at + 12] = struct.pack("<IiI", *changed)
+            snapshot[at : at + 12] = struct.pack("<IiI", *changed)
             with pytest.raises(StateError, match="state payload"):
-                session.engine.restore(2, memoryview(payload), 0, end, end)
-            assert session.engine.length(2) == 0
-        payload[at : at + 12] = cell
-        session.engine.restore(2, memoryview(payload), 0, end, end)
-        assert session.engine.length(2) == end
+                engine.resume(2, memoryview(snapshot), end)
+            assert engine.length(2) == 0
+        snapshot[at : at + 12] = cell
+        engine.resume(2, memoryview(snapshot), end)
+        assert engine.length(2) == end
 
     @architectures(*WINDOWED)
     @pytest.mark.parametrize(
@@ -575,33 +637,53 @@ class TestDamage:
     ) -> None:
         "A sound block for the full layers, a bad one for those with a window"
         first = ask(home.session(), [], n=2 * N)
-        session = first.generation.session
+        engine = first.generation.session.engine
         end, seq = first.generation.end, first.generation.slot.seq
-        payload = session.engine.capture(seq, 0, end)
-        block = after_attention(payload, 8)
-        n_stream, count, position, n_seq = struct.unpack_from("<IIiI", payload, block)
+        rows, snapshot = engine.capture(seq, 0, end), engine.snapshot(seq)
+        n_stream, count, position, n_seq = struct.unpack_from("<IIiI", snapshot, 8)
         assert (n_stream, count, n_seq) == (1, synth.WINDOW, 1)
         assert position == end - synth.WINDOW
-        spoilt = payload[:]
+        spoilt = snapshot[:]
         offset = ["streams", "count", "position", "n_seq"].index(field) * 4
-        struct.pack_into("<I", spoilt, block + offset, value)
+        struct.pack_into("<I", spoilt, 8 + offset, value)
+        engine.restore(2, memoryview(rows), 0, end, end)
         with pytest.raises(StateError, match="state payload"):
-            session.engine.restore(2, memoryview(spoilt), 0, end, end)
-        assert session.engine.length(2) == 0
-        session.engine.restore(2, memoryview(payload), 0, end, end)
-        assert session.engine.length(2) == end
+            engine.resume(2, memoryview(spoilt), end)
+        with pytest.raises(StateError, match="state payload"):
+            engine.slide(2, memoryview(spoilt), end, end - 5, end)
+        assert engine.length(2) == 0
+        engine.resume(2, memoryview(snapshot), end)
+        assert engine.length(2) == end
 
+    @architectures(*ENDS_ONLY)
+    def test_a_snapshot_is_read_only_where_it_is_needed(self, home: Home) -> None:
+        "Going on from a turn takes the rows of those before, and nothing else of them"
+        first = ask(home.session(), []).commit("r1")
+        second = ask(home.session(), first.messages, NEXT).commit("r2")
+        for mark in first.entry.state.marks:
+            flip(path_of(home, first), f"snapshot.{mark}")
+        third = ask(home.session(), second.messages, LAST)
+        assert third.restored == second.generation.end
+        assert third.miss_reason is None
+        assert is_right(third)
+        branch = ask(home.session(), first.messages, LAST)
+        assert branch.restored == 0
+        assert "damaged" in (branch.miss_reason or "")
+        assert is_right(branch)
 
-def after_attention(payload: bytearray, at: int) -> int:
-    "Offset after the attention block at an offset"
-    (count,) = struct.unpack_from("<I", payload, at + 4)
-    at += 8 + 12 * count
-    (n_layer,) = struct.unpack_from("<I", payload, at + 4)
-    at += 8
-    for _ in range(2 * n_layer):
-        (row,) = struct.unpack_from("<Q", payload, at + 4)
-        at += 12 + row * count
-    return at
+    @architectures(*ENDS_ONLY)
+    def test_what_a_turn_adds_is_what_it_takes(self, home: Home) -> None:
+        "No file holds rows, or a snapshot of a place, that another one has"
+        session, messages, entries = home.session(), [], []
+        for i, question in enumerate([QUESTION, NEXT, LAST, NEXT]):
+            turn = ask(session, messages, question).commit(f"r{i}")
+            messages = turn.messages
+            entries.append(turn.entry)
+        ends = [entry.state.end for entry in entries]
+        assert [entry.state.start for entry in entries] == [0, *ends[:-1]]
+        marks = [mark for entry in entries for mark in entry.state.marks]
+        assert marks == sorted(set(marks))
+        assert set(ends) <= set(marks)
 
 
 class TestControlTokens:

@@ -77,19 +77,16 @@ class TestChoice:
 
     def test_recurrent_states_are_chosen_whole(self, tmp_path) -> None:
         options = {"recurrent": True}
-        one = Answer(
-            fake_session(tmp_path, **options), [user(LONG)], recurrent=True
-        ).check()
+        one = Answer(fake_session(tmp_path, **options), [user(LONG)]).check()
         two = Answer(
             fake_session(tmp_path, **options),
             [*one.chain, user("And?")],
-            recurrent=True,
         ).check()
         session = fake_session(tmp_path, **options)
         names = session.planner.rates()
         slow = dict(zip(names, [(1e6, 1.0), (1.0, 1.0), (1e9, 1.0)], strict=True))
         session.store.count_prompt("fake", 0, 0, slow)
-        after = Answer(session, [*two.chain, user("Why?")], recurrent=True).check()
+        after = Answer(session, [*two.chain, user("Why?")]).check()
         assert after.facts["restored_tokens"] == 0
 
 

@@ -78,7 +78,7 @@ class Restored:
         store = Store(self.root)
         engine = Engine(self.weights, Settings(n_seq=1))
         engine.reserve(len(tokens) + 64)
-        slots = Slots(engine, store.open, store.lost)
+        slots = Slots(engine, store.open_parts, store.lost)
         slot = slots.acquire(tokens)
         chain = store.longest_prefix("f", tokens).cut(cut)
         assert len(chain.tokens) == cut

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import random
+from typing import Any, ClassVar
 
 import llm
 import pytest
@@ -15,9 +16,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from llm_kvbranch import resume, slots
 from llm_kvbranch.chat import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.session import Request
+from llm_kvbranch.state import FORMAT
 from llm_kvbranch.upkeep import verify
 
 from .fake import CONTROLS, FakeSettings, fake_session
@@ -33,6 +36,9 @@ def talkative(root, messages, text: str):
         if Answer(fake_session(root), [*messages, turn], log=False).text:
             return turn
     raise AssertionError
+
+
+KINDS = [{}, {"recurrent": True}, {"window": 12}]
 
 
 class TestFollowUp:
@@ -152,7 +158,7 @@ DAMAGE = {
     ),
     "missing": (lambda p, d: p.unlink(), "missing"),
     "future": (
-        lambda p, d: p.write_bytes(d.replace(b"kvbranch/2", b"kvbranch/9")),
+        lambda p, d: p.write_bytes(d.replace(FORMAT.encode(), b"llm-kvbranch/9")),
         "format",
     ),
 }
@@ -272,16 +278,15 @@ class TestUnlogged:
         after = Answer(fake_session(tmp_path), [*two.chain, user("?")]).check()
         assert after.facts["miss_reason"] is None
 
-    @pytest.mark.parametrize("recurrent", [False, True])
-    def test_logged_after_the_slot_moved_on(self, tmp_path, recurrent):
-        session = fake_session(tmp_path, recurrent=recurrent)
-        one = Answer(session, [user(LONG)], log=False, recurrent=recurrent)
-        Answer(session, [user("Something else")], log=False, recurrent=recurrent)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_logged_after_the_slot_moved_on(self, tmp_path, kind):
+        session = fake_session(tmp_path, **kind)
+        one = Answer(session, [user(LONG)], log=False)
+        Answer(session, [user("Something else")], log=False)
         assert one.log() is not None
         after = Answer(
-            fake_session(tmp_path, recurrent=recurrent),
+            fake_session(tmp_path, **kind),
             [*one.chain, user("?")],
-            recurrent=recurrent,
         ).check()
         assert after.facts["restored_tokens"] == one.generation.end
 
@@ -556,25 +561,25 @@ class TestLimits:
 class TestStop:
     "Fails if the state holds more than the text that was shown"
 
-    @pytest.mark.parametrize("recurrent", [False, True])
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("length", [1, 2, 3])
-    def test_state_ends_where_the_text_does(self, tmp_path, length, recurrent):
-        options = {"recurrent": recurrent}
-        whole = Answer(
-            fake_session(None, **options), [user(LONG)], log=False, max_tokens=60
-        )
+    def test_state_ends_where_the_text_does(self, tmp_path, length, kind):
+        for n in range(20):  # until one answers at some length
+            asked = user(f"{LONG} {n}")
+            whole = Answer(fake_session(None, **kind), [asked], False, max_tokens=60)
+            if len(whole.text) > 30 and whole.text[11] not in whole.text[:11]:
+                break
         stop = whole.text[11 : 11 + length]
-        session = fake_session(tmp_path, **options)
-        turn = Answer(session, [user(LONG)], stop=(stop,), max_tokens=60, **options)
+        assert len(stop) == length
+        session = fake_session(tmp_path, **kind)
+        turn = Answer(session, [asked], stop=(stop,), max_tokens=60)
         assert turn.text == whole.text[: whole.text.index(stop)]
         piece = session.engine.weights.piece
         spelled = b"".join(
             piece(t) for t in turn.generation.tokens[turn.generation.answer :]
         )
         assert turn.text.encode().startswith(spelled)
-        after = Answer(
-            fake_session(tmp_path, **options), [*turn.chain, user("?")], **options
-        ).check()
+        after = Answer(fake_session(tmp_path, **kind), [*turn.chain, user("?")]).check()
         assert after.facts["restored_tokens"] == turn.entry.state.end
 
 
@@ -615,7 +620,7 @@ class TreeMachine(RuleBasedStateMachine):
     same tokens from the beginning, and nothing that is whole is read twice.
     """
 
-    recurrent = False
+    kind: ClassVar[dict[str, Any]] = {}
 
     @initialize(seed=st.integers(0, 1 << 30))
     def start(self, seed):
@@ -637,16 +642,13 @@ class TreeMachine(RuleBasedStateMachine):
     def restart(self):
         if hasattr(self, "session"):
             self.session.store.close()
-        self.session = fake_session(
-            self.directory.name, self.warnings, recurrent=self.recurrent
-        )
+        self.session = fake_session(self.directory.name, self.warnings, **self.kind)
 
     def _ask(self, messages, log=True):
         turn = Answer(
             self.session,
             messages,
             log=log,
-            recurrent=self.recurrent,
             max_tokens=self.random.choice([1, 5, 30]),
         ).check()
         if log:
@@ -710,8 +712,29 @@ class TreeMachine(RuleBasedStateMachine):
         self.restart()
 
 
-class RecurrentTreeMachine(TreeMachine):
-    recurrent = True
+class SnapshotTreeMachine(TreeMachine):
+    "Snapshots at small distances, so that many are taken"
+
+    @initialize()
+    def come_closer(self):
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(slots, "GRID", 4)
+        self.patch.setattr(resume, "PROMPT_GRID", 16)
+        self.patch.setattr(resume, "_WORTH", 8)
+        self.patch.setattr(resume, "_MAX_COUNT", 6)
+
+    def teardown(self):
+        super().teardown()
+        if hasattr(self, "patch"):
+            self.patch.undo()
+
+
+class RecurrentTreeMachine(SnapshotTreeMachine):
+    kind: ClassVar = {"recurrent": True}
+
+
+class WindowTreeMachine(SnapshotTreeMachine):
+    kind: ClassVar = {"window": 12}
 
 
 _settings = settings(
@@ -724,3 +747,5 @@ TestTree = TreeMachine.TestCase
 TestTree.settings = _settings
 TestRecurrentTree = RecurrentTreeMachine.TestCase
 TestRecurrentTree.settings = _settings
+TestWindowTree = WindowTreeMachine.TestCase
+TestWindowTree.settings = _settings

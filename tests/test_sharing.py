@@ -16,7 +16,7 @@ import pytest
 import sqlite_utils
 
 from llm_kvbranch import model as model_module
-from llm_kvbranch.engine.blob import check, cut
+from llm_kvbranch.engine.blob import Layout, check, cut
 from llm_kvbranch.errors import StateError
 from llm_kvbranch.state import open_state, read_state
 
@@ -321,7 +321,7 @@ class TestCut:
         whole = engine.capture(1, 10, 60)
         for upto in (11, 37, 59):
             part = cut(memoryview(whole), 10, 60, upto)
-            check(memoryview(part), 10, upto, 0)
+            check(memoryview(part), 10, upto, Layout())
             assert part == engine.capture(1, 10, upto)
         assert cut(memoryview(whole), 10, 60, 60) == whole
 
@@ -336,4 +336,4 @@ class TestCut:
                     path = bundle.with_name("piece")
                     path.write_bytes(archive.read(name))
                     with open_state(path) as (state, payload):
-                        check(payload, state.start, state.end, 0)
+                        check(payload, state.start, state.end, Layout())

@@ -230,7 +230,7 @@ class TestContainer:
         assert tensors["state"].tobytes() == PAYLOAD
         with safetensors.safe_open(path, "numpy") as file:
             assert file.metadata() == {
-                "format": "llm-kvbranch/2",
+                "format": "llm-kvbranch/3",
                 "digest": state.digest,
                 "response_id": "some-response",
                 "parent_id": "ü-parent",
@@ -405,7 +405,7 @@ class TestReasons:
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
         assert refusal(path) == "state file is not one of llm-kvbranch's"
 
-    @pytest.mark.parametrize("other", ["llm-kvbranch/1", "llm-kvbranch/3"])
+    @pytest.mark.parametrize("other", ["llm-kvbranch/2", "llm-kvbranch/4"])
     def test_format_of_another_version(self, written: Path, other: str) -> None:
         header, body = unpacked(written.read_bytes())
         header["__metadata__"]["format"] = other
@@ -413,7 +413,7 @@ class TestReasons:
         written.write_bytes(packed(header, body))
         safetensors.numpy.load_file(written)
         assert refusal(written) == (
-            f"state file has format {other}, this version reads llm-kvbranch/2"
+            f"state file has format {other}, this version reads llm-kvbranch/3"
         )
 
     def test_a_repacked_file_is_read(self, written: Path) -> None:
@@ -560,7 +560,7 @@ class TestLyingHeader:
             b"[" * 100_000,
             b"[" * 100_000 + b"]" * 100_000,
             b'{"__metadata__":' * 100_000 + b"1" + b"}" * 100_000,
-            b'{"__metadata__": {"format": "llm-kvbranch/2", "digest": '
+            b'{"__metadata__": {"format": "llm-kvbranch/3", "digest": '
             + b"[" * 900
             + b"]" * 900
             + b"}}",

@@ -19,6 +19,10 @@ one's) is ``u32 cell_count (1), i32 position, u32 n_seq_id (0)``, then ``u32
 s_trans (0), u32 n_layer`` and up to the end, for every layer that has one, its
 states as ``i32 type, u64 row size, row`` (a few architectures have more there,
 which llama.cpp alone checks). Any other count of cells aborts the process.
+
+What is appended is that of one moment, so it is kept apart: *rows* are a blob that
+ends as an empty sequence's does (its ``tail``), a *snapshot* is a blob of nothing
+but what is appended (``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``).
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from dataclasses import dataclass, field
 from ..errors import StateError
 
 _MAGIC = 0xAF143CD8  # io_magic in llama-context.cpp
-_HEADER = 8  # bytes before the first block
+HEADER = 8  # bytes before the first block
 _F32 = 0  # enum ggml_type
 
 
@@ -61,41 +65,78 @@ class _Block:
     end: int = 0
 
 
-def check(
-    payload: memoryview,
-    start: int,
-    end: int,
-    n_swa: int,
-    kind: str = "attention",
-    types: tuple[int, int] | None = None,
-) -> list[Area]:
-    """The areas of a blob that holds exactly positions [start, end).
+@dataclass(frozen=True)
+class Layout:
+    """What a model's blobs look like.
 
     ``kind`` is "attention", "recurrent" or "hybrid"; ``n_swa`` is the size of
     the sliding window in tokens, 0 for none; ``types`` are the ggml types of
-    keys and values. Raises StateError at the first thing that is otherwise.
+    keys and values; ``tail`` is how rows end.
+    """
+
+    kind: str = "attention"
+    n_swa: int = 0
+    types: tuple[int, int] | None = None
+    tail: bytes = b""
+
+
+def check(payload: memoryview, start: int, end: int, layout: Layout) -> list[Area]:
+    """The areas of rows that are exactly of positions [start, end).
+
+    Raises StateError at the first thing that is otherwise.
+    """
+    try:
+        areas, at = [], _begin(payload)
+        if layout.kind != "recurrent":
+            block = _attention(payload, at, start, end, layout.types)
+            areas, at = block.areas, block.end
+        if payload[at:] != layout.tail:
+            raise StateError("state payload has the wrong size")
+    except (struct.error, OverflowError):
+        raise StateError("state payload is cut short") from None
+    return areas
+
+
+def check_snapshot(payload: memoryview, position: int, layout: Layout) -> list[Area]:
+    """The areas of a snapshot of a sequence that ends before a position.
+
+    Raises StateError at the first thing that is otherwise.
     """
     areas: list[Area] = []
     try:
-        if struct.unpack_from("<I", payload, 0)[0] != _MAGIC:
-            raise StateError("state payload is not one of llama.cpp's")
-        at = _HEADER
-        if kind != "recurrent":
-            block = _attention(payload, at, start, end, types)
+        at = _begin(payload)
+        if layout.n_swa:
+            held = struct.unpack_from("<I", payload, at + 4)[0]
+            if not 0 < held <= position:
+                raise StateError("state payload holds another number of tokens")
+            block = _attention(payload, at, position - held, position, layout.types)
             areas, at = block.areas, block.end
-            if n_swa:
-                held = struct.unpack_from("<I", payload, at + 4)[0]
-                if not 0 < held <= end - start:
-                    raise StateError("state payload holds another number of tokens")
-                block = _attention(payload, at, end - held, end, types)
-                areas, at = areas + block.areas, block.end
-        if kind != "attention":
-            areas += _recurrent(payload, at, end)
+        if layout.kind != "attention":
+            areas += _recurrent(payload, at, position)
         elif at != len(payload):
             raise StateError("state payload has the wrong size")
     except (struct.error, OverflowError):
         raise StateError("state payload is cut short") from None
     return areas
+
+
+def window_start(snapshot: memoryview, position: int) -> int:
+    "The first position that a checked snapshot of a window holds"
+    return position - int(struct.unpack_from("<I", snapshot, HEADER + 4)[0])
+
+
+def without_tail(payload: bytearray, start: int, end: int, kind: str) -> bytearray:
+    "A blob of llama.cpp's up to what it appends to the rows of [start, end)"
+    at = HEADER
+    if kind != "recurrent":
+        at = _attention(memoryview(payload), at, start, end).end
+    return payload[:at]
+
+
+def _begin(payload: memoryview) -> int:
+    if struct.unpack_from("<I", payload, 0)[0] != _MAGIC:
+        raise StateError("state payload is not one of llama.cpp's")
+    return HEADER
 
 
 def _attention(
@@ -169,14 +210,18 @@ def _recurrent(payload: memoryview, at: int, end: int) -> list[Area]:
 
 
 def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
-    """The rows [start, upto) of an attention model's blob of [start, end).
+    """The rows [start, upto) of those of [start, end).
 
     Raises StateError like ``check``.
     """
-    check(payload, start, end, n_swa=0)
-    block = _attention(payload, _HEADER, start, end)
+    try:
+        if not struct.unpack_from("<I", payload, _begin(payload))[0]:
+            return bytearray(payload)  # a recurrent model has no rows
+        block = _attention(payload, HEADER, start, end)
+    except (struct.error, OverflowError):
+        raise StateError("state payload is cut short") from None
     kept = [i for i, position in enumerate(block.positions) if position < upto]
-    result = bytearray(payload[:_HEADER])
+    result = bytearray(payload[:HEADER])
     result += struct.pack("<II", 1, len(kept))
     cells = block.at + 8
     for i in kept:
@@ -197,7 +242,7 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
         else:
             for first, last in _runs(kept):
                 result += payload[area.at + first * size : area.at + last * size]
-    return result
+    return result + payload[block.end :]
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

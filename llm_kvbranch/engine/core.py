@@ -42,6 +42,7 @@ KV_TYPES = {  # enum ggml_type
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+_PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _MAX_CELLS = 1 << 30
 _N_CTX_STEP = 256  # llama.cpp pads the context to this many cells
 
@@ -100,9 +101,12 @@ class Engine:
         self.settings = settings
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
+        # Of a window that is all there is beside the rows, in tokens
+        self.window = weights.n_swa if weights.kind == "attention" else 0
         self._llama = llama()
         self._context: Any = None
         self._memory: Any = None
+        self._layout = blob.Layout()
         self._batch: Any = None
         self._scratch = settings.n_seq
         self._stop: Callable[[], bool] = lambda: False
@@ -199,6 +203,11 @@ class Engine:
         self._batch = lib.llama_batch_init(settings.n_batch, 0, 1)
         self.n_ctx = n_ctx
         self.weights.adapt(self._context)
+        tail = b""
+        if not self.cuts_anywhere:  # that of the scratch sequence, which is empty
+            tail = bytes(self._get(self._scratch, _PARTIAL)[blob.HEADER :])
+        types = parameters.type_k, parameters.type_v
+        self._layout = blob.Layout(self.weights.kind, self.weights.n_swa, types, tail)
 
     def _set_rope(self, parameters: Any) -> None:
         for name, value in asdict(self.settings.rope).items():
@@ -279,14 +288,17 @@ class Engine:
     def cut(self, seq: int, n: int) -> bool:
         """Forget the rows at positions >= n.
 
-        False, with the sequence as it was, where the architecture cannot.
+        False, with the sequence as it was, where the architecture cannot: then a
+        snapshot is needed.
         """
-        if self._memory is None or self.length(seq) <= n:
+        lib, memory = self._llama, self._memory
+        if memory is None:
             return True
-        if n and not self.cuts_anywhere:
-            return False
-        start = n if n else -1
-        return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, -1))
+        if n == 0:  # rows without what makes them complete count as no length
+            return bool(lib.llama_memory_seq_rm(memory, seq, -1, -1))
+        if self.length(seq) <= n:
+            return True
+        return self.cuts_anywhere and bool(lib.llama_memory_seq_rm(memory, seq, n, -1))
 
     def share(self, source: int, seq: int, start: int, end: int) -> None:
         "Let a sequence have the rows [start, end) of another too; costs no cells"
@@ -295,46 +307,113 @@ class Engine:
     def capture(self, seq: int, start: int, end: int) -> bytearray:
         """The KV rows [start, end) of a sequence, as llama.cpp writes them.
 
-        Architectures with a recurrent part add its state as of now, so they
-        must be captured when the sequence ends at ``end``.
+        Without what a sliding window or a recurrent layer remembers: see snapshot.
         """
         lib = self._llama
         lib.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
         try:
-            return self._get(self._scratch)
+            data = self._get(self._scratch)
         finally:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        if self.cuts_anywhere:
+            return data
+        rows = blob.without_tail(data, start, end, self.weights.kind)
+        return rows + self._layout.tail
+
+    def snapshot(self, seq: int) -> bytearray:
+        """What a sequence remembers beside its rows, as of now.
+
+        With its rows it can be gone on from here, at any later time. Of a sliding
+        window these are the last rows, of recurrent layers their states.
+        """
+        return self._get(seq, _PARTIAL)
 
     def nbytes(self, seq: int, start: int, end: int) -> int:
         "How many bytes capture would return"
-        lib = self._llama
-        lib.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
+        lib, context, scratch = self._llama, self._context, self._scratch
+        lib.llama_memory_seq_cp(self._memory, seq, scratch, start, end)
         try:
-            return int(
-                lib.llama_state_seq_get_size_ext(self._context, self._scratch, 0)
-            )
+            size = int(lib.llama_state_seq_get_size_ext(context, scratch, 0))
+            if not self.cuts_anywhere:
+                appended = lib.llama_state_seq_get_size_ext(context, scratch, _PARTIAL)
+                size += blob.HEADER - int(appended) + len(self._layout.tail)
+            return size
         finally:
-            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+            lib.llama_memory_seq_rm(self._memory, scratch, -1, -1)
+
+    def snapshot_nbytes(self, seq: int) -> int:
+        "How many bytes snapshot would return, 0 where rows are all there is"
+        if self.cuts_anywhere:
+            return 0
+        lib = self._llama
+        return int(lib.llama_state_seq_get_size_ext(self._context, seq, _PARTIAL))
 
     def restore(
-        self, seq: int, payload: memoryview, start: int, end: int, upto: int
+        self,
+        seq: int,
+        payload: memoryview,
+        start: int,
+        end: int,
+        upto: int,
+        begin: int | None = None,
     ) -> None:
         """Append captured rows [start, end) to a sequence, those below ``upto``.
 
-        The sequence must end at ``start`` or after it, with the same tokens.
-        Raises StateError, the sequence as it was, when the payload does not fit.
+        The sequence has ``begin`` tokens (its length if not given), ``start`` or more,
+        and the same. Where rows are not all there is, resume has to follow before
+        it is decoded. Raises StateError when the payload does not fit, the sequence
+        as it was.
         """
+        begin = self.length(seq) if begin is None else begin
         lib = self._llama
-        self._areas(payload, start, end)
-        begin = self.length(seq)
+        blob.check(payload, start, end, self._layout)
         try:
             read = self._set(payload, self._scratch)
             last = lib.llama_memory_seq_pos_max(self._memory, self._scratch)
-            if read != len(payload) or last != end - 1:
+            if read != len(payload) or (self.cuts_anywhere and last != end - 1):
                 raise StateError(f"llama.cpp refuses the state ({take_errors()})")
             lib.llama_memory_seq_cp(self._memory, self._scratch, seq, begin, upto)
         finally:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
+    def resume(
+        self, seq: int, snapshot: memoryview, position: int, cut: bool = True
+    ) -> None:
+        """Make a sequence that has rows up to a position, or more, end there.
+
+        Without ``cut`` the rows after it stay, for slide. Raises StateError, the
+        sequence then not to be used as it is, when the snapshot does not fit.
+        """
+        lib = self._llama
+        blob.check_snapshot(snapshot, position, self._layout)
+        if self._set(snapshot, seq, _PARTIAL) != len(snapshot):
+            raise StateError(f"llama.cpp refuses the state ({take_errors()})")
+        removed = not cut or lib.llama_memory_seq_rm(self._memory, seq, position, -1)
+        if not removed or self.length(seq) != position:
+            raise StateError("llama.cpp cannot go on from the state")
+
+    def slide(
+        self, seq: int, snapshot: memoryview, position: int, begin: int, upto: int
+    ) -> bool:
+        """Move a window from ``begin`` on to ``upto``, by a later snapshot's rows.
+
+        ``position`` is the snapshot's. False where it does not reach back as far: the
+        sequence then ends at ``begin``. Raises StateError like resume.
+        """
+        lib = self._llama
+        blob.check_snapshot(snapshot, position, self._layout)
+        if blob.window_start(snapshot, position) > begin:
+            lib.llama_memory_seq_rm(self._memory, seq, begin, -1)
+            return False
+        try:
+            if self._set(snapshot, self._scratch, _PARTIAL) != len(snapshot):
+                raise StateError(f"llama.cpp refuses the state ({take_errors()})")
+            lib.llama_memory_seq_cp(self._memory, self._scratch, seq, begin, upto)
+        finally:
+            lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        if self.length(seq) != upto:
+            raise StateError("llama.cpp cannot go on from the state")
+        return True
 
     def is_finite(self, payload: memoryview | bytearray, start: int, end: int) -> bool:
         """Whether captured rows are numbers, not NaN or infinite.
@@ -344,36 +423,41 @@ class Engine:
         end).
         """
         view = memoryview(payload)
+        return self._all_finite(view, blob.check(view, start, end, self._layout))
+
+    def is_finite_snapshot(
+        self, snapshot: memoryview | bytearray, position: int
+    ) -> bool:
+        "The same for a snapshot of a position"
+        view = memoryview(snapshot)
+        areas = blob.check_snapshot(view, position, self._layout)
+        return self._all_finite(view, areas)
+
+    def _all_finite(self, view: memoryview, areas: list[blob.Area]) -> bool:
         validate = row_validator()
         base = ctypes.addressof(ctypes.c_uint8.from_buffer(view))
         with stderr():
             return all(
-                validate(area.ggml_type, base + area.at, area.nbytes)
-                for area in self._areas(view, start, end)
+                validate(area.ggml_type, base + area.at, area.nbytes) for area in areas
             )
 
-    def _areas(self, payload: memoryview, start: int, end: int) -> list[blob.Area]:
-        types = KV_TYPES[self.settings.type_k], KV_TYPES[self.settings.type_v]
-        weights = self.weights
-        return blob.check(payload, start, end, weights.n_swa, weights.kind, types)
-
-    def _get(self, seq: int) -> bytearray:
-        lib = self._llama
-        size = lib.llama_state_seq_get_size_ext(self._context, seq, 0)
+    def _get(self, seq: int, flags: int = 0) -> bytearray:
+        lib, context = self._llama, self._context
+        size = lib.llama_state_seq_get_size_ext(context, seq, flags)
         data = bytearray(size)
         pointer = (ctypes.c_uint8 * size).from_buffer(data)
-        written = lib.llama_state_seq_get_data_ext(self._context, pointer, size, seq, 0)
+        written = lib.llama_state_seq_get_data_ext(context, pointer, size, seq, flags)
         if written != size:
             raise KVBranchError(f"llama.cpp could not write its state: {take_errors()}")
         return data
 
-    def _set(self, payload: memoryview, seq: int) -> int:
+    def _set(self, payload: memoryview, seq: int, flags: int = 0) -> int:
         "Bytes that llama.cpp read, 0 when it refused"
         size = len(payload)
         pointer = (ctypes.c_uint8 * size).from_buffer(payload)
         return int(
             self._llama.llama_state_seq_set_data_ext(
-                self._context, pointer, size, seq, 0
+                self._context, pointer, size, seq, flags
             )
         )
 
