@@ -385,6 +385,8 @@ class Generation:
         ):
             raise StateError("The state holds values that are no numbers")
         entry = store.put(state, rows, stored, snapshots)
+        if live:
+            slot.snapshots.forget_before(self.end)
         slot.waiting.discard(self)
         self._kept = None
         return entry

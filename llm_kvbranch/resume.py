@@ -79,6 +79,11 @@ class Snapshots:
         self.taken = {at: data for at, data in self.taken.items() if at <= n}
         self.kept &= self.taken.keys()
 
+    def forget_before(self, n: int) -> None:
+        "Forget those of positions below n: they are stored by now"
+        self.taken = {at: data for at, data in self.taken.items() if at >= n}
+        self.kept &= self.taken.keys()
+
     def last(self, n: int) -> int | None:
         "The greatest position up to n that there is one of"
         return max((at for at in self.taken if at <= n), default=None)

@@ -300,12 +300,51 @@ def _lfm2(file: _File, n_layer: int = 6) -> None:
         file.feed_forward(layer)
 
 
+def _qwen35(file: _File, n_layer: int = 4) -> None:
+    "Gated delta nets, every other layer attention; positions of several dimensions"
+    file.writer.add_block_count(n_layer)
+    file.attention_sizes(N_HEAD_KV)
+    file.writer.add_full_attention_interval(2)
+    file.writer.add_rope_dimension_count(HEAD)
+    file.writer.add_rope_dimension_sections([6, 5, 5, 0])
+    heads, groups = INNER // STATE, 2  # of values, of keys
+    file.writer.add_ssm_conv_kernel(CONV)
+    file.writer.add_ssm_inner_size(INNER)
+    file.writer.add_ssm_state_size(STATE)
+    file.writer.add_ssm_time_step_rank(heads)
+    file.writer.add_ssm_group_count(groups)
+    file.norm("output_norm")
+    width = 2 * groups * STATE + INNER
+    for i, layer in enumerate(_layers(n_layer)):
+        file.norm(f"{layer}.attn_norm")
+        file.norm(f"{layer}.post_attention_norm")
+        if i % 2:
+            file.noise(f"{layer}.attn_q", 2 * N_HEAD * HEAD, N_EMBD)  # and a gate
+            file.noise(f"{layer}.attn_k", N_HEAD_KV * HEAD, N_EMBD)
+            file.noise(f"{layer}.attn_v", N_HEAD_KV * HEAD, N_EMBD)
+            file.noise(f"{layer}.attn_output", N_EMBD, N_HEAD * HEAD)
+            file.norm(f"{layer}.attn_q_norm", HEAD, 2.0)
+            file.norm(f"{layer}.attn_k_norm", HEAD, 2.0)
+        else:
+            file.noise(f"{layer}.attn_qkv", width, N_EMBD)
+            file.noise(f"{layer}.attn_gate", INNER, N_EMBD)
+            file.noise(f"{layer}.ssm_conv1d", width, CONV, exact=True)
+            file.constant(f"{layer}.ssm_dt.bias", -3.0, heads)
+            file.constant(f"{layer}.ssm_a", -0.3, heads)
+            file.noise(f"{layer}.ssm_beta", heads, N_EMBD)
+            file.noise(f"{layer}.ssm_alpha", heads, N_EMBD)
+            file.norm(f"{layer}.ssm_norm", STATE)
+            file.noise(f"{layer}.ssm_out", N_EMBD, INNER)
+        file.feed_forward(layer)
+
+
 MODELS: dict[str, tuple[str, Callable[[_File], None]]] = {
     "llama": ("llama", _llama),
     "gemma3": ("gemma3", _gemma3),
     "mamba": ("mamba", _mamba),
     "granitehybrid": ("granitehybrid", _granite_hybrid),
     "lfm2": ("lfm2", _lfm2),
+    "qwen35": ("qwen35", _qwen35),
 }
 
 

@@ -35,6 +35,7 @@ import pytest
 
 from llm_kvbranch.chat import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
+from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import StateError
 from llm_kvbranch.planning import covered
 from llm_kvbranch.resume import GRID, PROMPT_GRID
@@ -59,7 +60,7 @@ NEXT = "And then? What became of the oldest of them, and who told the others?"
 LAST = "Who told you that?"
 
 WINDOWED = ("gemma3",)
-RECURRENT = ("mamba", "granitehybrid", "lfm2")
+RECURRENT = ("mamba", "granitehybrid", "lfm2", "qwen35")
 ENDS_ONLY = (*WINDOWED, *RECURRENT)  # resumed only where a state ends
 
 
@@ -684,6 +685,31 @@ class TestDamage:
         marks = [mark for entry in entries for mark in entry.state.marks]
         assert marks == sorted(set(marks))
         assert set(ends) <= set(marks)
+
+
+class TestRows:
+    "Guards against rows that hold what is not theirs, or lack what is"
+
+    @architectures()
+    def test_less_of_them_is_what_less_would_be(self, home: Home) -> None:
+        "A bundle's rows are cut without llama.cpp"
+        first = ask(home.session(), [], n=2 * N)
+        engine, seq = first.generation.session.engine, first.generation.slot.seq
+        end = first.generation.end
+        rows = memoryview(engine.capture(seq, 5, end))
+        for upto in (6, end - 20, end):
+            assert cut(rows, 5, end, upto) == engine.capture(seq, 5, upto)
+        with pytest.raises(StateError):
+            cut(rows[:7] if home.toy.name == "mamba" else rows[:-500], 5, end, 9)
+
+    @architectures()
+    def test_they_are_as_many_bytes_as_is_told(self, home: Home) -> None:
+        first = ask(home.session(), []).commit("r1")
+        second = ask(home.session(), first.messages, NEXT)
+        told = second.generation.facts["state_bytes"]
+        second.commit("r2")
+        nbytes = path_of(home, second).stat().st_size
+        assert 0 <= nbytes - told < 2000  # header and token ids
 
 
 class TestControlTokens:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm_kvbranch.errors import ModelLoadError, ModelNotFound, SettingError
 from llm_kvbranch.options import KVLlamaOptions, choose, parse, sampling_of
 
 from . import synth
+from .fakehub import FakeHub
 from .homes import SHORT, Homes, show
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1"
@@ -581,6 +583,99 @@ class TestWhatTheyDo:
             assert other["restored_tokens"] == 0
             folder = Path(facts["state_file"]).parent
             assert Path(other["state_file"]).parent != folder
+
+
+class TestDownload:
+    "Guards against a transfer that has to begin again, or ends with nothing to run"
+
+    @pytest.fixture
+    def served(self, toy: Path) -> Iterator[FakeHub]:
+        with FakeHub() as hub:
+            hub.add("gulls/tern-GGUF", {"tern-Q4_K_M.gguf": toy, "README.md": b"#"})
+            yield hub
+
+    def llm(
+        self, hub: FakeHub, home: Path, *arguments: str, fails: bool = False
+    ) -> str:
+        "The real command in a process of its own; what it said"
+        env = {
+            **os.environ,
+            **hub.environment(home),
+            "LLM_USER_PATH": str(home / "llm"),
+            "LLM_LOAD_PLUGINS": "llm-kvbranch",
+        }
+        (home / "llm").mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "llm", *arguments],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (1 if fails else 0), done.stderr
+        return done.stdout + done.stderr
+
+    def test_broken_off_and_gone_on_with(
+        self, served: FakeHub, toy: Path, tmp_path: Path
+    ) -> None:
+        size = toy.stat().st_size
+        served.break_after(11 << 20)  # the library writes 10 MiB at a time
+        command = ("kvbranch", "download", "gulls/tern-GGUF")
+        said = self.llm(served, tmp_path, *command, fails=True)
+        assert "run this again, and it goes on after the first" in said
+        served.mend()
+        before = served.transferred("tern-Q4_K_M.gguf")
+        said = self.llm(served, tmp_path, *command)
+        assert "Ready, as kvllama" in said
+        assert before <= 11 << 20
+        assert served.transferred("tern-Q4_K_M.gguf") <= size + (1 << 20)
+        asked = [r.range for r in served.requests if r.method == "GET" and r.range]
+        assert f"bytes={10 << 20}-" in asked[-1]
+        for name in ("kvllama", "kvllama/tern-Q4_K_M"):
+            answer = self.llm(
+                served, tmp_path, "-m", name, "-o", "max_tokens", "4", "Hi"
+            )
+            assert answer.strip()
+        facts = json.loads(
+            self.llm(served, tmp_path, "kvbranch", "show", "last", "--json")
+        )
+        assert facts["resolved_model"] == "tern-Q4_K_M"
+        assert "* tern-Q4_K_M" in self.llm(served, tmp_path, "kvbranch", "models")
+        # It is there: nothing is transferred, and the choice stays
+        before = served.transferred("tern-Q4_K_M.gguf")
+        self.llm(served, tmp_path, "kvbranch", "use", SMOLLM2)
+        said = self.llm(served, tmp_path, *command, "Q4_K_M")
+        assert "llm kvbranch use tern-Q4_K_M" in said
+        assert served.transferred("tern-Q4_K_M.gguf") == before
+        assert f"* {SMOLLM2}" in self.llm(served, tmp_path, "kvbranch", "models")
+
+    def test_other_content(self, served: FakeHub, toy: Path, tmp_path: Path) -> None:
+        data = bytearray(toy.read_bytes())
+        data[-1] ^= 1
+        served.serve_instead("gulls/tern-GGUF", "tern-Q4_K_M.gguf", bytes(data))
+        command = ("kvbranch", "download", "gulls/tern-GGUF", "tern-Q4_K_M.gguf")
+        said = self.llm(served, tmp_path, *command, fails=True)
+        assert "not what the hub promised" in said
+        assert "tern" not in self.llm(served, tmp_path, "kvbranch", "models")
+
+    def test_what_is_no_model(self, served: FakeHub, tmp_path: Path) -> None:
+        path = synth.write_projector(tmp_path / "projector.gguf")
+        served.add("gulls/auk-GGUF", {"auk.gguf": path})
+        command = ("kvbranch", "download", "gulls/auk-GGUF")
+        said = self.llm(served, tmp_path, *command, fails=True)
+        assert "is a projector" in said
+        rows = json.loads(self.llm(served, tmp_path, "kvbranch", "models", "--json"))
+        assert [(row["name"], row["listed"]) for row in rows] == [
+            (SMOLLM2, True),
+            ("auk", False),
+        ]
+
+    def test_the_names_that_are_known(self, llm: Homes) -> None:
+        said = llm("a", "kvbranch", "download", "--list")
+        assert "* llama-3.2-3b" in said
+        assert len(said.splitlines()) >= 6
 
 
 @pytest.mark.model

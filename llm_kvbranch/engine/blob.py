@@ -7,7 +7,8 @@ structure is walked here first, field by field. Layout (llama.cpp state format
 
     u32 magic, i32 id of the sequence it was captured from
     u32 n_stream (1), u32 cell_count
-    cell_count x (i32 position, u32 n_seq_id (1), i32 seq_id)
+    cell_count x (i32 position, u32 n_seq_id (1), i32 seq_id), or, where positions
+                 have several dimensions (M-RoPE), 3 x i32 more before the seq_id
     u32 v_trans, u32 n_layer
     n_layer x (i32 type, u64 row size, cell_count rows)             keys
     n_layer x (i32 type, u64 row size, cell_count rows)             values, or
@@ -35,6 +36,7 @@ from ..errors import StateError
 
 _MAGIC = 0xAF143CD8  # io_magic in llama-context.cpp
 HEADER = 8  # bytes before the first block
+CELL, CELL_2D = 12, 24  # bytes that say what a cell is
 _F32 = 0  # enum ggml_type
 
 
@@ -71,12 +73,14 @@ class Layout:
 
     ``kind`` is "attention", "recurrent" or "hybrid"; ``n_swa`` is the size of
     the sliding window in tokens, 0 for none; ``types`` are the ggml types of
-    keys and values; ``tail`` is how rows end.
+    keys and values; ``cell`` is how many bytes say what a cell is; ``tail`` is how
+    rows end.
     """
 
     kind: str = "attention"
     n_swa: int = 0
     types: tuple[int, int] | None = None
+    cell: int = CELL
     tail: bytes = b""
 
 
@@ -88,7 +92,7 @@ def check(payload: memoryview, start: int, end: int, layout: Layout) -> list[Are
     try:
         areas, at = [], _begin(payload)
         if layout.kind != "recurrent":
-            block = _attention(payload, at, start, end, layout.types)
+            block = _attention(payload, at, start, end, layout)
             areas, at = block.areas, block.end
         if payload[at:] != layout.tail:
             raise StateError("state payload has the wrong size")
@@ -109,7 +113,7 @@ def check_snapshot(payload: memoryview, position: int, layout: Layout) -> list[A
             held = struct.unpack_from("<I", payload, at + 4)[0]
             if not 0 < held <= position:
                 raise StateError("state payload holds another number of tokens")
-            block = _attention(payload, at, position - held, position, layout.types)
+            block = _attention(payload, at, position - held, position, layout)
             areas, at = block.areas, block.end
         if layout.kind != "attention":
             areas += _recurrent(payload, at, position)
@@ -125,12 +129,12 @@ def window_start(snapshot: memoryview, position: int) -> int:
     return position - int(struct.unpack_from("<I", snapshot, HEADER + 4)[0])
 
 
-def without_tail(payload: bytearray, start: int, end: int, kind: str) -> bytearray:
-    "A blob of llama.cpp's up to what it appends to the rows of [start, end)"
+def with_tail(payload: bytearray, start: int, end: int, layout: Layout) -> bytearray:
+    "The rows [start, end) in a blob of llama.cpp's, whatever else it holds"
     at = HEADER
-    if kind != "recurrent":
-        at = _attention(memoryview(payload), at, start, end).end
-    return payload[:at]
+    if layout.kind != "recurrent":
+        at = _attention(memoryview(payload), at, start, end, layout).end
+    return payload[:at] + layout.tail
 
 
 def _begin(payload: memoryview) -> int:
@@ -144,7 +148,7 @@ def _attention(
     at: int,
     start: int,
     end: int,
-    types: tuple[int, int] | None = None,
+    layout: Layout,
 ) -> _Block:
     "The attention block at an offset, checked to hold positions [start, end)"
     block = _Block(at)
@@ -152,16 +156,16 @@ def _attention(
     if n_stream != 1 or count != end - start:
         raise StateError("state payload holds another number of tokens")
     at += 8
-    if at + 12 * count > len(payload):
+    if at + layout.cell * count > len(payload):
         raise StateError("state payload is cut short")
-    cells = array("i")
-    cells.frombytes(payload[at : at + 12 * count])
-    at += 12 * count
-    block.positions = cells[0::3]
+    cells, width = array("i"), layout.cell // 4
+    cells.frombytes(payload[at : at + layout.cell * count])
+    at += layout.cell * count
+    block.positions = cells[0::width]
     # In any order: sequences that took turns leave holes, filled out of order
     if array("i", sorted(block.positions)) != array("i", range(start, end)):
         raise StateError("state payload holds other positions")
-    if cells[1::3] != array("i", [1]) * count:
+    if cells[1::width] != array("i", [1]) * count:
         raise StateError("state payload belongs to several sequences")
     v_trans, n_layer = struct.unpack_from("<II", payload, at)
     at += 8
@@ -173,7 +177,7 @@ def _attention(
             at = area.at + area.nbytes
             if at > len(payload):
                 raise StateError("state payload is cut short")
-            if types and area.ggml_type != types[part]:
+            if layout.types and area.ggml_type != layout.types[part]:
                 raise StateError("state payload has another KV type")
             block.areas.append(area)
     block.end = at
@@ -217,7 +221,7 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
     try:
         if not struct.unpack_from("<I", payload, _begin(payload))[0]:
             return bytearray(payload)  # a recurrent model has no rows
-        block = _attention(payload, HEADER, start, end)
+        block, cell = _block_of(payload, start, end)
     except (struct.error, OverflowError):
         raise StateError("state payload is cut short") from None
     kept = [i for i, position in enumerate(block.positions) if position < upto]
@@ -225,8 +229,8 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
     result += struct.pack("<II", 1, len(kept))
     cells = block.at + 8
     for i in kept:
-        result += payload[cells + 12 * i : cells + 12 * i + 12]
-    layers = cells + 12 * (end - start)
+        result += payload[cells + cell * i : cells + cell * (i + 1)]
+    layers = cells + cell * (end - start)
     result += payload[layers : layers + 8]
     for area in block.areas:
         result += payload[area.header : area.at]
@@ -243,6 +247,15 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
             for first, last in _runs(kept):
                 result += payload[area.at + first * size : area.at + last * size]
     return result + payload[block.end :]
+
+
+def _block_of(payload: memoryview, start: int, end: int) -> tuple[_Block, int]:
+    "The rows' block, and the bytes of its cells, of whatever model"
+    try:
+        return _attention(payload, HEADER, start, end, Layout()), CELL
+    except StateError:
+        layout = Layout(cell=CELL_2D)
+        return _attention(payload, HEADER, start, end, layout), CELL_2D
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

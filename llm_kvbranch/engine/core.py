@@ -206,8 +206,13 @@ class Engine:
         tail = b""
         if not self.cuts_anywhere:  # that of the scratch sequence, which is empty
             tail = bytes(self._get(self._scratch, _PARTIAL)[blob.HEADER :])
-        types = parameters.type_k, parameters.type_v
-        self._layout = blob.Layout(self.weights.kind, self.weights.n_swa, types, tail)
+        self._layout = blob.Layout(
+            self.weights.kind,
+            self.weights.n_swa,
+            (parameters.type_k, parameters.type_v),
+            blob.CELL_2D if self.weights.is_2d else blob.CELL,
+            tail,
+        )
 
     def _set_rope(self, parameters: Any) -> None:
         for name, value in asdict(self.settings.rope).items():
@@ -317,8 +322,7 @@ class Engine:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
         if self.cuts_anywhere:
             return data
-        rows = blob.without_tail(data, start, end, self.weights.kind)
-        return rows + self._layout.tail
+        return blob.with_tail(data, start, end, self._layout)
 
     def snapshot(self, seq: int) -> bytearray:
         """What a sequence remembers beside its rows, as of now.

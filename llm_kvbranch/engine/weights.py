@@ -78,6 +78,8 @@ class Weights:
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
         self.n_swa = int(lib.llama_model_n_swa(self.model))
+        rope = lib.llama_model_rope_type(self.model)
+        self.is_2d = rope in (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE)
         self.kind = "attention"
         if lib.llama_model_is_hybrid(self.model):
             self.kind = "hybrid"
