@@ -2,9 +2,9 @@
 
 The idea: damage is made from files that are good, so that most of each is what a
 reader expects. Two kinds are made. Unsigned ones are what accidents and stale
-copies leave: some digest no longer fits, so none may be accepted. Signed lies
-have both digests made again after the change, so that only a check of what the
-file says can refuse them.
+copies leave: some digest no longer fits, so none may be accepted, nor a part of
+one that is not as it was. Signed lies have all digests made again after the change,
+so that only a check of what the file says can refuse them.
 
 The invariant: a seed and a number always give the same case, so that a line of
 a report is enough to have it again.
@@ -18,6 +18,7 @@ process, so that a crash there is a finding here.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -37,6 +38,7 @@ from llm_kvbranch.errors import KVBranchError, StateError
 from llm_kvbranch.state import (
     SUFFIX,
     State,
+    open_parts,
     open_state,
     prefix_digest,
     read_head,
@@ -47,17 +49,24 @@ from llm_kvbranch.state import (
 from llm_kvbranch.store import Store
 from llm_kvbranch.upkeep import repair, verify
 
-MODELS = ("smollm2", "gemma3", "mamba", "granitehybrid", "lfm2")  # that are run
+# Those that are run: SmolLM2, and toys that tests.synth makes
+MODELS = ("smollm2", "gemma3", "mamba", "granitehybrid", "lfm2", "qwen35")
+WINDOW = 4  # tokens that made-up snapshots go back
 
 Random = random.Random
 Mutation = Callable[[Random, bytes, bytes], bytes]  # of a file, with another one
+Parts = tuple[State, bytes, dict[int, bytes]]  # of a file: rows, snapshots
 
 
 @dataclass
 class Report:
-    "What became of the cases: a failure names the case that it happened in"
+    """What became of the cases: a failure names the case that it happened in.
+
+    ``partial`` counts refused files of which some part was good, and was read.
+    """
 
     tried: int = 0
+    partial: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -69,6 +78,7 @@ class Report:
 
     def add(self, other: Report) -> Report:
         self.tried += other.tried
+        self.partial += other.partial
         self.refused += other.refused
         self.accepted += other.accepted
         self.failures += other.failures
@@ -79,8 +89,8 @@ class Report:
         accepted, crashes = sum(self.accepted.values()), len(self.crashes)
         yield (
             f"tried {self.tried:,}: refused {sum(self.refused.values()):,},"
-            f" accepted {accepted:,}, failures {len(self.failures):,},"
-            f" crashes {crashes:,}"
+            f" {self.partial:,} of them partly good, accepted {accepted:,},"
+            f" failures {len(self.failures):,}, crashes {crashes:,}"
         )
         for name, counts in (("refused", self.refused), ("accepted", self.accepted)):
             for reason, n in counts.most_common():
@@ -96,8 +106,10 @@ def rng_of(seed: int, i: int) -> Random:
 # -- good files --------------------------------------------------------
 
 
-def payload_of(start: int, end: int, n_layer: int = 2, row: int = 8) -> bytes:
-    "A payload of [start, end) as llama.cpp would write it, with small rows"
+def payload_of(
+    start: int, end: int, n_layer: int = 2, row: int = 8, tail: bytes = b""
+) -> bytes:
+    "Rows of [start, end) as llama.cpp would write them, small ones"
     cells = b"".join(struct.pack("<iIi", p, 1, 3) for p in range(start, end))
     area = struct.pack("<iQ", 1, row) + bytes(range(row)) * (end - start)
     return b"".join(
@@ -106,20 +118,52 @@ def payload_of(start: int, end: int, n_layer: int = 2, row: int = 8) -> bytes:
             cells,
             struct.pack("<II", 0, n_layer),
             area * (2 * n_layer),
+            tail,
         ]
     )
 
 
+def tail_of(kind: str, window: int) -> bytes:
+    "How the rows of a model of some kind end: nothing in a window, no recurrent state"
+    tail = struct.pack("<II", 1, 0) if window and kind != "recurrent" else b""
+    if kind != "attention":
+        tail += struct.pack("<III", 0, 0, 2) + struct.pack("<iQ", 0, 8) * 4
+    return tail
+
+
+def rows_of(kind: str, window: int, start: int, end: int) -> bytes:
+    "Rows of [start, end) as a model of some kind would have them"
+    tail = tail_of(kind, window)
+    whole = payload_of(start, end, tail=tail)
+    return whole[:8] + tail if kind == "recurrent" else whole
+
+
+def snapshot_of(kind: str, window: int, position: int) -> bytes:
+    "What a model of some kind would remember beside its rows, before a position"
+    whole = payload_of(max(0, position - window), position)
+    found = whole if window else whole[:8]
+    if kind != "attention":
+        found += struct.pack("<IiIII", 1, position - 1, 0, 0, 2)
+        found += (struct.pack("<iQ", 0, 8) + bytes(8)) * 4
+    return found
+
+
 def good_files(folder: Path) -> list[bytes]:
-    "A chain of three states, a branch of the first, and one from elsewhere"
+    """A chain of three states, a branch of the first, and one from elsewhere.
+
+    All but the first have snapshots: one at their end, or several.
+    """
     tokens = tokens_of(range(100, 150))
     found = []
-    for name, parent, start, end, facts in (
-        ("01first", None, 0, 20, {}),
-        ("01second", "01first", 20, 23, {"input_hash": "ab" * 32}),
-        ("01third", "01second", 23, 50, {"tip_hash": "cd" * 32, "thread_id": "t1"}),
-        ("01branch", "01first", 11, 12, {"render": "00ff"}),
-        ("01ünïcode", None, 0, 1, {"origin": "a colleague's machine"}),
+    for name, parent, start, end, marks, facts in (
+        ("01first", None, 0, 20, (), {}),
+        ("01second", "01first", 20, 23, (23,), {"input_hash": "ab" * 32}),
+        (
+            *("01third", "01second", 23, 50, (32, 48, 50)),
+            {"tip_hash": "cd" * 32, "thread_id": "t1"},
+        ),
+        ("01branch", "01first", 11, 13, (12, 13), {"render": "00ff"}),
+        ("01ünïcode", None, 0, 1, (1,), {"origin": "a colleague's machine"}),
     ):
         state = State(
             response_id=name,
@@ -134,9 +178,25 @@ def good_files(folder: Path) -> list[bytes]:
             **facts,
         )
         path = folder / f"source{SUFFIX}"
-        write_state(path, state, payload_of(start, end))
+        kind = "hybrid" if marks else "attention"
+        snapshots = {mark: snapshot_of(kind, WINDOW, mark) for mark in marks}
+        write_state(
+            path, state, rows_of(kind, WINDOW * bool(marks), start, end), snapshots
+        )
         found.append(path.read_bytes())
         path.unlink()
+    return found
+
+
+def parts_of(good: list[bytes], folder: Path) -> dict[str, Parts]:
+    "What is in good files, by the digest of each"
+    found, path = {}, folder / f"whole{SUFFIX}"
+    for data in good:
+        put(path, data)
+        with open_parts(path) as (state, payload, snapshots):
+            copies = {mark: bytes(part) for mark, part in snapshots.items()}
+            found[state.digest] = state, bytes(payload), copies
+    path.unlink()
     return found
 
 
@@ -315,7 +375,7 @@ def offsets(rng: Random, data: bytes, _: bytes) -> bytes:
     "Tensors that begin or end elsewhere"
     header, *body = split(data)
     facts = json.loads(header[8:])
-    tensor = facts[rng.choice(["tokens", "state"])]
+    tensor = facts[rng.choice(list(facts)[1:])]
     if rng.random() < 0.5:
         by = rng.choice([1, -1, 4, -4, 2**31, 2**63, -(2**63), 0.5])
         at = rng.randrange(2)
@@ -325,14 +385,106 @@ def offsets(rng: Random, data: bytes, _: bytes) -> bytes:
     return framed(json.dumps(facts).encode(), b"".join(body))
 
 
+def marks(rng: Random, data: bytes, _: bytes) -> bytes:
+    "Snapshots of other positions, in another order, twice, or with odd digests"
+    header, *body = split(data)
+    facts = json.loads(header[8:])
+    metadata = facts["__metadata__"]
+    items = snapshots_in(metadata) or [["7", "0" * 32]]
+    start, end = int(metadata["start"]), int(metadata["end"])
+    item = rng.choice(items)
+    old, what = item[0], rng.randrange(6)
+    if what <= 1:
+        far = [0, -1, 2**31, 2**32 + int(old), 2**63, 2**64, 10**30]
+        near = [start - 1, start, start + 1, end - 1, end, end + 1, int(old) + 1]
+        item[0] = str(rng.choice([*far, *near, rng.choice(items)[0]]))
+        if rng.random() < 0.7:  # and the tensor is called so, too
+            moved = {f"snapshot.{old}": f"snapshot.{item[0]}"}
+            facts = {moved.get(name, name): value for name, value in facts.items()}
+    elif what == 2:
+        item[0] = rng.choice(
+            [*_spellings(old), "", "x", "7:7", "snapshot.7", "9" * 5000]
+        )
+    elif what == 3:
+        rng.shuffle(items)
+    elif what == 4:
+        items.insert(rng.randrange(len(items) + 1), list(item))
+    else:
+        item[1] = rng.choice([item[1].upper(), item[1][:-1], item[1] + "0", *_TEXTS])
+    between = rng.choice([" "] * 6 + ["  ", "\t", "\n", "\u3000", ",", ""])
+    metadata["snapshots"] = between.join(map(":".join, items))
+    if rng.random() < 0.05:
+        metadata["snapshots"] = rng.choice(_TEXTS)
+    return framed(json.dumps(facts).encode(), b"".join(body))
+
+
+def tensors(rng: Random, data: bytes, _: bytes) -> bytes:
+    "Snapshots that are missing, too many, empty, or in one another's bytes"
+    header, *body = split(data)
+    facts = json.loads(header[8:])
+    metadata = facts["__metadata__"]
+    items = snapshots_in(metadata)
+    inner = list(facts)[2:]  # the rows, and the snapshots in order
+    last, what = facts[inner[-1]]["data_offsets"], rng.randrange(8)
+    one, other = (facts[rng.choice(inner)]["data_offsets"] for _ in range(2))
+    if what == 0:  # a digest without a tensor
+        del facts[rng.choice(inner)]
+    elif what == 1 and items:  # a tensor without a digest
+        items.remove(rng.choice(items))
+    elif what == 2 and items:  # the last one, with its bytes or without
+        del facts[inner[-1]], items[-1]
+        if rng.random() < 0.7:
+            body[-1] = body[-1][: last[0] - last[1]] if last[0] < last[1] else body[-1]
+    elif what == 3:  # one that nothing is said of
+        name = rng.choice(
+            ["extra", "snapshot.", "snapshot.٤٨", "Snapshot.48", "state "]
+        )
+        facts[name] = {"dtype": "U8", "shape": [0], "data_offsets": [last[1]] * 2}
+    elif what == 4:  # one more, empty or not, in its place or not
+        position = rng.choice([int(metadata["end"]), int(metadata["end"]) - 1, 0, 31])
+        more = rng.randbytes(rng.choice([0, 0, 1, 64]))
+        place = rng.choice([len(items), len(items), 0])
+        items.insert(place, [str(position), "0" * 32])
+        facts[f"snapshot.{position}"] = {
+            "dtype": "U8",
+            "shape": [len(more)],
+            "data_offsets": [last[1], last[1] + len(more)],
+        }
+        body.append(more)
+    elif what == 5:  # two in each other's place
+        one[:], other[:] = list(other), list(one)
+    elif what == 6:  # one over another
+        one[:] = rng.choice([list(other), [other[0], one[1]], [one[0], other[1]]])
+    else:  # the end of one is the begin of the next, but elsewhere
+        at = rng.randrange(max(1, len(inner) - 1))
+        left, right = (facts[name]["data_offsets"] for name in (inner * 2)[at : at + 2])
+        left[1] = right[0] = rng.choice([left[0], right[1], left[1] + 1, left[1] - 8])
+    metadata["snapshots"] = " ".join(map(":".join, items))
+    return framed(json.dumps(facts).encode(), b"".join(body))
+
+
+def snapshots_in(metadata: dict[str, str]) -> list[list[str]]:
+    "Position and digest of each snapshot of a good file"
+    return [item.split(":") for item in metadata.get("snapshots", "").split()]
+
+
+def _spellings(number: str) -> list[str]:
+    "The same number in other words"
+    arabic = number.translate({ord("0") + i: 0x660 + i for i in range(10)})
+    wide = number.translate({ord("0") + i: 0xFF10 + i for i in range(10)})
+    signed = [f"+{number}", f"-{number}", f"0{number}", "_".join(number)]
+    return [*signed, f"{number}.0", f"{int(number):#x}", arabic, wide]
+
+
 ACCIDENTS: tuple[Mutation, ...] = (
     *(flip, flip_header, overwrite, delete, duplicate, move, mix, splice),
     *(truncate, extend, length_field, foreign_header, header_text, header_value),
-    *(header_key, positions, names, offsets),
+    *(header_key, positions, names, offsets, marks, tensors),
 )
 LIES: tuple[Mutation, ...] = (
     *(header_value, header_key, header_text, positions, offsets, foreign_header),
     *(names, flip, overwrite, delete, duplicate, truncate, extend, length_field),
+    *(marks, tensors),
 )
 
 _TEXTS = (
@@ -340,7 +492,7 @@ _TEXTS = (
     *("1e400", "nan", "inf", "9" * 30, "9" * 5000, str(2**31), str(2**63), "x" * 70000),
     *("\0", "\n\x1b[2J", "\ud800", "\udc00", "𝟚𝟛", "é", "../../x", "/", ".", "a/b"),
     *("0" * 32, "f" * 32, "F" * 32, "f" * 31, "f" * 33, "0" * 32 + "\n", "١" * 32),
-    *("llm-kvbranch/1", "llm-kvbranch/3", "llm-kvbranch/", "llm-kvbranch/\ud800"),
+    *("llm-kvbranch/2", "llm-kvbranch/4", "llm-kvbranch/", "llm-kvbranch/\ud800"),
     *("llm-kvbranch/\x1b[2J\n", "pt", "01first", "01second", "01third", "some-model"),
 )
 _VALUES = (
@@ -366,13 +518,13 @@ def place(rng: Random, facts: dict[str, Any]) -> tuple[dict[str, Any], str]:
     "A dictionary in a header, and one of its keys"
     within = facts
     if rng.random() < 0.9:
-        inner = ["__metadata__"] * 5 + ["tokens", "state"]
+        inner = ["__metadata__"] * 5 + list(facts)[1:]
         within = facts[rng.choice(inner)]
     return within, rng.choice(list(within))
 
 
 def split(data: bytes) -> tuple[bytes, bytes, bytes]:
-    "Header with its length, token ids and payload of a file that is good"
+    "Header with its length, token ids, and all the rest of a file that is good"
     (length,) = struct.unpack("<Q", data[:8])
     begin = 8 + length
     (_, n) = json.loads(data[8:begin])["tokens"]["data_offsets"]
@@ -391,13 +543,33 @@ def sign(data: bytes) -> bytes:
         return data
     (length,) = struct.unpack("<Q", data[:8])
     header, body = data[: 8 + length], data[8 + length :]
-    n = _n_token_bytes(header)
-    payload = xxhash.xxh3_128_hexdigest(body[n:]).encode()
+    n, ranges = _n_token_bytes(header), _ranges(header)
+
+    def digest_of(tensor: str) -> bytes:
+        first, last = ranges.get(tensor, (n, len(body)))
+        return xxhash.xxh3_128_hexdigest(body[first:last]).encode()
+
+    def of_snapshot(found: re.Match[bytes]) -> bytes:
+        mark = found[1].decode()
+        try:
+            mark = str(int(json.loads(f'"{mark}"')))  # however it is spelled
+        except ValueError:
+            return found[0]
+        return found[1] + b":" + digest_of(f"snapshot.{mark}")
+
+    def of_snapshots(found: re.Match[bytes]) -> bytes:
+        return found[1] + re.sub(_SNAPSHOT, of_snapshot, found[2])
+
     zeros = b"0" * 32
-    header = re.sub(rb'("payload": ")[0-9a-f]{32}', rb"\g<1>" + payload, header)
+    payload = rb"\g<1>" + digest_of("state")
+    header = re.sub(rb'("payload": ")[0-9a-f]{32}', payload, header)
+    header = re.sub(rb'("snapshots": ")([^"]*)', of_snapshots, header)
     header = re.sub(rb'("digest": ")[0-9a-f]{32}', rb"\g<1>" + zeros, header, count=1)
     digest = xxhash.xxh3_128_hexdigest(header + body[:n]).encode()
     return header.replace(zeros, digest, 1) + body
+
+
+_SNAPSHOT = rb"((?:[0-9+_.-]|\\u[0-9a-f]{4})+):[0-9a-f]{32}(?![0-9a-f])"
 
 
 def _n_token_bytes(header: bytes) -> int:
@@ -409,10 +581,40 @@ def _n_token_bytes(header: bytes) -> int:
         return 0
 
 
+def _ranges(header: bytes) -> dict[str, tuple[int, int]]:
+    "Where the tensors are, as far as a header makes sense"
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        facts = json.loads(header[8:])
+    except (ValueError, RecursionError):
+        return found
+    for name, tensor in facts.items() if isinstance(facts, dict) else ():
+        at = tensor.get("data_offsets") if isinstance(tensor, dict) else None
+        if isinstance(at, list) and [type(number) for number in at] == [int, int]:
+            found[name] = max(0, at[0]), max(0, at[1])
+    return found
+
+
 def put(path: Path, data: bytes) -> None:
     "Write a new file: one written over is flushed to the disk by some file systems"
     path.unlink(missing_ok=True)
     path.write_bytes(data)
+
+
+def hit(good: bytes, data: bytes) -> set[int | None] | None:
+    """What of a good file is damaged: None for its rows, snapshots by position.
+
+    None in place of them all where its head is, or where it has another length.
+    """
+    header, tokens, _ = split(good)
+    if len(data) != len(good) or not data.startswith(header + tokens):
+        return None
+    found: set[int | None] = set()
+    for name, (first, last) in _ranges(header).items():
+        part = slice(len(header) + first, len(header) + last)
+        if data[part] != good[part]:
+            found.add(int(name.rpartition(".")[2]) if "." in name else None)
+    return found
 
 
 def mutated(
@@ -434,7 +636,8 @@ def mutated(
 def check_files(n: int, seed: int, folder: Path, first: int = 0) -> Report:
     "Accidents, to be refused one and all, with nothing but StateError"
     report, good = Report(), good_files(folder)
-    heads = {len(file): b"".join(split(file)[:2]) for file in good}
+    heads = [(len(file), b"".join(split(file)[:2])) for file in good]
+    known = parts_of(good, folder)
     path = folder / f"accident{SUFFIX}"
     for i in range(first, first + n):
         name, data = mutated(rng_of(seed, i), good, ACCIDENTS)
@@ -449,15 +652,44 @@ def check_files(n: int, seed: int, folder: Path, first: int = 0) -> Report:
             _count(report, error, where)
         except Exception as error:
             report.crashes.append(f"{where}: {error!r}")
+        try:
+            _check_parts(path, known, where, report)
+        except Exception as error:
+            report.crashes.append(f"{where}: parts: {error!r}")
         try:  # a head says nothing of the rows: those may be others
             _, size = read_head(path)
-            if size != len(data) or not data.startswith(heads.get(size, b"none")):
+            if not any(size == n and data.startswith(head) for n, head in heads):
                 report.failures.append(f"{where}: its head was accepted")
         except StateError:
             pass
         except Exception as error:
             report.crashes.append(f"{where}: head: {error!r}")
     return report
+
+
+def _check_parts(
+    path: Path, known: dict[str, Parts], where: str, report: Report
+) -> None:
+    "What can be read of a damaged file without the rest is as it was"
+    try:
+        with open_parts(path, ()) as (state, payload, none):
+            whole, rows, snapshots = known[state.digest]
+            if none or state != whole or payload != rows:
+                report.failures.append(f"{where}: other rows were accepted")
+    except StateError:
+        return
+    report.partial += 1
+    n_good = 0
+    for mark in state.marks:
+        try:
+            with open_parts(path, [mark]) as (_, payload, found):
+                n_good += 1
+                if payload != rows or found != {mark: snapshots[mark]}:
+                    report.failures.append(f"{where}: another snapshot was accepted")
+        except StateError:
+            pass
+    if n_good == len(snapshots):
+        report.failures.append(f"{where}: refused, yet each of its parts is read")
 
 
 def check_signed(n: int, seed: int, folder: Path, first: int = 0) -> Report:
@@ -471,12 +703,17 @@ def check_signed(n: int, seed: int, folder: Path, first: int = 0) -> Report:
         put(path, data)
         report.tried += 1
         try:
-            with open_state(path) as (state, payload):
+            with open_parts(path) as (state, payload, snapshots):
                 report.accepted[name] += 1
-                for problem in _contradictions(state, bytes(payload), data):
+                parts = {mark: bytes(part) for mark, part in snapshots.items()}
+                for problem in contradictions(state, bytes(payload), parts, data):
                     report.failures.append(f"{where}: {problem}")
             if read_head(path) != (state, len(data)):
                 report.failures.append(f"{where}: its head says something else")
+            for wanted in ((), state.marks[:1], state.marks[1:]):
+                with open_parts(path, wanted) as (same, _, snapshots):
+                    if same != state or snapshots != {at: parts[at] for at in wanted}:
+                        report.failures.append(f"{where}: parts say something else")
         except StateError as error:
             _count(report, error, where)
         except Exception as error:
@@ -492,16 +729,25 @@ def _count(report: Report, error: StateError, where: str) -> None:
         report.failures.append(f"{where}: the reason is {reason[:80]!r}")
 
 
-def _contradictions(state: State, payload: bytes, data: bytes) -> Iterator[str]:
+def contradictions(
+    state: State, payload: bytes, snapshots: dict[int, bytes], data: bytes
+) -> Iterator[str]:
     "What an accepted file says that is not so"
-    if not data.endswith(token_bytes(state.tokens) + payload):
-        yield "tokens and payload are not the file's"
+    parts = [token_bytes(state.tokens), payload, *snapshots.values()]
+    if not data.endswith(b"".join(parts)):
+        yield "tokens, payload and snapshots are not the file's"
     if not 0 <= state.start <= state.answer <= state.end < 1 << 63:
         yield "positions are out of order"
     if not 0 < len(state.tokens) == state.end - state.start:
         yield "tokens are not those of the positions"
     if xxhash.xxh3_128_hexdigest(payload) != state.payload:
         yield "the payload has another digest"
+    places = [state.start, *snapshots, state.end + 1]
+    if any(one >= other for one, other in itertools.pairwise(places)):
+        yield "snapshots are out of order"
+    digests = {at: xxhash.xxh3_128_hexdigest(part) for at, part in snapshots.items()}
+    if tuple(digests.items()) != state.snapshots:
+        yield "a snapshot has another digest"
     "".join(v for v in vars(state).values() if isinstance(v, str)).encode()
 
 
@@ -537,8 +783,9 @@ def check_stores(n: int, seed: int, folder: Path, first: int = 0) -> Report:
                     store.chain(entry)
                     store.longest_prefix("some-model", entry.state.tokens)
                     try:
-                        with store.open(entry):
+                        with store.open_parts(entry) as (_, snapshots):
                             report.accepted["state"] += 1
+                            report.accepted["snapshot"] += len(snapshots)
                     except StateError as error:
                         _count(report, error, where)
                         store.lost(entry, str(error))
@@ -565,7 +812,8 @@ def run_engine(
 ) -> Report:
     """Run cases against a model's engine; goes on after a crash.
 
-    ``task`` is "files", "payloads" or "all-payloads", see ``fuzz_engine``.
+    ``task`` is "files", "payloads", "prompts" or one of the latter two with "all-"
+    before, see ``fuzz_engine``.
     """
     report, end, restarts = Report(), first + n, 0
     while first < end and restarts < 10:
@@ -584,6 +832,7 @@ def run_engine(
         if found:
             facts = found[-1]
             report.tried += facts["tried"]
+            report.partial += facts.get("partial", 0)
             report.refused += Counter(facts["refused"])
             report.accepted += Counter(facts["accepted"])
             report.failures += facts["failures"]
@@ -628,9 +877,13 @@ def main(arguments: list[str] | None = None) -> int:
         show("stores", check_stores(chosen.stores, *at))
         for model in chosen.models:
             n = chosen.engine if model == "smollm2" else chosen.toys
-            payloads = "all-payloads" if chosen.thorough else "payloads"
-            for task, count in (("files", n), (payloads, chosen.payloads)):
-                if count:
+            every = "all-" * chosen.thorough
+            for task, count in (
+                ("files", n),
+                (f"{every}payloads", chosen.payloads),
+                (f"{every}prompts", chosen.payloads),
+            ):
+                if count and (model != "smollm2" or not task.endswith("prompts")):
                     run = run_engine(model, task, count, chosen.seed, folder, at[2])
                     show(f"{model} {task}", run)
     print(next(total.lines()))  # noqa: T201

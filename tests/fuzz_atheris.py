@@ -1,4 +1,4 @@
-"""The reader of state files and payloads as a target of coverage-guided fuzzing.
+"""The reader of state files, rows and snapshots as a target of coverage-guided fuzzing.
 
     python tests/fuzz_atheris.py -runs=200000
 
@@ -25,11 +25,19 @@ with atheris.instrument_imports(
 ):
     from llm_kvbranch.engine import blob
     from llm_kvbranch.errors import StateError
-    from llm_kvbranch.state import SUFFIX, open_state, read_head
+    from llm_kvbranch.state import SUFFIX, open_parts, read_head
 
 from tests import fuzz
 
-KINDS = ("attention", "recurrent", "hybrid")
+KINDS = [
+    *(("attention", 0), ("attention", fuzz.WINDOW), ("recurrent", 0)),
+    *(("hybrid", 0), ("hybrid", fuzz.WINDOW)),
+]
+LAYOUTS = [
+    blob.Layout(*kind, cell=cell, tail=fuzz.tail_of(*kind))
+    for kind in KINDS
+    for cell in (blob.CELL, blob.CELL_2D)
+]
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 PATH = FOLDER / f"input{SUFFIX}"
 GOOD = fuzz.good_files(FOLDER)
@@ -38,26 +46,43 @@ GOOD = fuzz.good_files(FOLDER)
 def read(data: bytes) -> None:
     "As a file: what is accepted says of itself what its head says"
     fuzz.put(PATH, data)
-    with contextlib.suppress(StateError), open_state(PATH) as (state, payload):
+    with contextlib.suppress(StateError), open_parts(PATH) as (state, payload, parts):
         assert read_head(PATH) == (state, len(data))
-        assert len(state.tokens) == state.end - state.start
+        copies = {mark: bytes(part) for mark, part in parts.items()}
+        assert not list(fuzz.contradictions(state, bytes(payload), copies, data))
         walk(bytes(payload), state.start, state.end)
+        for mark, part in copies.items():
+            walk_snapshot(part, mark)
     with contextlib.suppress(StateError):
-        read_head(PATH)
+        state, _ = read_head(PATH)
+        for mark in state.marks:
+            with contextlib.suppress(StateError), open_parts(PATH, [mark]) as found:
+                assert list(found[2]) == [mark]
 
 
 def walk(data: bytes, start: int, end: int) -> None:
-    "As a payload, of every kind of model"
+    "As rows, of every kind of model"
     view = memoryview(data)
-    for kind in KINDS:
-        for window in (0, 4):
-            with contextlib.suppress(StateError):
-                for area in blob.check(view, start, end, window, kind):
-                    assert 8 < area.at <= area.at + area.nbytes <= len(data)
+    for layout in LAYOUTS:
+        with contextlib.suppress(StateError):
+            check_areas(blob.check(view, start, end, layout), data)
     with contextlib.suppress(StateError):
-        found = blob.cut(view, start, end, end - 1)
-        if end - 1 > start:
-            blob.check(memoryview(found), start, end - 1, 0)
+        blob.cut(view, start, end, end - 1)
+
+
+def walk_snapshot(data: bytes, position: int) -> None:
+    "As a snapshot, of every kind of model"
+    view = memoryview(data)
+    for layout in LAYOUTS:
+        with contextlib.suppress(StateError):
+            check_areas(blob.check_snapshot(view, position, layout), data)
+            if layout.n_swa:
+                assert 0 <= blob.window_start(view, position) < position
+
+
+def check_areas(areas: list[blob.Area], data: bytes) -> None:
+    for area in areas:
+        assert 8 < area.at <= area.at + area.nbytes <= len(data)
 
 
 def one(data: bytes) -> None:
@@ -67,8 +92,10 @@ def one(data: bytes) -> None:
         read(data)
     elif what < b"\xb0":
         read(fuzz.sign(data))
-    else:
+    elif what < b"\xd8":
         walk(data, 0, 20)
+    else:
+        walk_snapshot(data, 20)
 
 
 def mutate(data: bytes, longest: int, seed: int) -> bytes:
@@ -83,13 +110,15 @@ def mutate(data: bytes, longest: int, seed: int) -> bytes:
 
 
 def corpus() -> Path:
-    "Good files and payloads to begin with"
+    "Good files, rows and snapshots to begin with"
     folder = FOLDER / "corpus"
     folder.mkdir()
     for i, data in enumerate(GOOD):
         for what in (b"\x00", b"\x80"):
             (folder / f"file-{i}-{what[0]}").write_bytes(what + data)
-    (folder / "payload").write_bytes(b"\xff" + fuzz.payload_of(0, 20))
+    for i, kind in enumerate(KINDS):
+        (folder / f"rows-{i}").write_bytes(b"\xc0" + fuzz.rows_of(*kind, 0, 20))
+        (folder / f"snapshot-{i}").write_bytes(b"\xff" + fuzz.snapshot_of(*kind, 20))
     return folder
 
 

@@ -219,11 +219,14 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
     Raises StateError like ``check``.
     """
     try:
-        if not struct.unpack_from("<I", payload, _begin(payload))[0]:
+        if _is_tail(payload[_begin(payload) :]):
             return bytearray(payload)  # a recurrent model has no rows
         block, cell = _block_of(payload, start, end)
     except (struct.error, OverflowError):
         raise StateError("state payload is cut short") from None
+    rest = payload[block.end :]
+    if rest and not _is_tail(rest):
+        raise StateError("state payload has the wrong size")
     kept = [i for i, position in enumerate(block.positions) if position < upto]
     result = bytearray(payload[:HEADER])
     result += struct.pack("<II", 1, len(kept))
@@ -246,7 +249,20 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
         else:
             for first, last in _runs(kept):
                 result += payload[area.at + first * size : area.at + last * size]
-    return result + payload[block.end :]
+    return result + rest
+
+
+def _is_tail(rest: memoryview) -> bool:
+    "Whether this is a window without cells, or recurrent layers without a state"
+    if rest[:8] == struct.pack("<II", 1, 0):
+        rest = rest[8:]
+        if not rest:
+            return True
+    if len(rest) < 12:
+        return False
+    count, s_trans, n_layer = struct.unpack_from("<III", rest)
+    described = len(rest) - 12  # at most two types and three row sizes for each layer
+    return not (count or s_trans or described % 4) and described <= 32 * n_layer
 
 
 def _block_of(payload: memoryview, start: int, end: int) -> tuple[_Block, int]:
