@@ -387,7 +387,7 @@ class TestKVTypes:
     def test_the_types_are_part_of_the_fingerprint(self, weights: Weights) -> None:
         fields = [
             Engine(weights, Settings(type_k=k, type_v=v)).fingerprint(
-                lambda _: "digest"
+                lambda _: "this"
             )
             for k, v in [("f16", "f16"), ("q8_0", "f16"), ("f16", "q8_0")]
         ]
