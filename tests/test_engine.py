@@ -386,9 +386,7 @@ class TestKVTypes:
 
     def test_the_types_are_part_of_the_fingerprint(self, weights: Weights) -> None:
         fields = [
-            Engine(weights, Settings(type_k=k, type_v=v)).fingerprint(
-                lambda _: "this"
-            )
+            Engine(weights, Settings(type_k=k, type_v=v)).fingerprint(lambda _: "this")
             for k, v in [("f16", "f16"), ("q8_0", "f16"), ("f16", "q8_0")]
         ]
         assert len({json.dumps(each) for each in fields}) == 3
