@@ -40,7 +40,7 @@ from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.engine.devices import devices
 from llm_kvbranch.engine.lib import build
 from llm_kvbranch.errors import KVBranchError, StateError
-from llm_kvbranch.slots import Slots
+from llm_kvbranch.slots import Slots, alone
 from llm_kvbranch.state import State, fingerprint_of, prefix_digest, tokens_of
 from llm_kvbranch.store import Store
 
@@ -383,7 +383,7 @@ def restore(
     started = time.perf_counter()
     chain = store.longest_prefix(fingerprint(task), tokens).cut(task.n - 1)
     found = time.perf_counter()
-    filling = slots.fill(slot, tokens, chain)
+    filling = alone(slots.fill(slot, tokens, chain), engine)
     token = draw(engine, tokens, filling.index)
     ended = time.perf_counter()
     if slot.seq or filling.restored != task.n - 1:

@@ -5,6 +5,7 @@
     ├── DownloadError       a model cannot be had from the hub
     ├── ModelLoadError      llama.cpp refused the file or the settings
     ├── ContextError        the prompt or the generations do not fit the context
+    │   └── BusyError       they will, once others have ended
     ├── ChatError           the model's chat template cannot take these messages
     ├── HistoryError        no such response in the log
     ├── SettingError        a setting makes no sense or cannot be read
@@ -38,6 +39,10 @@ class ModelLoadError(KVBranchError):
 
 class ContextError(KVBranchError):
     "The prompt, or the generations running at once, do not fit the context"
+
+
+class BusyError(ContextError):
+    "All slots or cells are taken by generations that are running"
 
 
 class ChatError(KVBranchError):

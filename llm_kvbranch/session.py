@@ -1,5 +1,9 @@
 """One model in memory: its context, its slots and its store.
 
+The idea: whoever wants the next piece of an answer decodes a batch for all
+generations that are running. A command does so until its answer is complete, a
+server in a thread of its own.
+
 The invariant: no failure of the store fails a prompt. It is warned of, and the
 answer comes all the same.
 
@@ -11,10 +15,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import batching
+from .batching import Pace, interruptible
 from .chat import Chat
 from .database import is_damage
 from .engine import (
@@ -29,12 +36,13 @@ from .engine import (
     json_grammar,
 )
 from .errors import StateError
-from .generation import STORE_ERRORS, Generation, Request
+from .generation import Generation, Request
 from .index import Entry
 from .planning import Plan, Planner, chain_hashes
-from .slots import Slots
+from .slots import Done, Slots
 from .state import fingerprint_of
 from .store import Store
+from .storing import STORE_ERRORS
 
 __all__ = [
     "KV_TYPES",
@@ -76,62 +84,92 @@ class Session:
         self.lock = threading.RLock()
         self.slots = Slots(engine, self._open_state, self._lost)
         self.running: list[Generation] = []
+        self.pace = Pace(engine.settings.n_batch)
 
     def generate(self, request: Request) -> Generation:
-        "A generation, which does nothing until it is iterated over"
+        "A generation, which does nothing until it is started or iterated over"
         return Generation(self, request)
 
-    def next_token(self, generation: Generation) -> int:
-        """The token after what a running generation has.
+    def next_piece(self, generation: Generation) -> str | None:
+        "The next piece of a running generation's text, None at its end"
+        while True:
+            with self.lock:
+                if generation.pieces:
+                    return generation.pieces.popleft()
+                if generation.error is not None:
+                    raise generation.error
+                if generation.ended:
+                    return None
+                self.step()
 
-        Others that wait for theirs get them from the same batch, so that several
-        cost little more than one.
+    def step(self) -> None:
+        """Decode one batch of what the running generations wait for.
+
+        Those whose text nobody has taken yet are left out, so that an answer that is
+        not read is not computed either. Errors are kept by the generations that
+        they are of; only what ends a process is raised.
         """
         with self.lock:
-            if generation.ready is None:
-                batch = [g for g in self.running if _lacks_one(g)]
-                if generation in batch:
-                    self._step(batch)
-                else:
-                    self._catch_up(generation)
-            token, generation.ready = generation.ready, None
-        assert token is not None
-        return token
+            for generation in list(self.running):
+                if generation.cancelled and not generation.is_answering:
+                    generation.finish_reason = "cancelled"
+                    generation.close()
+            waiting = [g for g in self.running if g.feed is None]
+            batch = batching.choose(
+                [g for g in self.running if g.cancelled or not g.pieces],
+                self.engine.settings.n_batch,
+                self.pace.chunk(),
+            )
+            if batch:
+                self._decode(batch)
+            self._tell([(generation, Done()) for generation in waiting])
 
-    def _step(self, batch: list[Generation]) -> None:
-        "Decode the last token of each, and draw the next one"
-        engine, slots = self.engine, self.slots
-        feeds = []
+    def _decode(self, batch: list[tuple[Generation, Feed]]) -> None:
+        "Decode feeds in one batch, and tell their generations"
+        feeds = [feed for _, feed in batch]
+        n = sum(len(feed.tokens) for feed in feeds)
+        started = time.perf_counter()
         try:
-            for g in batch:
-                assert g.slot is not None
-                assert g.wants is not None
-                n = len(g.slot.tokens)
-                slots.grow(g.slot, n + len(batch), g.limit + len(batch))
-                feeds.append(Feed(g.slot.seq, n, g.wants[n:]))
-            for g, index in zip(batch, engine.decode(feeds), strict=True):
-                assert g.slot is not None
-                assert g.wants is not None
-                g.slot.tokens.append(g.wants[-1])
-                slots.stepped(g.slot)
-                g.ready = g.draw(index)
-                g.wants = None
-        except BaseException:
-            for g in batch:  # rows of tokens that no slot knows of
-                if g.slot is not None:
-                    slots.truncate(g.slot, len(g.slot.tokens))
-            raise
+            with interruptible(lambda: _is_given_up(batch), n > len(feeds)) as stop:
+                indices = self.engine.decode(feeds, stop)
+        except BaseException as error:
+            for generation, _ in batch:  # rows of tokens that no slot knows of
+                if (slot := generation.slot) is not None:
+                    self.slots.truncate(slot, len(slot.tokens))
+            self._failed(batch, error)
+            return
+        each = (time.perf_counter() - started) / n
+        self.pace.measured(n - len(feeds), each * n)
+        self._tell(
+            [
+                (g, Done(len(feed.tokens), index, len(feed.tokens) * each))
+                for (g, feed), index in zip(batch, indices, strict=True)
+            ]
+        )
 
-    def _catch_up(self, generation: Generation) -> None:
-        "The same for one whose slot is not where it should be"
-        slot, wants = generation.slot, generation.wants
-        assert slot is not None
-        assert wants is not None
-        self.slots.truncate(slot, len(wants) - 1)
-        self.slots.grow(slot, len(wants), generation.limit)
-        index = self.slots.prefill(slot, wants)
-        generation.ready = generation.draw(index)
-        generation.wants = None
+    def _failed(
+        self, batch: list[tuple[Generation, Feed]], error: BaseException
+    ) -> None:
+        "What could not be decoded is tried again if it was interrupted, or given up"
+        if isinstance(error, Exception):
+            for generation, _ in batch:
+                generation.error = error
+                generation.close()
+            return
+        self._tell([(generation, Done()) for generation, _ in batch])
+        if not _is_given_up(batch):
+            raise error
+
+    def _tell(self, done: list[tuple[Generation, Done]]) -> None:
+        "Let generations go on, all of them even if one is interrupted"
+        interrupt = None
+        for generation, what in done:
+            try:
+                generation.advance(what)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def plan(self, request: Request) -> Plan:
         "Plan a prompt, without a store if it fails; its files are held"
@@ -179,12 +217,9 @@ class Session:
         self.store = self.planner.store = None
 
 
-def _lacks_one(generation: Generation) -> bool:
-    "Whether it waits for the token after the next one to decode"
-    wants, slot = generation.wants, generation.slot
-    if wants is None or slot is None:
-        return False
-    return len(slot.tokens) == len(wants) - 1
+def _is_given_up(batch: list[tuple[Generation, Feed]]) -> bool:
+    "Whether nobody waits for a batch any more; answers are brought to their end"
+    return all(g.cancelled and not g.is_answering for g, _ in batch)
 
 
 def open_session(

@@ -1,66 +1,57 @@
-"""The sequences of a context, and what each of them holds.
+"""What fills the sequences of a context: rows from memory, from disk, and decoded.
 
-The idea: a slot is a sequence together with the token ids of its rows. Filling
-a slot with tokens keeps what it has in common with them, restores what is
-stored, and prefills the rest. Where rows alone are not enough to go on from,
-snapshots are taken on the way and used to go back.
+The idea: filling a slot with tokens keeps what it has in common with them, shares
+what another slot has, restores what is stored, and prefills the rest. Where rows
+alone are not enough to go on from, snapshots are taken on the way and used to go
+back.
 
-The invariant: ``slot.tokens`` are exactly the rows of the slot's sequence
-whenever the slot is not busy, also after an error or Ctrl-C. Rows that may
-still be logged are handed over before they are lost.
+What has to be decoded is not decoded here: it is yielded as feeds, of which any
+beginning may be decoded next, in a batch with those of other slots.
 
 This module does not know messages, responses or where states are kept.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
-import weakref
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TypeVar
 
+from .cells import Cells, Slot
 from .engine import Engine, Feed
 from .errors import ContextError, StateError
 from .index import Chain, Entry, Segment
-from .resume import GRID, Snapshots, Step, resumable, steps
-from .state import State, common_prefix, tokens_of
+from .resume import Step, resumable, steps
+from .state import State, common_prefix
 
 BEING_WRITTEN = "state was just being written by another process"
-HEADROOM = 512  # cells reserved for an answer whose length is not known
+_WORTH_WAITING = 32  # tokens that someone else is reading just now
 
-Stop = Callable[[], bool]
 OpenState = Callable[
     [Entry, Sequence[int]],
     AbstractContextManager[tuple[memoryview, dict[int, memoryview]]],
 ]
 
 
-class Waiting(Protocol):
-    "Something whose rows are in a slot and not stored yet"
+@dataclass(frozen=True)
+class Done:
+    """What became of a feed: so many of its tokens were decoded, in a batch.
 
-    @property
-    def end(self) -> int:
-        "Position after its last token"
+    ``index`` is where the logits of the last one are, if it was decoded and they
+    were wanted; ``seconds`` is the feed's share of the time.
+    """
 
-    def detach(self) -> None:
-        "Called before the slot loses the rows"
+    n: int = 0
+    index: int = -1
+    seconds: float = 0.0
 
 
-@dataclass(eq=False)
-class Slot:
-    "A sequence of the context and the token ids of its rows"
-
-    seq: int
-    tokens: array[int] = field(default_factory=tokens_of)
-    busy: bool = False
-    used: int = 0
-    waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
-    snapshots: Snapshots = field(default_factory=Snapshots)
+Result = TypeVar("Result")
+# Feeds to be decoded, or None while there is something to wait for
+Work = Generator[Feed | None, Done, Result]
 
 
 @dataclass
@@ -77,7 +68,7 @@ class Filling:
     index: int = -1
 
 
-class Slots:
+class Slots(Cells):
     """All slots of an engine. The caller sees to it that calls do not overlap.
 
     ``open_state`` gives an entry's verified payload, and its snapshots at some
@@ -91,52 +82,17 @@ class Slots:
         open_state: OpenState,
         lost: Callable[[Entry, str], None],
     ):
-        self.engine = engine
+        super().__init__(engine)
         self._open_state = open_state
         self._lost = lost
-        self._clock = itertools.count(1)
-        # A later snapshot of a window holds all since the one before
-        self._grid = max(GRID, engine.window)
-        self._slots = [
-            Slot(seq, snapshots=Snapshots(self._grid))
-            for seq in range(engine.settings.n_seq)
-        ]
-
-    def acquire(self, tokens: array[int]) -> Slot:
-        "The idle slot to put the tokens into; raises ContextError if all are busy"
-        idle = [slot for slot in self._slots if not slot.busy]
-        if not idle:
-            raise ContextError(
-                f"{len(self._slots)} generations are running, which is the most: "
-                "finish one first, or ask for fewer at once"
-            )
-
-        def worth(slot: Slot) -> tuple[int, bool, int]:
-            "What is kept, if that is not little; else an empty or an old slot"
-            kept, whole = common_prefix(slot.tokens, tokens), len(slot.tokens)
-            if not self.engine.cuts_anywhere and kept < whole:
-                kept = slot.snapshots.last(kept) or 0
-            return kept if 2 * kept >= whole else 0, not slot.tokens, -slot.used
-
-        slot = max(idle, key=worth)
-        slot.busy = True
-        slot.used = next(self._clock)
-        return slot
-
-    def release(self, slot: Slot) -> None:
-        "Give a slot back, corrected to what its sequence really holds"
-        held = self.engine.length(slot.seq)
-        if held != len(slot.tokens):
-            self.truncate(slot, min(held, len(slot.tokens)))
-        slot.busy = False
 
     def fill(
-        self, slot: Slot, tokens: array[int], chain: Chain, stop: Stop | None = None
-    ) -> Filling:
+        self, slot: Slot, tokens: array[int], chain: Chain, n_cells: int = 0
+    ) -> Work[Filling]:
         """Make the slot hold exactly the tokens; logits of the last one.
 
-        ``chain`` says which of them are stored. Raises KeyboardInterrupt when
-        ``stop`` says so.
+        ``chain`` says which of them are stored; there is to be room for ``n_cells``
+        tokens in the end. Raises ContextError where that is not.
         """
         filling = Filling()
         started = time.perf_counter()
@@ -144,45 +100,44 @@ class Slots:
         resident = min(common_prefix(slot.tokens, tokens), held, len(tokens) - 1)
         self._settle(slot, resident)
         self.truncate(slot, resident)
-        filling.shared = self._share(slot, tokens)
-        filling.resident = len(slot.tokens)
-        if self.engine.cuts_anywhere:
-            started = self._restore_chain(slot, tokens, chain, filling, started, stop)
-        else:
-            self._restore_whole(slot, tokens, chain, filling)
-        filling.restore_ms += _ms_since(started)
-        started = time.perf_counter()
-        filling.index = self.prefill(slot, tokens, stop, prompt=True)
-        filling.prefill_ms += _ms_since(started)
+        slot.target = tokens
+        try:
+            filling.shared = self._share(slot, tokens)
+            filling.resident = len(slot.tokens)
+            self.reserve(slot, max(n_cells, len(tokens)))
+            filling.restore_ms += _ms_since(started)
+            if self.engine.cuts_anywhere:
+                yield from self._restore_chain(slot, tokens, chain, filling)
+            else:
+                started = time.perf_counter()
+                self._restore_whole(slot, tokens, chain, filling)
+                filling.restore_ms += _ms_since(started)
+            filling.index = yield from self.prefill(slot, tokens, filling)
+        finally:
+            slot.target = None
         return filling
 
     def _restore_chain(
-        self,
-        slot: Slot,
-        tokens: array[int],
-        chain: Chain,
-        filling: Filling,
-        started: float,
-        stop: Stop | None,
-    ) -> float:
-        "Restore what can be, and prefill between; since when the rest is restored"
+        self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
+    ) -> Work[None]:
+        "Restore what can be, and prefill between"
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
                 continue
+            started = time.perf_counter()
+            lost = ""
             try:
                 self._restore(slot, tokens, segment, filling)
             except ContextError as error:  # room for the whole file, that is
                 filling.misses.append((segment.entry, str(error)))
                 break
             except StateError as error:
-                filling.misses.append((segment.entry, str(error)))
-                self._lost(segment.entry, str(error))
-                filling.restore_ms += _ms_since(started)
-                started = time.perf_counter()
-                self.prefill(slot, tokens[: segment.end], stop, logits=False)
-                filling.prefill_ms += _ms_since(started)
-                started = time.perf_counter()
-        return started
+                lost = str(error)
+                filling.misses.append((segment.entry, lost))
+                self._lost(segment.entry, lost)
+            filling.restore_ms += _ms_since(started)
+            if lost:
+                yield from self.decode(slot, tokens[: segment.end], filling)
 
     def _restore_whole(
         self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
@@ -213,23 +168,6 @@ class Slots:
                 break
         filling.restored = len(slot.tokens) - filling.resident
 
-    def _share(self, slot: Slot, tokens: array[int]) -> int:
-        "Take over what another slot has beyond this one's rows; how many tokens"
-        begin, end = len(slot.tokens), len(slot.tokens)
-        for other in self._slots:
-            n = min(common_prefix(other.tokens, tokens), len(tokens) - 1)
-            if not self.engine.cuts_anywhere:
-                n = other.snapshots.last(n) or 0
-            if other is not slot and n > end and n <= self.engine.length(other.seq):
-                donor, end = other, n
-        if end > begin:
-            self.engine.share(donor.seq, slot.seq, begin, end)
-            slot.tokens += tokens[begin:end]
-            if not self.engine.cuts_anywhere:
-                slot.snapshots.add(end, donor.snapshots.taken[end], keep=True)
-                return max(0, self._roll_back(slot, end) - begin)
-        return end - begin
-
     def _restore(
         self,
         slot: Slot,
@@ -258,7 +196,7 @@ class Slots:
             self.engine.restore(
                 slot.seq, payload, state.start, state.end, segment.end, begin
             )
-            slot.tokens += tokens[begin : segment.end]
+            slot.add(tokens[begin : segment.end])
             for step in own:
                 if not self._take(slot, step, snapshots[step.mark]):
                     return False
@@ -273,7 +211,7 @@ class Slots:
         if step.begin is None:
             engine.resume(slot.seq, snapshot, step.mark, cut=False)
         elif not engine.slide(slot.seq, snapshot, step.mark, step.begin, step.upto):
-            del slot.tokens[step.begin :]
+            slot.drop(step.begin)
             return False
         return True
 
@@ -285,31 +223,66 @@ class Slots:
             for mark, snapshot in snapshots.items()
         )
 
-    def prefill(
-        self,
-        slot: Slot,
-        tokens: array[int],
-        stop: Stop | None = None,
-        logits: bool = True,
-        prompt: bool = False,
-    ) -> int:
-        """Decode what the slot lacks of the tokens; index of the last one's logits.
-
-        Of a prompt snapshots are taken where its like may be gone on from.
-        """
-        index, first = -1, len(slot.tokens)
-        snaps = prompt and not self.engine.cuts_anywhere
+    def decode(
+        self, slot: Slot, tokens: array[int], filling: Filling | None = None
+    ) -> Work[int]:
+        "Decode what the slot lacks of the tokens; index of the last one's logits"
+        index = -1
         while (begin := len(slot.tokens)) < len(tokens):
-            stop_at = slot.snapshots.next_stop(begin, first, len(tokens))
-            end = begin + self.engine.settings.n_batch
-            end = min(end, stop_at if snaps else len(tokens))
-            last = end == len(tokens)
-            feed = Feed(slot.seq, begin, tokens[begin:end], logits=logits and last)
-            (index,) = self.engine.decode([feed], stop)
-            slot.tokens += feed.tokens
-            if snaps and end == stop_at < len(tokens):
-                self._snap(slot, end == len(tokens) - 1)
+            end = min(begin + self.engine.settings.n_batch, len(tokens))
+            index = yield from self._feed(slot, tokens, end, filling)
         return index
+
+    def prefill(self, slot: Slot, tokens: array[int], filling: Filling) -> Work[int]:
+        """The same for a prompt.
+
+        What another slot is reading just now is waited for, and snapshots are taken
+        where the like of the prompt may be gone on from.
+        """
+        index, first, worth = -1, len(slot.tokens), _WORTH_WAITING
+        while (begin := len(slot.tokens)) < len(tokens):
+            if self._is_read_elsewhere(slot, tokens, worth):
+                worth = 1  # to the end, having waited so long
+                yield None
+                n = self._share(slot, tokens)
+                filling.shared += n
+                filling.resident += n
+                continue
+            end = begin + self.engine.settings.n_batch
+            stop_at = len(tokens)
+            if not self.engine.cuts_anywhere:
+                stop_at = slot.snapshots.next_stop(begin, first, len(tokens))
+            index = yield from self._feed(slot, tokens, min(end, stop_at), filling)
+            if len(slot.tokens) == stop_at < len(tokens):
+                self._snap(slot, stop_at == len(tokens) - 1)
+        return index
+
+    def _feed(
+        self, slot: Slot, tokens: array[int], end: int, filling: Filling | None
+    ) -> Work[int]:
+        "Decode the next tokens of a slot up to an end, or some of them"
+        begin = len(slot.tokens)
+        logits = end == len(tokens)
+        done = yield Feed(slot.seq, begin, tokens[begin:end], logits)
+        slot.add(tokens[begin : begin + done.n])
+        if filling is not None:
+            filling.prefill_ms += done.seconds * 1000
+        return done.index
+
+    def _is_read_elsewhere(self, slot: Slot, tokens: array[int], worth: int) -> bool:
+        "Whether another slot is ahead in reading the same, or that many tokens of it"
+        for other in self._slots:
+            if other is slot or other.target is None:
+                continue
+            n = min(common_prefix(other.target, tokens), len(tokens) - 1)
+            if n - len(slot.tokens) < worth:
+                continue
+            if not self.engine.cuts_anywhere and n < len(tokens) - 1:
+                continue  # it would leave no snapshot where they part
+            ahead = min(len(other.tokens), n), -other.used
+            if ahead > (len(slot.tokens), -slot.used):
+                return True
+        return False
 
     def stepped(self, slot: Slot) -> None:
         "Told that a token of an answer was decoded"
@@ -320,66 +293,19 @@ class Slots:
         data = self.engine.snapshot(slot.seq)
         slot.snapshots.add(len(slot.tokens), data, keep)
 
-    def truncate(self, slot: Slot, n: int) -> None:
-        """Forget the slot's rows from n on, or from the last snapshot before.
 
-        The slot may hold fewer than n tokens afterwards, never more.
-        """
-        if self.engine.cut(slot.seq, n):
-            del slot.tokens[n:]
-            slot.snapshots.forget_after(n)
-        else:
-            self._roll_back(slot, n)
-
-    def _roll_back(self, slot: Slot, n: int) -> int:
-        "Go back to the last snapshot up to n, or to the beginning; where that is"
-        slot.snapshots.forget_after(n)
-        at = slot.snapshots.last(n)
-        if at is not None:
-            with contextlib.suppress(StateError):
-                snapshot = memoryview(slot.snapshots.taken[at])
-                self.engine.resume(slot.seq, snapshot, at)
-                del slot.tokens[at:]
-                return at
-        self._clear(slot)
-        return 0
-
-    def _clear(self, slot: Slot) -> None:
-        self.engine.cut(slot.seq, 0)
-        del slot.tokens[:]
-        slot.snapshots = Snapshots(self._grid)
-
-    def reserve(self, slot: Slot, n: int) -> None:
-        """Make room for n tokens in the slot; raises ContextError.
-
-        Idle slots are given up before the context grows, the longest unused
-        first: memory is dearer than restoring them from disk.
-        """
-        idle = [s for s in self._slots if s.tokens and not s.busy and s is not slot]
-        for other in sorted(idle, key=lambda s: s.used):
-            if n + self._others(slot) <= self.engine.n_ctx:
-                break
-            self._settle(other, 0)
-            self.truncate(other, 0)
-        self.engine.reserve(
-            n + self._others(slot), [s.seq for s in self._slots if s.tokens]
-        )
-
-    def grow(self, slot: Slot, n: int, limit: int) -> None:
-        "Make room for n tokens in the slot, and for more to come below the limit"
-        if n + self._others(slot) > self.engine.n_ctx:
-            self.reserve(slot, min(limit, n + max(HEADROOM, n // 2)))
-
-    def _others(self, slot: Slot) -> int:
-        return sum(len(s.tokens) for s in self._slots if s is not slot)
-
-    def _settle(self, slot: Slot, n: int) -> None:
-        "Before rows from n on are lost: hand over those that may still be logged"
-        waiting: list[Waiting] = list(slot.waiting)
-        for one in waiting:
-            if n < one.end or not self.engine.cuts_anywhere:
-                one.detach()
-                slot.waiting.discard(one)
+def alone(work: Work[Result], engine: Engine) -> Result:
+    "What work comes to if nothing else is decoded with it"
+    done: Done | None = None
+    while True:
+        try:
+            feed = next(work) if done is None else work.send(done)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        assert feed is not None
+        (index,) = engine.decode([feed])
+        done = Done(len(feed.tokens), index)
 
 
 def _ms_since(started: float) -> float:

@@ -108,11 +108,19 @@ class FakeEngine:
         self._logits: list[bytes] = []
 
     def reserve(self, n_cells, live=()):
-        self.n_ctx = max(self.n_ctx, n_cells)
-        live = set(live)
-        for seq in list(self.rows):
-            if seq not in live:
-                del self.rows[seq]
+        if n_cells <= self.n_ctx:
+            return
+        self.n_ctx, before, self.rows = n_cells, self.rows, {}
+        for kept in live:  # in cells of their own, but for those that are shared
+            rows = self.rows.get(kept.donor, [])[: kept.shared]
+            assert rows == before[kept.seq][: kept.shared]
+            rows += [_copy(row) for row in before[kept.seq][kept.shared :]]
+            self.rows[kept.seq] = rows
+
+    @property
+    def n_cells(self) -> int:
+        "Cells in use: rows that sequences share are in one"
+        return len({id(row) for rows in self.rows.values() for row in rows})
 
     def decode(self, feeds: list[Feed], stop=None) -> list[int]:
         if stop is not None and stop():
@@ -132,7 +140,7 @@ class FakeEngine:
                 seen[len(rows) - 1] = _hash(b"seen" + rows[-1])
                 self.decoded.append(token)
             self._logits.append(self._output(feed.seq) if feed.logits else b"")
-        if sum(map(len, self.rows.values())) > self.n_ctx:
+        if self.n_cells > self.n_ctx:
             raise ContextError("full")
         return list(range(len(feeds)))
 
@@ -187,9 +195,11 @@ class FakeEngine:
         return bytearray(data)
 
     def snapshot(self, seq: int) -> bytearray:
-        n, data = len(self.rows[seq]), self.memory[seq]
+        n = len(self.rows[seq])
         if self.window:
             data = b"".join(self.seen[seq][at] for at in self._window(seq))
+        else:
+            data = self.memory[seq]
         return bytearray(struct.pack("<i", n) + data)
 
     def is_finite(self, payload, start: int, end: int) -> bool:
@@ -247,6 +257,10 @@ class FakeEngine:
     def _seen(self, data: bytes, position: int):
         rows = [data[at : at + ROW] for at in range(4, len(data), ROW)]
         return zip(range(position - len(rows), position), rows, strict=True)
+
+
+def _copy(row: bytes) -> bytes:
+    return bytes(bytearray(row))
 
 
 def _hash(data: bytes) -> bytes:

@@ -35,6 +35,7 @@ from llm_kvbranch.catalog import embedded_model
 from llm_kvbranch.engine import (
     Engine,
     Feed,
+    Kept,
     Load,
     Sampling,
     Settings,
@@ -601,7 +602,7 @@ class TestContext:
         first = restored(engine, recorded)
         second = Sequence(engine, 2).feed(recorded.tokens[40:90])
         rows = second.rows()
-        engine.reserve(1300, live=[0, 2])
+        engine.reserve(1300, live=[Kept(0), Kept(2)])
         assert engine.n_ctx >= 1300
         assert first.rows() == recorded.whole
         assert second.rows() == rows
@@ -613,7 +614,7 @@ class TestContext:
         engine = engine_of(weights, 256)
         restored(engine, recorded)
         Sequence(engine, 1).feed([100, 200, 300])
-        engine.reserve(600, live=[1])
+        engine.reserve(600, live=[Kept(1)])
         assert engine.length(0) == 0
         assert engine.length(1) == 3
 
@@ -634,7 +635,7 @@ class TestContext:
         sequence = restored(engine, recorded)
         reason = "cannot make a context of 262144 tokens .*failed to allocate"
         with little_memory(), pytest.raises(ContextError, match=reason):
-            engine.reserve(1 << 18, live=[0])
+            engine.reserve(1 << 18, live=[Kept(0)])
         assert engine.n_ctx == 256
         assert sequence.rows() == recorded.whole
         assert goes_on_as(sequence, recorded)
@@ -647,7 +648,7 @@ class TestContext:
         engine = engine_of(weights, 256)
         sequence = restored(engine, recorded)
         with pytest.raises(ContextError):
-            engine.reserve((1 << 32) + 256, live=[0])
+            engine.reserve((1 << 32) + 256, live=[Kept(0)])
         assert engine.n_ctx == 256
         assert sequence.rows() == recorded.whole
 

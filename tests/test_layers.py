@@ -29,12 +29,25 @@ LAYERS = {
     "chat": {"errors"},
     "resume": {"index"},
     "planning": {"store", "index", "resume", "chat"},
-    "slots": {"engine", "index", "resume", "state", "errors"},
+    "cells": {"engine", "resume", "state", "errors"},
+    "slots": {"cells", "engine", "index", "resume", "state", "errors"},
+    "storing": {
+        "cells",
+        "slots",
+        "planning",
+        "store",
+        "index",
+        "state",
+        "errors",
+        "session",  # for its type alone
+    },
+    "batching": {"engine", "generation"},  # the latter for its type alone
     "generation": {
+        "cells",
+        "storing",
         "slots",
         "planning",
         "engine",
-        "store",
         "index",
         "state",
         "text",
@@ -42,6 +55,8 @@ LAYERS = {
         "session",  # for its type alone
     },
     "session": {
+        "batching",
+        "storing",
         "generation",
         "slots",
         "planning",
@@ -94,7 +109,7 @@ LAYERS = {
 OUTSIDE = {
     "llama_cpp": {"engine"},
     "huggingface_hub": {"hub"},
-    "sqlite3": {"database", "index", "files", "upkeep", "generation", "session", "cli"},
+    "sqlite3": {"database", "index", "files", "upkeep", "storing", "session", "cli"},
 }
 
 

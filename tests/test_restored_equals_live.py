@@ -19,7 +19,7 @@ import pytest
 
 from llm_kvbranch.catalog import embedded_model
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
-from llm_kvbranch.slots import Slots
+from llm_kvbranch.slots import Slots, alone
 from llm_kvbranch.state import State, prefix_digest
 from llm_kvbranch.store import Store
 
@@ -82,7 +82,7 @@ class Restored:
         slot = slots.acquire(tokens)
         chain = store.longest_prefix("f", tokens).cut(cut)
         assert len(chain.tokens) == cut
-        filling = slots.fill(slot, tokens, chain)
+        filling = alone(slots.fill(slot, tokens, chain), engine)
         assert not filling.misses
         assert filling.restored == cut
         full = generate(engine, slot.seq, tokens, filling.index)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from llm_kvbranch import resume, slots
+from llm_kvbranch import cells, resume
 from llm_kvbranch.chat import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.session import Request
@@ -431,14 +431,14 @@ class TestSeveralAtOnce:
     def test_no_room_to_restore(self, tmp_path, monkeypatch):
         one = Answer(fake_session(tmp_path), [user(LONG)])
         session = fake_session(tmp_path)
-        reserve, calls = session.engine.reserve, itertools.count()
+        reserve, calls = session.slots.reserve, itertools.count()
 
         def full(*arguments):
             if next(calls) == 1:  # the first is for prompt and answer
                 raise ContextError("no memory")
             return reserve(*arguments)
 
-        monkeypatch.setattr(session.engine, "reserve", full)
+        monkeypatch.setattr(session.slots, "reserve", full)
         after = Answer(session, [*one.chain, user("?")]).check()
         assert after.facts["miss_reason"] == "no memory"
         assert session.store.get(one.id).present
@@ -718,7 +718,7 @@ class SnapshotTreeMachine(TreeMachine):
     @initialize()
     def come_closer(self):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(slots, "GRID", 4)
+        self.patch.setattr(cells, "GRID", 4)
         self.patch.setattr(resume, "PROMPT_GRID", 16)
         self.patch.setattr(resume, "_WORTH", 8)
         self.patch.setattr(resume, "_MAX_COUNT", 6)

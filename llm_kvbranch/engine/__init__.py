@@ -4,7 +4,7 @@
 loaded by importing this package: the bindings come with the first ``Weights``.
 """
 
-from .core import KV_TYPES, Engine, Feed, Rope, Settings
+from .core import KV_TYPES, Engine, Feed, Kept, Rope, Settings
 from .sampler import Sampler, Sampling, json_grammar
 from .weights import Load, Weights
 
@@ -12,6 +12,7 @@ __all__ = [
     "KV_TYPES",
     "Engine",
     "Feed",
+    "Kept",
     "Load",
     "Rope",
     "Sampler",

@@ -93,6 +93,15 @@ class Feed:
     logits: bool = True  # of the last token
 
 
+@dataclass(frozen=True)
+class Kept:
+    "A sequence that outlives its context; rows below ``shared`` are the donor's"
+
+    seq: int
+    donor: int = -1
+    shared: int = 0
+
+
 class Engine:
     "A model and one context over it. Not thread-safe: one call at a time."
 
@@ -156,16 +165,17 @@ class Engine:
 
     # -- the context ---------------------------------------------------
 
-    def reserve(self, n_cells: int, live: Iterable[int] = ()) -> None:
+    def reserve(self, n_cells: int, live: Iterable[Kept] = ()) -> None:
         """Make room for n_cells in total, keeping the live sequences' rows.
 
-        Raises ContextError when llama.cpp cannot allocate that much.
+        A donor comes before those that share its rows. Raises ContextError when
+        llama.cpp cannot allocate that much.
         """
         if n_cells <= self.n_ctx:
             return
         if n_cells > _MAX_CELLS:
             raise ContextError(f"llama.cpp cannot make a context of {n_cells} tokens")
-        kept = [(seq, self._get(seq)) for seq in live if self.length(seq)]
+        kept = [(one, self._keep(one)) for one in live if self.length(one.seq)]
         size = -(-n_cells // _N_CTX_STEP) * _N_CTX_STEP
         previous = self.n_ctx
         self.close()
@@ -177,6 +187,14 @@ class Engine:
                 self._put_back(kept)
             raise
         self._put_back(kept)
+
+    def _keep(self, one: Kept) -> tuple[int, bytearray]:
+        "The rows of a sequence that are its own, and its length"
+        end = self.length(one.seq)
+        if not self.cuts_anywhere:
+            return end, self._get(one.seq)
+        empty = one.shared >= end
+        return end, bytearray() if empty else self.capture(one.seq, one.shared, end)
 
     def _create(self, n_ctx: int) -> None:
         lib, settings = self._llama, self.settings
@@ -224,10 +242,16 @@ class Engine:
                 field = name if name.startswith("yarn") else f"rope_{name}"
                 setattr(parameters, field, value)
 
-    def _put_back(self, kept: list[tuple[int, bytearray]]) -> None:
-        for seq, data in kept:
-            if self._set(memoryview(data), seq) != len(data):
-                raise ContextError("llama.cpp could not grow its context")
+    def _put_back(self, kept: list[tuple[Kept, tuple[int, bytearray]]]) -> None:
+        for one, (end, data) in kept:
+            if not self.cuts_anywhere:
+                if self._set(memoryview(data), one.seq) != len(data):
+                    raise ContextError("llama.cpp could not grow its context")
+                continue
+            if one.shared:
+                self.share(one.donor, one.seq, 0, one.shared)
+            if data:
+                self.restore(one.seq, memoryview(data), one.shared, end, end)
 
     # -- decoding ------------------------------------------------------
 
