@@ -209,6 +209,30 @@ def ask(
     return response
 
 
+def ask_messages(
+    messages: Sequence[Any],
+    model: Any,
+    schema: dict[str, Any] | None = None,
+    nth: int = 0,
+    **options: Any,
+) -> Any:
+    "The response of a model to messages, in a new thread; not started yet"
+    conversation = model.conversation()
+    if nth:
+        conversation.id = _later_id(nth)
+    *before, last = messages
+    if last.role == "user" and last == llm.user(text := message_text(last)):
+        conversation.loaded_messages = before
+        prompt: str | None = text
+    else:
+        conversation.loaded_messages = list(messages)
+        prompt = None
+    response = conversation.prompt(prompt, schema=schema, **options)
+    if nth:
+        response.id = _later_id(nth)
+    return response
+
+
 def _later_id(n: int) -> str:
     from ulid import ULID
 
@@ -217,6 +241,14 @@ def _later_id(n: int) -> str:
 
 def log(history: History, branch: Branch, response: Any) -> str:
     "Log a finished response to a branch and store its state; the thread's id"
+    thread_id = log_only(history, branch, response)
+    if commit := getattr(response, "commit_state", None):
+        commit(thread_id)
+    return thread_id
+
+
+def log_only(history: History, branch: Branch, response: Any) -> str:
+    "Log a finished response to a branch; the thread's id"
     thread_id = str(response.conversation.id)
     name = " ".join((branch.excerpt or branch.prompt or "retry").split())[:100]
     history.log(
@@ -232,6 +264,4 @@ def log(history: History, branch: Branch, response: Any) -> str:
             "created": str(datetime.datetime.now(datetime.timezone.utc)),
         },
     )
-    if commit := getattr(response, "commit_state", None):
-        commit(thread_id)
     return thread_id

@@ -44,7 +44,8 @@ class Slot:
     """A sequence of the context and the token ids of its rows.
 
     ``cells`` tells for each row which cell it is: sequences that share rows have
-    equal ones. ``target`` are the tokens that it is being filled with, while it is;
+    equal ones. ``response_id`` is the logged response that it ends with, if that is
+    known. ``target`` are the tokens that it is being filled with, while it is;
     ``reserved`` is how many it may come to have before it has to ask again.
     """
 
@@ -53,6 +54,7 @@ class Slot:
     cells: array[int] = field(default_factory=lambda: array("q"))
     target: array[int] | None = None
     reserved: int = 0
+    response_id: str | None = None
     busy: bool = False
     used: int = 0
     waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
@@ -71,6 +73,8 @@ class Slot:
 
     def drop(self, n: int) -> None:
         "Have no rows from n on"
+        if n < len(self.tokens):
+            self.response_id = None
         del self.tokens[n:]
         del self.cells[n:]
 
@@ -109,7 +113,7 @@ class Cells:
             return kept if 2 * kept >= whole else 0, not slot.tokens, -slot.used
 
         slot = max(idle, key=worth)
-        slot.busy = True
+        slot.busy, slot.response_id = True, None
         slot.used = next(self._clock)
         return slot
 
@@ -187,11 +191,26 @@ class Cells:
             slot.reserved = before
             raise
 
-    def _n_cells(self) -> int:
-        "Cells that the slots' rows take, and those that are promised to busy ones"
+    def all(self) -> list[Slot]:
+        return list(self._slots)
+
+    def n_used(self) -> int:
+        "Cells that the slots' rows take"
         rows = [slot.cells for slot in self._slots if slot.cells]
-        taken = len(set().union(*rows)) if len(rows) > 1 else sum(map(len, rows))
-        return taken + sum(max(0, s.reserved - len(s.tokens)) for s in self._slots)
+        return len(set().union(*rows)) if len(rows) > 1 else sum(map(len, rows))
+
+    def n_shared(self, slot: Slot) -> int:
+        "Rows of a slot that others have, too"
+        return max(
+            (common_prefix(s.cells, slot.cells) for s in self._slots if s is not slot),
+            default=0,
+        )
+
+    def _n_cells(self) -> int:
+        "Cells that rows take, and those that are promised to busy slots"
+        return self.n_used() + sum(
+            max(0, s.reserved - len(s.tokens)) for s in self._slots
+        )
 
     def _enlarge(self, n_cells: int) -> None:
         "Make the context larger; rows that slots share stay shared"

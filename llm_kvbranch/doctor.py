@@ -118,7 +118,7 @@ def _gpu_seen() -> str | None:
 
 
 def _threads() -> int:
-    from .engine.core import default_threads
+    from .engine.parameters import default_threads
 
     return default_threads()
 

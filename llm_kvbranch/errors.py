@@ -6,6 +6,7 @@
     ├── ModelLoadError      llama.cpp refused the file or the settings
     ├── ContextError        the prompt or the generations do not fit the context
     │   └── BusyError       they will, once others have ended
+    ├── OverloadedError     too many requests are waiting at the server
     ├── ChatError           the model's chat template cannot take these messages
     ├── HistoryError        no such response in the log
     ├── SettingError        a setting makes no sense or cannot be read
@@ -43,6 +44,14 @@ class ContextError(KVBranchError):
 
 class BusyError(ContextError):
     "All slots or cells are taken by generations that are running"
+
+
+class OverloadedError(KVBranchError):
+    "Too many requests are waiting; ``retry_after`` is when to try again, in seconds"
+
+    def __init__(self, message: str, retry_after: int):
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ChatError(KVBranchError):

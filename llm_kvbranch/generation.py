@@ -77,6 +77,11 @@ class Generation:
         self._let_go: Callable[[], Any] = lambda: None
 
     @property
+    def name(self) -> str:
+        "The model's"
+        return self.session.name
+
+    @property
     def end(self) -> int:
         return len(self.tokens)
 

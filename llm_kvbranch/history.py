@@ -180,17 +180,59 @@ class History:
         """
         migrations.apply(self.db)
         with self.writing():
-            if not self.db["threads"].count_where("id = ?", [thread["id"]]):
-                self.store.create_thread(**thread)
-            self.store.log(response, thread["id"])
+            self._log(response, thread)
             self.db.table("kvbranch_branches").insert(
                 {"response_id": response.id, "thread_id": thread["id"], **branch}
             )
 
+    def _log(self, response: Any, thread: dict[str, Any]) -> None:
+        if not self.db["threads"].count_where("id = ?", [thread["id"]]):
+            self.store.create_thread(**thread)
+        self.store.log(response, thread["id"])
+
+    def log_by_content(self, response: Any, thread: dict[str, Any]) -> str:
+        """Log a response in the thread that its messages go on from; that one's id.
+
+        A fork of that thread where it has gone on already, and ``thread`` where no
+        response in the log answers as the last message of an assistant does.
+        """
+        messages = response.prompt.messages
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        with self.writing():
+            known = self._thread_of(messages[: answers[-1] + 1]) if answers else None
+            if known is not None:
+                thread_id, is_tip = known
+                if is_tip:
+                    thread = {"id": thread_id}
+                else:
+                    thread = {**thread, "forked_from": thread_id}
+            self._log(response, thread)
+        return str(thread["id"])
+
+    def _thread_of(self, messages: list[Any]) -> tuple[str, bool] | None:
+        "The thread of the last response that ends like this, and if it ends there"
+        from llm.logs import message_hash
+
+        tip = None
+        for message in messages:
+            tip = message_hash(message, tip)
+        for row in self.db.query(
+            "select thread_id, threads.tip_message_hash = :tip is_tip from turns"
+            " join threads on threads.id = thread_id"
+            " where turns.tip_message_hash = :tip"
+            " order by is_tip desc, turns.id desc limit 1",
+            {"tip": tip},
+        ):
+            return str(row["thread_id"]), bool(row["is_tip"])
+        return None
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        "One transaction, which waits for other writers"
+        "One transaction, which waits for other writers; or a part of the present one"
         connection = self.db.conn
+        if connection.in_transaction:
+            yield
+            return
         connection.execute("begin immediate")
         try:
             yield

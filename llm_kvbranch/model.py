@@ -26,16 +26,19 @@ from .errors import SettingError
 from .options import (
     KVLlamaOptions,
     ModelSettings,
+    answer_options,
     choose,
     context_of,
     load_of,
     sampling_of,
+    session_key,
     template_of,
 )
 from .settings import budget, data_directory
 
 if TYPE_CHECKING:
-    from .session import Generation, Session
+    from .remote import Remote, RemoteGeneration
+    from .session import Generation, Request, Session
 
 
 def model_names() -> list[tuple[str, str | None]]:
@@ -45,6 +48,35 @@ def model_names() -> list[tuple[str, str | None]]:
     except SettingError:  # said when kvllama is asked; llm has other models too
         names = []
     return [(catalog.MODEL_ID, None), *((f"kvllama/{name}", name) for name in names)]
+
+
+def request_of(
+    prompt: Any, chosen: ModelSettings, recommended: dict[str, float]
+) -> Request:
+    "What to generate from, for a prompt of llm's; ``recommended`` is the file's"
+    from .session import Request, json_grammar
+
+    more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
+    stop = chosen.stop or ()
+    return Request(
+        messages=prompt.messages,
+        sampling=sampling_of(chosen, recommended, **more),
+        max_tokens=chosen.max_tokens,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        n_ctx=chosen.n_ctx,
+    )
+
+
+def describe(response: Any, facts: dict[str, Any], name: str) -> None:
+    "Put what is known of an answer on its response, to be logged with it"
+    restored = facts["restored_tokens"]
+    response.set_usage(
+        input=facts["prompt_tokens"],
+        output=facts["generated_tokens"],
+        details={"cached_tokens": restored} if restored else None,
+    )
+    response.set_resolved_model(name)
+    response.response_json = {"kvbranch": facts}
 
 
 class _Shared:
@@ -61,42 +93,37 @@ class _Shared:
 
     def tail(self, text: str, n_tokens: int) -> str:
         "The last n tokens of a text, whole characters only"
+        if remote := self._remote(KVLlamaOptions())[0]:
+            return remote.tail(text, n_tokens)
         session, _ = _session(self.name, KVLlamaOptions())
-        vocab = session.engine.weights
-        tokens = vocab.tokenize(text, special=False)[-n_tokens:]
-        spelled = b"".join(map(vocab.piece, tokens)).decode("utf-8", "ignore")
-        n = len(spelled)
-        while n and not text.endswith(spelled[-n:]):
-            n -= 1  # a tokenizer may add a space in front
-        return text[len(text) - n :]
+        return session.tail(text, n_tokens)
 
-    def _generation(self, prompt: Any) -> Generation:
-        from .session import Request, json_grammar
+    def _remote(self, options: Any) -> tuple[Remote | None, ModelSettings]:
+        "The server to ask in place of a session of our own, if one fits"
+        from . import remote
 
+        model = catalog.model(self.name)
+        chosen = choose(options, model.settings)
+        if chosen.server is False:
+            return None, chosen
+        return remote.find(session_key(model.path, chosen)), chosen
+
+    def _generation(self, prompt: Any) -> Generation | RemoteGeneration:
+        remote, chosen = self._remote(prompt.options)
+        if remote is not None:
+            return remote.generate(
+                {
+                    "messages": [message.to_dict() for message in prompt.messages],
+                    "options": answer_options(chosen),
+                    "schema_": prompt.schema,
+                }
+            )
         session, chosen = _session(self.name, prompt.options)
-        more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
-        stop = chosen.stop or ()
-        request = Request(
-            messages=prompt.messages,
-            sampling=sampling_of(chosen, session.engine.weights.sampling, **more),
-            max_tokens=chosen.max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            n_ctx=chosen.n_ctx,
-        )
-        return session.generate(request)
+        recommended = session.engine.weights.sampling
+        return session.generate(request_of(prompt, chosen, recommended))
 
-    def _finish(self, response: Any, generation: Generation) -> None:
-        "Put what is known of the answer on the response, to be logged with it"
-        facts = generation.facts
-        response.set_usage(
-            input=facts["prompt_tokens"],
-            output=facts["generated_tokens"],
-            details={"cached_tokens": facts["restored_tokens"]}
-            if facts["restored_tokens"]
-            else None,
-        )
-        response.set_resolved_model(generation.session.name)
-        response.response_json = {"kvbranch": facts}
+    def _finish(self, response: Any, generation: Generation | RemoteGeneration) -> None:
+        describe(response, generation.facts, generation.name)
         _commit_when_logged(response, generation)
 
 
@@ -187,7 +214,9 @@ def warn(message: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def _commit_when_logged(response: Any, generation: Generation) -> None:
+def _commit_when_logged(
+    response: Any, generation: Generation | RemoteGeneration
+) -> None:
     """Store the state right after llm has logged the response.
 
     ``response.commit_state()`` is for who logs it in another way.
@@ -208,7 +237,7 @@ def _commit_when_logged(response: Any, generation: Generation) -> None:
         _hook_sync_copies(response, generation)
 
 
-def _hook_sync_copies(response: Any, generation: Generation) -> None:
+def _hook_sync_copies(response: Any, generation: Generation | RemoteGeneration) -> None:
     "llm logs an async response by way of a sync copy of it"
     if hasattr(response, "_to_sync_response"):
         to_sync = response._to_sync_response

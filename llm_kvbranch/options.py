@@ -134,6 +134,12 @@ class KVLlamaOptions(llm.Options):
         description="Flash attention on or off (default: llama.cpp decides)",
     )
 
+    server: Optional[bool] = Field(
+        default=None,
+        description="Let llm kvbranch serve answer if it runs here with this model "
+        "and these settings (default true)",
+    )
+
     @field_validator("stop")
     @classmethod
     def _stop(cls, value: Any) -> Any:
@@ -255,6 +261,25 @@ OWN = tuple(
     for name in ModelSettings.model_fields
     if name not in KVLlamaOptions.model_fields
 )
+
+
+# What may differ from answer to answer without another session
+_OF_AN_ANSWER = (*_SAMPLING, "max_tokens", "stop", "n_ctx", "server")
+
+
+def answer_options(chosen: ModelSettings) -> dict[str, Any]:
+    "Of what was chosen, what is an answer's own, as plain values"
+    values = chosen.model_dump(exclude_none=True)
+    return {k: v for k, v in values.items() if k in _OF_AN_ANSWER and k != "server"}
+
+
+def session_key(path: Path, chosen: ModelSettings) -> dict[str, Any]:
+    "What has to be equal for another process's session to be as good, as plain values"
+    values = chosen.model_dump(exclude_none=True)
+    kept = {k: v for k, v in values.items() if k not in _OF_AN_ANSWER}
+    about = path.stat()
+    file = [str(path.resolve()), about.st_size, about.st_mtime_ns]
+    return {"file": file, "settings": kept}
 
 
 def adapter(text: str) -> tuple[Path, float]:

@@ -38,7 +38,7 @@ from .engine import (
 from .errors import StateError
 from .generation import Generation, Request
 from .index import Entry
-from .planning import Plan, Planner, chain_hashes
+from .planning import Plan, Planner, chain_hashes, covered
 from .slots import Done, Slots
 from .state import fingerprint_of
 from .store import Store
@@ -199,6 +199,24 @@ class Session:
                 plan.held = held
                 break
         return plan
+
+    def tail(self, text: str, n_tokens: int) -> str:
+        "The last n tokens of a text, whole characters only"
+        vocab = self.engine.weights
+        tokens = vocab.tokenize(text, special=False)[-n_tokens:]
+        spelled = b"".join(map(vocab.piece, tokens)).decode("utf-8", "ignore")
+        n = len(spelled)
+        while n and not text.endswith(spelled[-n:]):
+            n -= 1  # a tokenizer may add a space in front
+        return text[len(text) - n :]
+
+    def place(self, text: str, start: int, end: int) -> tuple[int, int]:
+        "The characters of a text that its tokens [start, end) spell"
+        vocab = self.engine.weights
+        tokens = vocab.tokenize(text, special=False)
+        _, before = covered(tokens[:start], vocab.piece, text)
+        _, upto = covered(tokens[:end], vocab.piece, text)
+        return before, upto
 
     def _open_state(self, entry: Entry, marks: Sequence[int]) -> Any:
         if self.store is None:

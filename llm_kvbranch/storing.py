@@ -172,6 +172,8 @@ class Unstored:
         entry = store.put(state, rows, stored, snapshots)
         if live:
             slot.snapshots.forget_before(self.end)
+            if slot.tokens == self.tokens:
+                slot.response_id = response_id
         slot.waiting.discard(self)
         self._kept = None
         return entry

@@ -4,7 +4,8 @@
 loaded by importing this package: the bindings come with the first ``Weights``.
 """
 
-from .core import KV_TYPES, Engine, Feed, Kept, Rope, Settings
+from .core import Engine, Feed, Kept
+from .parameters import KV_TYPES, Rope, Settings
 from .sampler import Sampler, Sampling, json_grammar
 from .weights import Load, Weights
 

@@ -1,0 +1,91 @@
+"""How a context is made: our settings, as llama.cpp's parameters."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .lib import llama
+
+KV_TYPES = {  # enum ggml_type
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 20,
+}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Overrides of the model's rotary positions, by llama.cpp's names.
+
+    None is what the model says. They decide what a state's rows mean.
+    """
+
+    scaling: str | None = None
+    freq_base: float | None = None
+    freq_scale: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+
+    def __str__(self) -> str:
+        given = [f"{k} {v}" for k, v in asdict(self).items() if v is not None]
+        return ", ".join(given) or "model"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the context is made. Of these, the KV types, flash attention and rope
+    decide which states fit; the others may differ between capture and restore.
+    """
+
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str = "auto"
+    n_batch: int = 512
+    n_threads: int | None = None
+    n_seq: int = 8
+    rope: Rope = Rope()
+
+
+def context_parameters(settings: Settings, n_ctx: int) -> Any:
+    "llama_context_params for a context of n_ctx cells"
+    parameters = llama().llama_context_default_params()
+    parameters.n_ctx = n_ctx
+    parameters.n_batch = parameters.n_ubatch = settings.n_batch
+    parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
+    parameters.kv_unified = True
+    parameters.n_threads = settings.n_threads or default_threads()
+    parameters.n_threads_batch = parameters.n_threads
+    parameters.flash_attn_type = FLASH_ATTENTION[settings.flash_attn]
+    parameters.type_k = KV_TYPES[settings.type_k]
+    parameters.type_v = KV_TYPES[settings.type_v]
+    parameters.no_perf = True
+    for name, value in asdict(settings.rope).items():
+        if value is None:
+            continue
+        if name == "scaling":
+            parameters.rope_scaling_type = ROPE_SCALING[value]
+        else:
+            field = name if name.startswith("yarn") else f"rope_{name}"
+            setattr(parameters, field, value)
+    return parameters
+
+
+def default_threads() -> int:
+    "The processors this process may use"
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1

@@ -1,0 +1,197 @@
+"""A server that runs here, used by other processes in place of a model of their own.
+
+The idea: ``llm kvbranch serve`` leaves a private file that says where it is and what
+it serves. Who wants an answer of just that model, with just those settings, asks it
+there and gets what a session of its own would have given, without loading anything.
+The log stays the asker's business: the state is stored when it says that it logged.
+
+The invariant: a server is used only if it serves the same model file with the same
+settings and keeps state in the same place. One that cannot be reached is not there.
+
+This module does not know llama.cpp, sessions or llm's models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from .errors import ContextError, KVBranchError, OverloadedError
+from .settings import data_directory
+
+PROTOCOL = 1
+RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail"))
+_CONNECT_SECONDS = 2.0
+
+
+def announce(url: str, token: str, key: dict[str, Any]) -> None:
+    """Leave word of a server that listens; ``key`` is what it serves.
+
+    Raises OSError.
+    """
+    path = _path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = {
+        "protocol": PROTOCOL,
+        "url": url,
+        "token": token,
+        "pid": os.getpid(),
+        "key": key,
+    }
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".server")
+    try:
+        with open(descriptor, "w") as file:  # mkstemp made it 0600
+            json.dump(about, file)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def withdraw() -> None:
+    "Take that back, unless another server has left word since"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(_path().read_text()).get("pid") == os.getpid():
+            _path().unlink()
+
+
+def find(key: dict[str, Any]) -> Remote | None:
+    "The server that serves just this, None if none does"
+    try:
+        path = _path()
+        if path.stat().st_uid != os.getuid():  # somebody else's word
+            return None
+        about = json.loads(path.read_text())
+        if about["protocol"] != PROTOCOL or about["key"] != key:
+            return None
+        os.kill(int(about["pid"]), 0)
+        remote = Remote(str(about["url"]), str(about["token"]))
+        return remote if remote.is_there() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _path() -> Path:
+    return data_directory() / "server.json"
+
+
+class Remote:
+    "A server, and the token that opens it"
+
+    def __init__(self, url: str, token: str):
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(url)
+        self._address = parts.hostname or "127.0.0.1", parts.port or 80
+        self._base = parts.path.rstrip("/")
+        self._token = token
+
+    def is_there(self) -> bool:
+        "Whether anybody listens"
+        import socket
+
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._address, _CONNECT_SECONDS).close()
+            return True
+        return False
+
+    def generate(self, asked: dict[str, Any]) -> RemoteGeneration:
+        "A generation there, which does nothing until it is iterated over"
+        return RemoteGeneration(self, asked)
+
+    def tail(self, text: str, n_tokens: int) -> str:
+        "The last n tokens of a text"
+        return str(self.ask(TAIL, {"text": text, "n": n_tokens})["text"])
+
+    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        "A whole answer; raises KVBranchError"
+        with self.post(path, body) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
+
+    @contextlib.contextmanager
+    def post(self, path: str, body: dict[str, Any]) -> Generator[Any, None, None]:
+        "The response to a request, to be read; raises KVBranchError"
+        import http.client
+
+        connection = http.client.HTTPConnection(*self._address)
+        headers = {
+            "authorization": f"Bearer {self._token}",
+            "content-type": "application/json",
+        }
+        try:
+            connection.request("POST", self._base + path, json.dumps(body), headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                retry_after = response.getheader("retry-after")
+                raise _error(json.load(response), response.status, retry_after)
+            yield response
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise KVBranchError(
+                f"llm kvbranch serve broke off ({error}): start it again, or go on "
+                "without it (--no-server, or -o server false)"
+            ) from None
+        finally:
+            connection.close()
+
+
+def _error(body: Any, status: int = 400, retry_after: str | None = None) -> Exception:
+    "What the server says went wrong, as it would have been raised here"
+    about = body.get("error") if isinstance(body, dict) else None
+    message = str((about or {}).get("message") or f"the server answers {status}")
+    if status in (429, 503):
+        return OverloadedError(message, int(retry_after or 1))
+    if (about or {}).get("code") == "context_length_exceeded":
+        return ContextError(message)
+    return KVBranchError(message)
+
+
+class RemoteGeneration:
+    "An answer that is made elsewhere: iterate over it for its text, then commit it"
+
+    def __init__(self, remote: Remote, asked: dict[str, Any]):
+        self.facts: dict[str, Any] = {}
+        self.name = ""
+        self._remote = remote
+        self._asked = asked
+        self._ticket: str | None = None
+        self._response: Any = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        "Stop as soon as possible; the server sees that nobody reads any more"
+        self._cancelled = True
+
+    def __iter__(self) -> Generator[str, None, None]:
+        with self._remote.post(RUN, self._asked) as response:
+            for line in response:
+                event = json.loads(line)
+                if "error" in event:
+                    raise _error(event)
+                if "piece" in event:
+                    yield event["piece"]
+                if self._cancelled:
+                    return
+                if "facts" in event:
+                    self.facts, self.name = event["facts"], event["name"]
+                    self._ticket = event["ticket"]
+        if self._ticket is None:
+            raise KVBranchError(
+                "llm kvbranch serve was stopped before the answer was complete: "
+                "start it again, or go on without it"
+            )
+
+    def commit(self, response_id: str, thread_id: str | None = None) -> None:
+        "Have the state stored under a logged response's id; never raises for that"
+        ticket, self._ticket = self._ticket, None
+        if ticket is None:
+            return
+        body = {"ticket": ticket, "response_id": response_id, "thread_id": thread_id}
+        with contextlib.suppress(KVBranchError):
+            self._remote.ask(COMMIT, body)

@@ -1,0 +1,116 @@
+"""Events to a client as they come, and an eye on whether it is still there.
+
+``send`` does not fail when a client has gone: only ``receive`` tells. So whatever is
+done for a client is done beside watching for that.
+
+This module does not know what the events say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+Event = dict[str, Any] | str  # to be sent as JSON, or as it is
+
+
+async def attend(
+    receive: Any, stopping: asyncio.Event, work: Coroutine[Any, Any, Any]
+) -> bool:
+    "Do some work to its end; False if the client left or the server stops before"
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(each) for each in (work, watch(), stopping.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            return False
+        await tasks[0]
+        return True
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class EventStream:
+    """A response of server-sent events, or of JSON lines.
+
+    It begins with its first event: until then a request can still be refused with a
+    status of its own.
+    """
+
+    def __init__(self, send: Any, lines: bool = False):
+        self._send = send
+        self._lines = lines
+        self.begun = False
+
+    async def run(self, events: AsyncIterator[Event]) -> None:
+        async for event in events:
+            await self.put(event)
+        await self.end()
+
+    async def put(self, event: Event) -> None:
+        await self._begin()
+        text = event if isinstance(event, str) else json.dumps(event)
+        data = f"{text}\n" if self._lines else f"data: {text}\n\n"
+        await self._send(
+            {"type": "http.response.body", "body": data.encode(), "more_body": True}
+        )
+
+    async def end(self) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _begin(self) -> None:
+        if self.begun:
+            return
+        self.begun = True
+        kind = b"application/x-ndjson" if self._lines else b"text/event-stream"
+        headers = [
+            [b"content-type", kind + b"; charset=utf-8"],
+            [b"cache-control", b"no-store"],
+            [b"x-accel-buffering", b"no"],
+        ]
+        await self._send(
+            {"type": "http.response.start", "status": 200, "headers": headers}
+        )
+
+
+async def merged(sources: list[AsyncIterator[str]]) -> AsyncIterator[tuple[int, str]]:
+    """What several sources give, as it comes, with the number of each.
+
+    An empty text is the end of one. Raises what one of them fails with, in the end.
+    """
+    queue: asyncio.Queue[tuple[int, str, BaseException | None]] = asyncio.Queue()
+
+    async def pump(i: int) -> None:
+        error = None
+        try:
+            async for piece in sources[i]:
+                queue.put_nowait((i, piece, None))
+        except Exception as failure:
+            error = failure
+        queue.put_nowait((i, "", error))
+
+    tasks = [asyncio.ensure_future(pump(i)) for i in range(len(sources))]
+    left, failed = len(tasks), None
+    try:
+        while left:
+            i, piece, error = await queue.get()
+            if piece:
+                yield i, piece
+                continue
+            left, failed = left - 1, failed or error
+            if error is None:
+                yield i, ""
+        if failed is not None:
+            raise failed
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,226 @@
+"""What every view of ours does: who may, what was sent, and what became of it.
+
+The idea: a view is a function of a ``Call``, which raises what is wrong. Its answer
+is sent by the call, streamed or whole.
+
+This module does not know what is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .answers import Answer, Asked
+from .openai import (
+    RequestError,
+    about,
+    as_request_error,
+    chunk,
+    completion,
+    error_body,
+    finish_reason,
+    usage,
+)
+from .server import Server, server_of
+from .streams import Event, EventStream, attend, merged
+
+NOT_SERVED = (
+    "No model is served here, the log can only be read: start llm kvbranch serve"
+)
+
+
+@dataclass
+class Call:
+    "A request, what was sent with it, and the server that is to answer"
+
+    datasette: Any
+    request: Any
+    send: Any
+    receive: Any
+    server: Server
+    body: Any = None
+
+    @property
+    def client(self) -> str:
+        "Who is asking, for everybody to have a turn"
+        actor = (self.request.actor or {}).get("id", "")
+        address = (self.request.scope.get("client") or ("",))[0]
+        return f"{actor} {address} {getattr(self.body, 'user', None) or ''}"
+
+    async def answer(self, asked: list[Asked]) -> Any:
+        "Answer as a chat completion, streamed or whole"
+        answers = [Answer(self.server, self.datasette, each) for each in asked]
+        try:
+            if self.body.stream:
+                return await self._stream(answers)
+            return await self._whole(answers)
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    async def _whole(self, answers: list[Answer]) -> Any:
+        async def work() -> None:
+            async for _ in merged([answer.pieces() for answer in answers]):
+                pass
+
+        if not await attend(self.receive, self.server.stopping, work()):
+            raise RequestError(503, "The answer was cancelled", retry_after=1)
+        model = self.server.model.model_id
+        return json_response(completion(answers, model, int(time.time())))
+
+    async def _stream(self, answers: list[Answer]) -> None:
+        stream = EventStream(self.send)
+        events = self._events(answers)
+        try:
+            async with contextlib.aclosing(events):
+                whole = await attend(
+                    self.receive, self.server.stopping, stream.run(events)
+                )
+            if not whole and stream.begun:
+                await stream.end()
+        except Exception as error:
+            refused = as_request_error(error)
+            if not stream.begun:
+                raise
+            await stream.put(refused.body)
+            await stream.end()
+
+    async def _events(self, answers: list[Answer]) -> Any:
+        "The events of OpenAI's stream"
+        make = functools.partial(
+            chunk, answers, self.server.model.model_id, int(time.time())
+        )
+        begun: set[int] = set()
+        async for i, piece in merged([answer.pieces() for answer in answers]):
+            answer = answers[i]
+            if i not in begun:
+                begun.add(i)
+                delta = {"role": "assistant", "content": piece}
+            else:
+                delta = {"content": piece} if piece else {}
+            each = {"index": i, "delta": delta, "finish_reason": None}
+            more: dict[str, Any] = {}
+            if not piece:
+                each["finish_reason"] = finish_reason(answer.facts)
+                more = about(answer)
+            slot = answer.slot_id
+            yield make([each], **{"slot_id": slot, "response_id": answer.id, **more})
+        options = self.body.stream_options
+        if options is not None and options.include_usage:
+            yield make([], usage=usage(answers))
+        yield "[DONE]"
+
+    async def lines(self, events: AsyncIterator[Event]) -> None:
+        "Answer with lines of JSON as they come"
+        stream = EventStream(self.send, lines=True)
+        try:
+            whole = await attend(self.receive, self.server.stopping, stream.run(events))
+            if not whole and stream.begun:
+                await stream.end()
+        except Exception as error:
+            if not stream.begun:
+                raise
+            await stream.put(as_request_error(error).body)
+            await stream.end()
+
+
+View = Callable[[Call], Awaitable[Any]]
+
+
+def view(method: str, action: str, schema: Any = None) -> Callable[[View], Any]:
+    """A view for datasette: for one method, for those who may, with a checked body.
+
+    ``schema`` is a pydantic model, or a function that gives one.
+    """
+
+    def wrap(function: View) -> Any:
+        async def handle(datasette: Any, request: Any, send: Any, receive: Any) -> Any:
+            try:
+                call = await _call(datasette, request, send, receive)
+                return await function(call)
+            except Exception as error:
+                refused = as_request_error(error)
+                if refused.status == 500:
+                    import traceback
+
+                    traceback.print_exc()
+                return error_response(refused)
+
+        async def _call(datasette: Any, request: Any, send: Any, receive: Any) -> Call:
+            from .access import allowed
+
+            if request.method != method:
+                raise RequestError(405, f"Use {method} here", code="method_not_allowed")
+            if not await allowed(datasette, request.actor, action):
+                raise RequestError(*_unknown(request))
+            server = server_of(datasette)
+            if server is None:
+                raise RequestError(503, NOT_SERVED)
+            call = Call(datasette, request, send, receive, server)
+            if schema is not None:
+                call.body = _parse(schema, await request.post_body())
+            return call
+
+        handle.__name__ = function.__name__
+        handle.__doc__ = function.__doc__
+        handle.schema, handle.method = schema, method  # type: ignore[attr-defined]
+        return handle
+
+    return wrap
+
+
+def _unknown(request: Any) -> tuple[int, str]:
+    if request.headers.get("authorization"):
+        return 401, "This token is not the server's: llm kvbranch serve prints it"
+    return 403, (
+        "Sign in by the link that llm kvbranch serve prints, or send its token as "
+        "Authorization: Bearer"
+    )
+
+
+def _parse(schema: Any, body: bytes) -> Any:
+    "A request's body, checked; raises RequestError naming what is wrong"
+    from pydantic import ValidationError
+
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "The body is no JSON") from None
+    if not isinstance(data, dict):
+        raise RequestError(400, "The body is no JSON object")
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"])
+        raise RequestError(400, f"{param}: {first['msg']}", param) from None
+
+
+def json_response(data: Any, status: int = 200, headers: Any = None) -> Any:
+    from datasette import Response
+
+    headers = {"cache-control": "no-store", **(headers or {})}
+    return Response(
+        json.dumps(data),
+        status=status,
+        headers=headers,
+        content_type="application/json; charset=utf-8",
+    )
+
+
+def error_response(error: RequestError) -> Any:
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return json_response(error.body, error.status, headers)
+
+
+__all__ = ["Call", "error_body", "error_response", "json_response", "view"]
