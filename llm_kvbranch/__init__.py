@@ -1,17 +1,20 @@
 """llm-kvbranch: explore a conversation with a local model as a tree.
 
 This module holds llm's hooks and nothing else. Everything is imported inside
-them: ``llm --help`` must not pay for llama.cpp, numpy or datasette.
+them: ``llm --help`` must not pay for llama.cpp, numpy or datasette, nor datasette
+for llm.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import llm
+from pluggy import HookimplMarker
+
+hookimpl = HookimplMarker("llm")
 
 
-@llm.hookimpl
+@hookimpl
 def register_models(register: Any) -> None:
     from .model import AsyncKVLlama, KVLlama, model_names
 
@@ -19,7 +22,7 @@ def register_models(register: Any) -> None:
         register(KVLlama(model_id, name), AsyncKVLlama(model_id, name))
 
 
-@llm.hookimpl
+@hookimpl
 def register_commands(cli: Any) -> None:
     from .cli import kvbranch
 

@@ -9,7 +9,7 @@ import click
 import llm
 from click_default_group import DefaultGroup
 
-from . import ask, keep, look, models, share
+from . import ask, keep, look, models, serve, share
 
 
 class _Group(DefaultGroup):  # type: ignore[misc]
@@ -39,6 +39,7 @@ for command in (
     *(look.show, look.tree, look.diff, look.status),
     *(share.export, share.import_),
     *(models.models, models.use, models.settings, models.download, models.doctor_),
+    serve.serve,
     *(keep.budget, keep.gc, keep.pin, keep.unpin, keep.prune, keep.verify),
 ):
     kvbranch.add_command(command)

@@ -1,0 +1,72 @@
+"""datasette's hooks: who may do what, and what is reached at which path.
+
+This module holds the hooks and nothing else. Every ``datasette`` command loads it,
+so everything is imported inside them: neither llm nor llama.cpp, not even datasette.
+Hooks that one version of datasette does not know are ignored by it: 0.65 asks
+``permission_allowed``, 1.0 ``register_actions`` and ``permission_resources_sql``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pluggy import HookimplMarker
+
+hookimpl = HookimplMarker("datasette")
+
+
+@hookimpl
+def register_routes(datasette: Any) -> list[tuple[str, Any]]:
+    from .login import ROUTE
+    from .routes import ROUTES
+
+    return [ROUTE, *ROUTES]
+
+
+@hookimpl(trylast=True)
+def asgi_wrapper(datasette: Any) -> Any:
+    "Called last, so around everything that other plugins wrap"
+    from .access import guarded
+
+    return lambda app: guarded(app, datasette)
+
+
+@hookimpl
+def actor_from_request(datasette: Any, request: Any) -> dict[str, str] | None:
+    from .access import actor_of_token
+
+    return actor_of_token(datasette, request.headers.get("authorization"))
+
+
+@hookimpl
+def permission_allowed(actor: dict[str, Any] | None, action: str) -> bool | None:
+    from .access import ACTIONS, is_known
+
+    return (is_known(actor) or None) if action in ACTIONS else None
+
+
+@hookimpl
+def register_actions() -> list[Any]:
+    from datasette.permissions import Action
+
+    from .access import ACTIONS
+
+    return [Action(name=name, description=about) for name, about in ACTIONS.items()]
+
+
+@hookimpl
+def permission_resources_sql(actor: dict[str, Any] | None, action: str) -> Any:
+    from .access import ACTIONS, is_known
+
+    if action not in ACTIONS or not is_known(actor):
+        return None
+    from datasette.permissions import PermissionSQL
+
+    return PermissionSQL.allow(reason="root or the API token of llm kvbranch serve")
+
+
+@hookimpl
+def handle_exception(datasette: Any, request: Any, exception: Exception) -> Any:
+    from .failures import answer
+
+    return answer(datasette, request, exception)

@@ -1,0 +1,288 @@
+"""``llm kvbranch serve``: datasette on the log, with one model in memory.
+
+The idea: this builds what is served and runs it until somebody stops it. The port is
+taken before the model is loaded, so that a port in use costs no time; who connects
+meanwhile waits.
+
+The invariant: whatever ends the process, by a signal or a failure, running answers
+end first, and what told other processes of this server is gone.
+
+This module does not know what is served at which path, and prints nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llm
+import uvicorn
+
+from ..errors import SettingError
+from ..history import migrations, open_log
+from ..settings import data_directory
+from .access import API_ACTOR, Door, check_token, close_door, host_names, kept_token
+from .guard import LOOPBACK, MAX_BODY
+
+PORT = 8177
+_ANY = ("0.0.0.0", "::")
+_SHORTEST = 16  # a token that others in the network may guess at
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be served, and to whom.
+
+    ``port`` None is the usual one, or any that is free; 0 is any. ``token`` None is
+    the one that is kept for this user.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    allow_hosts: tuple[str, ...] = ()
+    token: str | None = None
+    database: str | None = None
+    model: str | None = None
+    slots: int = 8
+    n_ctx: int | None = None
+    queue: int = 64
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class Ready:
+    "Where the server is to be had; ``login`` works once"
+
+    url: str
+    login: str
+    token: str
+    model: str
+
+
+def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP; ``ready`` is called when it can be used.
+
+    Raises KVBranchError.
+    """
+    from ..remote import announce, withdraw
+    from .server import attach, open_server
+
+    hosts = _hosts(wanted)
+    token = _token(wanted)
+    with listen(wanted.host, wanted.port) as listening, _signals():
+        port = listening.getsockname()[1]
+        datasette, database = build(_log_path(wanted.database))
+        door = Door(token, hosts)
+        close_door(datasette, door)
+        server = open_server(
+            wanted.model,
+            wanted.slots,
+            wanted.n_ctx,
+            wanted.queue,
+            wanted.log,
+            database,
+            token,
+        )
+        attach(datasette, server)
+        local = f"http://{_local_name(wanted.host)}:{port}"
+        public = f"http://{_public_name(wanted)}:{port}"
+
+        def started() -> None:
+            try:
+                announce(local, token, server.key)
+            except OSError as error:
+                raise SettingError(
+                    f"Cannot write {data_directory()}: {error.strerror}"
+                ) from None
+            name = server.session.name
+            ready(Ready(public, public + door.new_link(), token, name))
+
+        def stopping() -> None:
+            withdraw()
+            server.begin_shutdown()
+
+        try:
+            _run(datasette.app(), listening, started, stopping)
+        finally:
+            withdraw()
+            server.close()
+
+
+def build(path: Path) -> tuple[Any, str]:
+    "datasette on a log, closed to all who are not known, and its name for the log"
+    from datasette import handle_exception
+    from datasette.app import Datasette
+    from datasette.plugins import pm
+
+    from llm_kvbranch import web
+
+    # However datasette chooses its plugins: without this one there is no door
+    if not any(plugin is web for plugin in pm.get_plugins()):
+        pm.register(web, name="llm_kvbranch")
+    handle_exception.rich = None  # it would print prompts among the local variables
+    parameters = inspect.signature(Datasette.__init__).parameters
+    known = ["root", API_ACTOR]
+    given: dict[str, Any] = {
+        "config" if "config" in parameters else "metadata": {
+            "title": "llm kvbranch",
+            "allow": {"id": known},
+        },
+        "secret": os.environ.get("DATASETTE_SECRET") or secrets.token_hex(32),
+    }
+    if "default_deny" in parameters:  # datasette 1.0
+        given["settings"] = {"max_post_body_bytes": MAX_BODY}
+    datasette = Datasette([str(path)], **given)
+    if hasattr(datasette, "root_enabled"):
+        datasette.root_enabled = True
+    return datasette, next(
+        name for name, each in datasette.databases.items() if each.path == str(path)
+    )
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    "A socket that listens; raises SettingError in words"
+    family, _, _, _, address = _resolve(host, PORT if port is None else port)
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+            listening.listen(128)
+        except OSError:
+            if port is not None:
+                raise
+            listening.bind((address[0], 0, *address[2:]))
+            listening.listen(128)
+    except OSError as error:
+        listening.close()
+        if port:
+            raise SettingError(
+                f"Port {port} of {host} cannot be had ({error.strerror}): choose "
+                "another one with --port, or any that is free with --port 0"
+            ) from None
+        raise SettingError(f"Cannot listen at {host}: {error.strerror}") from None
+    return listening
+
+
+def _resolve(host: str, port: int) -> Any:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise SettingError(
+            f"{host!r} is no address of this machine: leave out --host to be reached "
+            "from here alone"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    address = str(_resolve(host, 0)[4][0]).partition("%")[0]
+    return ipaddress.ip_address(address).is_loopback
+
+
+def _hosts(wanted: Wanted) -> frozenset[str]:
+    "The names that we may be reached by"
+    names = host_names(wanted.allow_hosts)
+    if not _is_loopback(wanted.host) and not names:
+        example = socket.gethostname() if wanted.host in _ANY else wanted.host
+        raise SettingError(
+            f"Others could reach {wanted.host}: say by which name they may, with "
+            f"--allow-host NAME such as --allow-host {example}"
+        )
+    # No page can be served under an address that is ours, so that is safe, too
+    own = () if wanted.host in _ANY else (wanted.host,)
+    return LOOPBACK | names | host_names(own)
+
+
+def _token(wanted: Wanted) -> str:
+    if wanted.token is None:
+        return kept_token()
+    token = check_token(wanted.token)
+    if not _is_loopback(wanted.host) and len(token) < _SHORTEST:
+        raise SettingError(
+            f"Others could guess the token: at least {_SHORTEST} characters with --host"
+        )
+    return token
+
+
+def _local_name(host: str) -> str:
+    "What this machine reaches the server by"
+    if host in _ANY:
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _public_name(wanted: Wanted) -> str:
+    if wanted.allow_hosts and not _is_loopback(wanted.host):
+        return next(iter(host_names(wanted.allow_hosts[:1])))
+    return _local_name(wanted.host)
+
+
+def _log_path(database: str | None) -> Path:
+    "The log, made or brought up to date; raises sqlite3.Error"
+    path = Path(database) if database else Path(llm.user_dir()) / "logs.db"
+    db = open_log(str(path), create=True)
+    try:
+        migrations.apply(db)
+    finally:
+        db.close()
+    return path.absolute()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    "A signal that ends the process ends it by way of our finally clauses"
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    wanted = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    before = {each: signal.signal(each, stop) for each in wanted if each is not None}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _run(
+    app: Any,
+    listening: socket.socket,
+    started: Callable[[], None],
+    stopping: Callable[[], None],
+) -> None:
+    "Serve until a signal; streams end at once then"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            started()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            stopping()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="error",
+        access_log=False,  # paths may hold words of a prompt
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes SIGINT on at last
+        Server(config).run(sockets=[listening])
