@@ -249,11 +249,14 @@ def log(history: History, branch: Branch, response: Any) -> str:
 
 def log_only(history: History, branch: Branch, response: Any) -> str:
     "Log a finished response to a branch; the thread's id"
-    thread_id = str(response.conversation.id)
     name = " ".join((branch.excerpt or branch.prompt or "retry").split())[:100]
-    history.log(
+    return history.log(
         response,
-        {"id": thread_id, "name": name, "forked_from": branch.parent.thread_id},
+        {
+            "id": str(response.conversation.id),
+            "name": name,
+            "forked_from": branch.parent.thread_id,
+        },
         {
             "from_response": branch.parent.id,
             "verb": branch.verb,
@@ -263,5 +266,5 @@ def log_only(history: History, branch: Branch, response: Any) -> str:
             "end": branch.end,
             "created": str(datetime.datetime.now(datetime.timezone.utc)),
         },
+        branch.parent.tip_hash if branch.thread_id is not None else None,
     )
-    return thread_id

@@ -59,6 +59,12 @@ class Logged:
         return "".join(map(message_text, self.answered))
 
 
+def new_thread_id() -> str:
+    from llm.utils import monotonic_ulid
+
+    return str(monotonic_ulid()).lower()
+
+
 def message_text(message: Any) -> str:
     "The text of a message, other parts left out"
     parts = [part.to_dict() for part in message.parts]
@@ -172,18 +178,26 @@ class History:
         return bool(self.store.thread_tip(response.thread_id) == response.tip_hash)
 
     def log(
-        self, response: Any, thread: dict[str, Any], branch: dict[str, Any]
-    ) -> None:
+        self,
+        response: Any,
+        thread: dict[str, Any],
+        branch: dict[str, Any],
+        tip: str | None = None,
+    ) -> str:
         """Log a response, with its thread where that is new, and where it came from.
 
-        All in one transaction, which waits for other writers.
+        All in one transaction, which waits for other writers. Returns the thread's id:
+        a fork's if the thread ends no more with ``tip``, having gone on meanwhile.
         """
         migrations.apply(self.db)
         with self.writing():
+            if tip is not None and self.store.thread_tip(thread["id"]) != tip:
+                thread = {**thread, "id": new_thread_id()}
             self._log(response, thread)
             self.db.table("kvbranch_branches").insert(
                 {"response_id": response.id, "thread_id": thread["id"], **branch}
             )
+        return str(thread["id"])
 
     def _log(self, response: Any, thread: dict[str, Any]) -> None:
         if not self.db["threads"].count_where("id = ?", [thread["id"]]):

@@ -38,6 +38,8 @@ FACTS = (
     "ttft_ms",
     "decode_tps",
     "device",
+    "served",
+    "queue_ms",
     "state_start",
     "state_end",
     "state_bytes",

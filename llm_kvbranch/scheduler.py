@@ -287,7 +287,7 @@ class Scheduler:
         for name in ("prompt", "restored", "resident", "prefilled", "generated"):
             self.counts[f"{name}_tokens"] += facts.get(f"{name}_tokens") or 0
         if ticket.started is not None and not error:
-            facts["queue_ms"] = ticket.queue_ms
+            facts.update(served=True, queue_ms=ticket.queue_ms)
             self._seconds += 0.2 * (now - ticket.started - self._seconds)
         ticket.listener(ticket, pieces or [])
 

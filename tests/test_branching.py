@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from llm import cli as llm_cli
 from llm.logs import LogStore
 
+from llm_kvbranch import branching
 from llm_kvbranch import model as model_module
+from llm_kvbranch.history import History
 
 GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "12")
 
@@ -228,6 +230,23 @@ class TestContinue:
         assert log.threads()[third["thread_id"]]["forked_from"] == turn["thread_id"]
         tip = log.threads()[turn["thread_id"]]["tip_message_hash"]
         assert tip == second["tip_message_hash"]
+
+
+    def test_in_a_fork_if_the_thread_went_on_meanwhile(self, ok, log, parent):
+        "Planned at the tip, logged when somebody else had gone on there"
+        history = History(log.db)
+        planned = branching.continue_(history, "last", "Late?")
+        assert planned.thread_id == parent[0]["thread_id"]
+        ok("-c", "-m", "parrot", "Early!")
+        response = branching.ask(planned, Parrot())
+        response.text()
+        thread_id = branching.log(history, planned, response)
+        assert thread_id != planned.thread_id
+        assert log.threads()[thread_id]["forked_from"] == planned.thread_id
+        early, late = log.turns()[-2:]
+        assert log.chain(late)[:2] == log.chain(early)[:2]
+        tip = log.threads()[planned.thread_id]["tip_message_hash"]
+        assert tip == early["tip_message_hash"]
 
 
 class TestRetry:

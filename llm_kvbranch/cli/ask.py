@@ -174,6 +174,7 @@ def _ask(
     json_: bool,
     extract: bool,
     usage: bool,
+    no_server: bool = False,
     count: int = 1,
 ) -> None:
     "Ask a model what a verb plans, show the answers and log them"
@@ -186,6 +187,8 @@ def _ask(
     branch = plan(history)
     model = _model(model_id or branch.parent.model, model_id is None)
     chosen = _options(model, options)
+    if no_server and "server" in model.Options.model_fields:
+        chosen["server"] = False
     stream = model.can_stream and not (no_stream or json_ or extract)
     responses = []
     for i in range(count):

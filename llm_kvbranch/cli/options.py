@@ -36,6 +36,11 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
                 "-x", "--extract", is_flag=True, help="Extract first fenced code block"
             ),
             click.option("-u", "--usage", is_flag=True, help="Show token usage"),
+            click.option(
+                "--no-server",
+                is_flag=True,
+                help="Load the model here, though llm kvbranch serve has it",
+            ),
         ]
     ):
         command = option(command)

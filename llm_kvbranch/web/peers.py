@@ -67,9 +67,10 @@ async def run(call: Call) -> Any:
                 kept = ticket
                 if piece:
                     yield {"piece": piece}
-        assert kept is not None
+        if kept is None or not kept.generation.facts:
+            raise RequestError(400, "The answer was cancelled before it began")
         yield {
-            "facts": {**kept.generation.facts, "served": True},
+            "facts": kept.generation.facts,
             "name": server.session.name,
             "ticket": _keep(server.uncommitted, kept),
         }

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import catalog
+from ..errors import KVBranchError
 from ..model import AsyncKVLlama, describe, request_of
 from ..options import (
     KVLlamaOptions,
@@ -53,7 +54,9 @@ class ServedModel(AsyncKVLlama):
                 response.ticket = ticket
                 if piece:
                     yield piece
-        describe(response, ticket.generation.facts, session.name)
+        if not response.ticket.generation.facts:
+            raise KVBranchError("The answer was cancelled before it began")
+        describe(response, response.ticket.generation.facts, session.name)
 
 
 class Server:
