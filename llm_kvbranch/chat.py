@@ -81,6 +81,11 @@ class Chat:
         self.source = template or vocab.chat_template or CHATML
         self._patience = _PATIENCE
 
+    @property
+    def takes_tools(self) -> bool:
+        "Whether the template tells the model of tools"
+        return "tools" in self.source
+
     def render_id(self, tools: Sequence[dict[str, Any]] = ()) -> str:
         "Names what turns messages into text; equal ids render alike"
         settings = json.dumps([self.source, list(tools)], sort_keys=True)
@@ -110,15 +115,17 @@ class Chat:
         prefix: array[int],
         rest: str,
         tools: Sequence[dict[str, Any]] = (),
+        whole: bool = False,
     ) -> array[int] | None:
         """Token ids of a prompt whose beginning is known.
 
         ``prefix`` are the ids of everything up to and into the assistant
         message at ``index``; ``rest`` is the end of that message's text that
-        they do not cover. None when the template does not show that answer, or
-        not as it was said, or does not go on from there: nothing can be spliced.
+        they do not cover. ``whole``: they cover its calls of tools, too. None when
+        the template does not show that answer, or not as it was said, or does not
+        go on from there: nothing can be spliced.
         """
-        after = self._after(messages, index, tools)
+        after = self._after(messages, index, tools, whole)
         if after is None:
             return None
         tokens = self._inner((self._cut_controls(rest) + after).split(_CUT))
@@ -127,10 +134,16 @@ class Chat:
         return prefix + tokens
 
     def _after(
-        self, messages: Sequence[Any], index: int, tools: Sequence[dict[str, Any]]
+        self,
+        messages: Sequence[Any],
+        index: int,
+        tools: Sequence[dict[str, Any]],
+        whole: bool,
     ) -> str | None:
         "What the template puts after an answer, if that can be told for certain"
         groups = [self._safe(message) for message in messages]
+        if whole:
+            groups[index][0].pop("tool_calls", None)
         if "reasoning_content" in to_chat(messages[index])[0]:
             return None  # the known tokens are those of its text only
         said = groups[index][0]["content"]
@@ -145,8 +158,8 @@ class Chat:
             ]
             return self._render(chats, tools, now)
 
-        rendered = show("")
         try:
+            rendered = show("")
             before, found, after = show(_SENTINEL).partition(_SENTINEL)
             ahead = show(_SENTINEL, _LATER).partition(_SENTINEL)[0]
         except ChatError:

@@ -28,6 +28,7 @@ from .slots import Done, Filling, Work
 from .state import tokens_of
 from .storing import STORE_ERRORS, Unstored
 from .text import TextStream
+from .toolcalls import Call, ToolStream
 
 if TYPE_CHECKING:
     from .session import Session
@@ -68,6 +69,7 @@ class Generation:
         self.feed: Feed | None = None  # what it waits for to be decoded
         self.ended = False
         self.error: BaseException | None = None
+        self.calls: list[Call] = []  # of tools
         self.n_generated = 0
         self._sampler: Sampler | None = None
         self._cancelled = False
@@ -170,10 +172,11 @@ class Generation:
         token = self._draw(filling.index)
         weights, generated = session.engine.weights, tokens_of()
         text, first, ended = TextStream(self.request.stop), 0.0, False
+        said = ToolStream(_names(self.request.tools))
         while not (ended or self._cancelled or weights.is_eog(token)):
             generated.append(token)
             self.n_generated += 1
-            piece = text.feed(weights.piece(token))
+            piece = said.feed(text.feed(weights.piece(token)))
             if not first:
                 first = time.perf_counter()
                 self.facts["ttft_ms"] = ms(first - self._started)
@@ -188,11 +191,16 @@ class Generation:
         if len(generated) > 1:
             rate = (len(generated) - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
-        if rest := text.end():
+        if rest := said.feed(text.end()) + said.end():
             self.pieces.append(rest)
+        self.calls = said.calls
         if self._cancelled:
             self.finish_reason = "cancelled"
-        yield from self._finish(plan, slot, unstored, generated, text.text)
+        elif self.calls:
+            self.finish_reason = "tool_calls"
+        tip_hash = answer_hash(said.said, plan.input_hash, self.calls)
+        tokens = self._said(plan, generated, text.text)
+        yield from self._finish(plan, slot, unstored, tokens, tip_hash)
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
@@ -295,36 +303,38 @@ class Generation:
             with contextlib.suppress(*STORE_ERRORS):
                 self.session.store.count_miss(reasons[0])
 
-    def _finish(
-        self,
-        plan: Plan,
-        slot: Slot,
-        unstored: Unstored,
-        generated: array[int],
-        text: str,
-    ) -> Work[None]:
-        "Make the slot end where the text does, and remember what to store"
-        session = self.session
-        piece = session.engine.weights.piece
+    def _said(self, plan: Plan, generated: array[int], text: str) -> array[int]:
+        "The tokens of prompt and answer, which end where the text does"
+        piece = self.session.engine.weights.piece
         n, n_text = covered(generated, piece, text)
         if n_text == len(text):
             # Tokens that spell nothing (control tokens) belong to the answer
             while n < len(generated) and not piece(generated[n]):
                 n += 1
-        tokens = plan.tokens + generated[:n]
+        return plan.tokens + generated[:n]
+
+    def _finish(
+        self,
+        plan: Plan,
+        slot: Slot,
+        unstored: Unstored,
+        tokens: array[int],
+        tip_hash: str | None,
+    ) -> Work[None]:
+        "Make the slot end where the answer does, and remember what to store"
+        session = self.session
         session.slots.truncate(slot, len(tokens))
         if len(slot.tokens) < min(len(plan.chain.tokens), self.answer):
             yield from session.slots.fill(slot, tokens, plan.chain)
         yield from session.slots.decode(slot, tokens)
         self.tokens = tokens
-        tip_hash = answer_hash(text, plan.input_hash)
         session.planner.remember(
             Turn(tokens, self.answer, plan.render, plan.input_hash, tip_hash)
         )
         self._unstored = unstored
         start, nbytes = unstored.finish(tokens, tip_hash)
         self.facts.update(
-            generated_tokens=len(generated),
+            generated_tokens=self.n_generated,
             finish_reason=self.finish_reason,
             state_start=start,
             state_end=self.end,
@@ -343,6 +353,10 @@ class Generation:
             if unstored is None:
                 return None
             return unstored.commit(response_id, thread_id)
+
+
+def _names(tools: Sequence[dict[str, Any]]) -> list[str]:
+    return [str(tool["function"]["name"]) for tool in tools]
 
 
 def ms(seconds: float) -> float:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from .settings import budget, data_directory
 if TYPE_CHECKING:
     from .remote import Remote, RemoteGeneration
     from .session import Generation, Request, Session
+    from .toolcalls import Call
 
 
 def model_names() -> list[tuple[str, str | None]]:
@@ -51,9 +53,15 @@ def model_names() -> list[tuple[str, str | None]]:
 
 
 def request_of(
-    prompt: Any, chosen: ModelSettings, recommended: dict[str, float]
+    prompt: Any,
+    chosen: ModelSettings,
+    recommended: dict[str, float],
+    tools: Sequence[dict[str, Any]] = (),
 ) -> Request:
-    "What to generate from, for a prompt of llm's; ``recommended`` is the file's"
+    """What to generate from, for a prompt of llm's.
+
+    ``recommended`` is the file's, ``tools`` as tools_of gives them.
+    """
     from .session import Request, json_grammar
 
     more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
@@ -64,7 +72,34 @@ def request_of(
         max_tokens=chosen.max_tokens,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         n_ctx=chosen.n_ctx,
+        tools=tuple(tools),
     )
+
+
+def tools_of(prompt: Any) -> tuple[dict[str, Any], ...]:
+    "The tools that a prompt offers, as chat templates take them"
+    return tuple(
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description or "",
+                "parameters": tool.input_schema or {"type": "object", "properties": {}},
+            },
+        }
+        for tool in prompt.tools
+    )
+
+
+def called(response: Any, calls: Sequence[Call]) -> Iterator[Any]:
+    "The events of a response that wants tools called; notes the calls on it"
+    from llm.parts import StreamEvent
+
+    for call in calls:
+        arguments = json.dumps(call.arguments)
+        yield StreamEvent("tool_call_name", call.name, tool_call_id=call.id)
+        yield StreamEvent("tool_call_args", arguments, tool_call_id=call.id)
+        response.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
 
 
 def describe(response: Any, facts: dict[str, Any], name: str) -> None:
@@ -84,6 +119,7 @@ class _Shared:
 
     can_stream = True
     supports_schema = True
+    supports_tools = True
     model_id: str
     name: str | None
 
@@ -116,11 +152,13 @@ class _Shared:
                     "messages": [message.to_dict() for message in prompt.messages],
                     "options": answer_options(chosen),
                     "schema_": prompt.schema,
+                    "tools": tools_of(prompt),
                 }
             )
         session, chosen = _session(self.name, prompt.options)
         recommended = session.engine.weights.sampling
-        return session.generate(request_of(prompt, chosen, recommended))
+        tools = tools_of(prompt)
+        return session.generate(request_of(prompt, chosen, recommended, tools))
 
     def _finish(self, response: Any, generation: Generation | RemoteGeneration) -> None:
         describe(response, generation.facts, generation.name)
@@ -138,6 +176,7 @@ class KVLlama(_Shared, llm.Model):
     ) -> Iterator[str]:
         generation = self._generation(prompt)
         yield from generation
+        yield from called(response, generation.calls)
         self._finish(response, generation)
 
 
@@ -162,6 +201,8 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
         finally:
             generation.cancel()  # without effect once it has ended
             await asyncio.shield(loop.run_in_executor(pool, pieces.close))
+        for event in called(response, generation.calls):
+            yield event
         self._finish(response, generation)
 
 

@@ -26,6 +26,7 @@ from .chat import Chat, message_text
 from .index import Chain, Entry
 from .resume import resumable
 from .store import Store
+from .toolcalls import Call
 
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
@@ -79,6 +80,7 @@ class _Known:
     index: int
     tokens: array[int]
     n_text: int
+    whole: bool  # with all that the model said beside its text
     entry: Entry | None = None
 
 
@@ -132,7 +134,7 @@ class Planner:
             if reason is None and len(rest) > _STRADDLE:
                 reason = "the last answer is not the one that was stored"
             tokens = self.chat.encode_after(
-                messages, known.index, known.tokens, rest, tools
+                messages, known.index, known.tokens, rest, tools, known.whole
             )
             if tokens is None:
                 known = None
@@ -250,15 +252,16 @@ class Planner:
         n, n_text = covered(answer, self.piece, text)
         if text and not n:
             return None
-        if turn.tip_hash == tip and n_text == len(text):
-            n = len(answer)  # with the control tokens at its end, if there are
+        whole = turn.tip_hash == tip and n_text == len(text)
+        if whole:
+            n = len(answer)  # with calls of tools, and control tokens at its end
         if not isinstance(candidate, Entry):
-            return _Known(index, turn.tokens[: turn.answer + n], n_text)
+            return _Known(index, turn.tokens[: turn.answer + n], n_text, whole)
         assert self.store is not None
         known = self.store.chain(candidate).tokens[: turn.answer + n]
         if not known:
             return None  # a link of its chain is unknown
-        return _Known(index, known, n_text, candidate)
+        return _Known(index, known, n_text, whole, candidate)
 
     def _why_gone(self, known: _Known, at: int) -> str | None:
         "Why a known turn has no rows from a position on, where that was recorded"
@@ -304,15 +307,24 @@ def chain_hashes(messages: Sequence[Any]) -> list[str]:
     return hashes
 
 
-def answer_hash(text: str, input_hash: str | None) -> str | None:
-    """The hash under which llm will log an answer that is nothing but text.
+def answer_hash(
+    text: str, input_hash: str | None, calls: Sequence[Call] = ()
+) -> str | None:
+    """The hash under which llm will log an answer of text, and of calls after it.
 
     llm makes no message of an empty answer: its tip is the prompt's.
     """
-    from llm import assistant
     from llm.logs import message_hash
+    from llm.parts import Message, Part, TextPart, ToolCallPart
 
-    return message_hash(assistant(text), input_hash) if text else input_hash
+    parts: list[Part] = [TextPart(text=text)] if text else []
+    for call in calls:
+        part = ToolCallPart(name=call.name, arguments=call.arguments)
+        part.tool_call_id = call.id
+        parts.append(part)
+    if not parts:
+        return input_hash
+    return message_hash(Message(role="assistant", parts=parts), input_hash)
 
 
 def covered(

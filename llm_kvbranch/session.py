@@ -35,7 +35,7 @@ from .engine import (
     Weights,
     json_grammar,
 )
-from .errors import StateError
+from .errors import ChatError, StateError
 from .generation import Generation, Request
 from .index import Entry
 from .planning import Plan, Planner, chain_hashes, covered
@@ -172,7 +172,15 @@ class Session:
             raise interrupt
 
     def plan(self, request: Request) -> Plan:
-        "Plan a prompt, without a store if it fails; its files are held"
+        """Plan a prompt, without a store if it fails; its files are held.
+
+        Raises ChatError where the model cannot take it.
+        """
+        if request.tools and not self.planner.chat.takes_tools:
+            raise ChatError(
+                f"{self.name} was not taught to call tools, says its chat template: "
+                "choose another model, or leave the tools out"
+            )
         try:
             try:
                 return self._plan_and_hold(request)
