@@ -12,6 +12,7 @@ This module does not know what is done behind the door.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hmac
@@ -45,10 +46,14 @@ _TOKEN = re.compile(r"[!-~]+")
 
 
 class Door:
-    "What ``llm kvbranch serve`` lets in: its token, its host names, one login link"
+    """What ``llm kvbranch serve`` lets in: its token, its host names, one login link.
+
+    Who still sends something when ``closing`` is set is not waited for.
+    """
 
     def __init__(self, token: str, hosts: Iterable[str] = LOOPBACK):
         self.hosts = frozenset(hosts)
+        self.closing = asyncio.Event()
         self._token = token
         self._link: str | None = None
 
@@ -98,7 +103,9 @@ def guarded(app: Any, datasette: Any) -> Guard:
         async def admit(scope: Scope) -> Refusal | None:
             return await _admit(datasette, scope)
 
-        return Guard(app, ours, door.hosts, everything=True, admit=admit)
+        return Guard(
+            app, ours, door.hosts, everything=True, admit=admit, closing=door.closing
+        )
     config = datasette.plugin_config(PLUGIN) or {}
     names = config.get("allowed_hosts") or []
     return Guard(app, ours, LOOPBACK | host_names(names))

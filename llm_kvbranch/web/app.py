@@ -12,6 +12,7 @@ This module does not know what is served at which path, and prints nothing.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import ipaddress
@@ -19,7 +20,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from .guard import LOOPBACK, MAX_BODY
 
 PORT = 8177
 _ANY = ("0.0.0.0", "::")
+_GRACE = 2  # seconds that answers and connections have to end in
 _SHORTEST = 16  # a token that others in the network may guess at
 
 
@@ -78,7 +80,7 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
 
     hosts = _hosts(wanted)
     token = _token(wanted)
-    with listen(wanted.host, wanted.port) as listening, _signals():
+    with listen(wanted.host, wanted.port) as listening, _signals(_interrupt):
         port = listening.getsockname()[1]
         datasette, database = build(_log_path(wanted.database))
         door = Door(token, hosts)
@@ -106,9 +108,14 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
             name = server.session.name
             ready(Ready(public, public + door.new_link(), token, name))
 
-        def stopping() -> None:
+        async def stopping() -> None:
             withdraw()
+            door.closing.set()
             server.begin_shutdown()
+            while server.tasks:  # what was answered by now is logged
+                done, _ = await asyncio.wait(server.tasks, timeout=_GRACE)
+                if not done:
+                    break
 
         try:
             _run(datasette.app(), listening, started, stopping)
@@ -119,7 +126,6 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
 
 def build(path: Path) -> tuple[Any, str]:
     "datasette on a log, closed to all who are not known, and its name for the log"
-    from datasette import handle_exception
     from datasette.app import Datasette
     from datasette.plugins import pm
 
@@ -128,7 +134,8 @@ def build(path: Path) -> tuple[Any, str]:
     # However datasette chooses its plugins: without this one there is no door
     if not any(plugin is web for plugin in pm.get_plugins()):
         pm.register(web, name="llm_kvbranch")
-    handle_exception.rich = None  # it would print prompts among the local variables
+    # It would print prompts, among all other local variables
+    pm.get_plugin("datasette.handle_exception").rich = None
     parameters = inspect.signature(Datasette.__init__).parameters
     known = ["root", API_ACTOR]
     given: dict[str, Any] = {
@@ -238,27 +245,28 @@ def _log_path(database: str | None) -> Path:
     return path.absolute()
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    "A signal that ends the process ends it by way of our finally clauses"
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    wanted = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-    before = {each: signal.signal(each, stop) for each in wanted if each is not None}
+def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    "All signals that people and systems end a process with, to one handler"
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {each: signal.signal(each, handler) for each in wanted}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for each, former in before.items():
+            signal.signal(each, former)
 
 
 def _run(
     app: Any,
     listening: socket.socket,
     started: Callable[[], None],
-    stopping: Callable[[], None],
+    stopping: Callable[[], Awaitable[None]],
 ) -> None:
     "Serve until a signal; streams end at once then"
 
@@ -268,8 +276,12 @@ def _run(
             started()
 
         async def shutdown(self, sockets: Any = None) -> None:
-            stopping()
+            await stopping()
             await super().shutdown(sockets)
+
+        def capture_signals(self) -> Any:
+            "As uvicorn's own, of one more signal, and none is raised again after it"
+            return _signals(self.handle_exit)
 
     config = uvicorn.Config(
         app,
@@ -282,7 +294,6 @@ def _run(
         access_log=False,  # paths may hold words of a prompt
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=_GRACE,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes SIGINT on at last
-        Server(config).run(sockets=[listening])
+    Server(config).run(sockets=[listening])

@@ -34,6 +34,7 @@ MAX_BODY = 8 * 2**20
 # How much of a body that is too long is read and thrown away, and for how long
 DRAINED = 8 * MAX_BODY
 PATIENCE = 5.0
+IDLE = 60.0  # seconds that a client may take for the next piece of a body
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -92,7 +93,7 @@ class Guard:
 
     ``is_ours`` says which paths take JSON only. ``everything`` guards the others, too.
     ``hosts`` are the names that we may be reached by. ``admit`` is asked last, before
-    any body is read.
+    any body is read. Nobody waits for a body any longer when ``closing`` is set.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Guard:
         hosts: Iterable[str] = LOOPBACK,
         everything: bool = False,
         admit: Callable[[Scope], Awaitable[Refusal | None]] | None = None,
+        closing: asyncio.Event | None = None,
     ):
         self.app = app
         self.is_ours = is_ours
         self.hosts = frozenset(hosts)
         self.everything = everything
         self.admit = admit
+        self.closing = closing or asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,15 +124,9 @@ class Guard:
             refusal = await self.admit(scope)
         if refusal is None and scope["method"] not in _READING:
             try:
-                receive = await _with_body(scope, receive)
-            except _Gone:
-                return None
-            except _TooLong:
-                refusal = Refusal(
-                    413,
-                    f"The body is longer than {MAX_BODY:,} bytes",
-                    "request_too_large",
-                )
+                receive = await _with_body(scope, receive, self.closing)
+            except _Unread as error:
+                refusal = error.refusal
         if refusal is not None:
             return await refusal.send(scope, send)
         return await self.app(scope, receive, send)
@@ -217,37 +214,42 @@ def _is_foreign(method: str, headers: _Headers, host: str) -> bool:
         return True
 
 
-class _TooLong(Exception):
-    "A body is longer than it may be"
+class _Unread(Exception):
+    "A body cannot be had, and what is said of that"
+
+    def __init__(self, refusal: Refusal):
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
-class _Gone(Exception):
-    "The client left while it sent a body"
+_TOO_LONG = Refusal(
+    413, f"The body is longer than {MAX_BODY:,} bytes", "request_too_large"
+)
+_TOO_SLOW = Refusal(408, "The rest of the body did not come", "request_timeout")
+_CLOSING = Refusal(503, "The server is stopping", "server_stopping")
 
 
-async def _with_body(scope: Scope, receive: Receive) -> Receive:
+async def _with_body(scope: Scope, receive: Receive, closing: asyncio.Event) -> Receive:
     """A receive() that gives the whole body at once, then what comes after it.
 
-    Raises _TooLong whatever the content length promised, and _Gone.
+    Raises _Unread, for a body that is too long whatever its length was said to be.
     """
     headers = _Headers(scope)
     promised = headers.get("content-length", "")
     if promised.isdecimal() and int(promised) > MAX_BODY:
         if headers.get("expect", "").lower() != "100-continue":
-            await _drain(receive)
-        raise _TooLong
+            await _drain(receive, closing)
+        raise _Unread(_TOO_LONG)
     body, more = bytearray(), True
     while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
+        message = await _next(receive, closing, IDLE)
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > MAX_BODY:
             body.clear()
             if more:
-                await _drain(receive)
-            raise _TooLong
+                await _drain(receive, closing)
+            raise _Unread(_TOO_LONG)
     whole: list[Message] = [
         {"type": "http.request", "body": bytes(body), "more_body": False}
     ]
@@ -258,21 +260,38 @@ async def _with_body(scope: Scope, receive: Receive) -> Receive:
     return replay
 
 
-async def _drain(receive: Receive) -> None:
+async def _drain(receive: Receive, closing: asyncio.Event) -> None:
     """Read on and keep nothing, to the end or as far as there is patience.
 
     A client that still writes when its connection is closed does not hear why.
     """
     deadline, total, more = time.monotonic() + PATIENCE, 0, True
-    while more and total < DRAINED:
+    while more and total < DRAINED and (left := deadline - time.monotonic()) > 0:
         try:
-            message = await asyncio.wait_for(receive(), deadline - time.monotonic())
-        except (asyncio.TimeoutError, TimeoutError):
+            message = await _next(receive, closing, left)
+        except _Unread:
             return
-        if message["type"] == "http.disconnect":
-            raise _Gone
         total += len(message.get("body", b""))
         more = message.get("more_body", False)
+
+
+async def _next(receive: Receive, closing: asyncio.Event, patience: float) -> Message:
+    "What a client sends next; raises _Unread when nothing more comes"
+    coming = asyncio.ensure_future(receive())
+    waiting = [coming, asyncio.ensure_future(closing.wait())]
+    try:
+        await asyncio.wait(
+            waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not coming.done():
+            raise _Unread(_CLOSING if closing.is_set() else _TOO_SLOW)
+        message = coming.result()
+    finally:
+        for each in waiting:
+            each.cancel()
+    if message["type"] == "http.disconnect":
+        raise _Unread(_TOO_SLOW)  # which nobody hears
+    return message
 
 
 def _with_headers(send: Send) -> Send:
