@@ -467,6 +467,16 @@ class TestUnfit:
         synth.write("llama", path, metadata={f"llama.{kind}": value})
         assert "embed.gguf is an embedding model" in self.refused(llm, path)
 
+    @pytest.mark.parametrize(
+        ("architecture", "words"),
+        [("t5", "is an encoder-decoder model"), ("llada", "is a diffusion model")],
+    )
+    def test_other_kinds(
+        self, llm: Homes, tmp_path: Path, architecture: str, words: str
+    ) -> None:
+        path = synth.write_projector(tmp_path / "other.gguf", architecture)
+        assert f"other.gguf {words}, which kvllama cannot" in self.refused(llm, path)
+
     def test_an_adapter(self, llm: Homes, tmp_path: Path) -> None:
         path = synth.write_adapter(tmp_path / "adapter.gguf")
         assert "llm kvbranch settings NAME lora FILE" in self.refused(llm, path)

@@ -117,7 +117,7 @@ def use(name: str) -> None:
         if not hub.is_address(name):
             raise
         raise ModelNotFound(
-            f"{error}. From Hugging Face it comes with llm kvbranch download {name}"
+            f"{error}. To get it from Hugging Face: llm kvbranch download {name}"
         ) from None
     doctor.check_model(chosen)
     chosen = catalog.use(chosen)

@@ -38,6 +38,12 @@ _SCALARS: dict[int, tuple[str, Any]] = {
 _MAX_ARRAY = 4096  # longer ones belong to the vocabulary
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _F32 = 4  # bytes of a number in a recurrent state
+_OTHER_KINDS = {  # by architecture: what llama.cpp loads, and is not to be talked to
+    "t5": "an encoder-decoder model",
+    "t5encoder": "an encoder",
+    "wavtokenizer-dec": "an audio decoder",
+    **dict.fromkeys(("dream", "llada", "llada-moe"), "a diffusion model"),
+}
 _OTHERWISE = {  # what to do with a file of another format, by what ggml says of it
     "only supports up to version": "llm install --upgrade llama-cpp-python",
     "no longer supported": "Look for a newer file of the model",
@@ -253,6 +259,8 @@ def unfit(value: Callable[[str], Any]) -> str | None:
         )
     if kind == "imatrix":
         return "is an importance matrix, which is only good for quantising models"
+    if kind := _OTHER_KINDS.get(str(architecture)):
+        return f"is {kind}, which kvllama cannot run. Choose a chat or instruct model"
     pooling = value(f"{architecture}.pooling_type")
     causal = value(f"{architecture}.attention.causal")
     if str(pooling or 0) != "0" or str(causal).lower() in ("false", "0"):
@@ -260,8 +268,6 @@ def unfit(value: Callable[[str], Any]) -> str | None:
             "is an embedding model: it turns text into vectors and writes nothing. "
             "Choose a chat or instruct model"
         )
-    if architecture in ("t5encoder", "wavtokenizer-dec"):
-        return "is no model that writes text. Choose a chat or instruct model"
     return None
 
 
