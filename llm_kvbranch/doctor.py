@@ -163,7 +163,7 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
     model = catalog.model()
     chosen = choose(KVLlamaOptions(), model.settings)
     about = gguf.read_header(model.path)
-    if problem := _unusable(model, about):
+    if problem := _unusable(model, about, tokenizer=False):
         problems.append(("error", problem))
     kinds = (chosen.kv_type or "f16").split("/", 1)
     types = KV_TYPES[kinds[0]], KV_TYPES[kinds[-1]]
@@ -271,14 +271,16 @@ def check_model(model: catalog.Model) -> None:
         raise ModelLoadError(problem)
 
 
-def _unusable(model: catalog.Model, about: gguf.Header) -> str | None:
+def _unusable(
+    model: catalog.Model, about: gguf.Header, tokenizer: bool = True
+) -> str | None:
     "Why a model is none to talk to"
     if about.unfit:
         # Ollama's files have no names that tell anything
         named = model.path.suffix == ".gguf"
         return f"{model.path.name if named else model.name} {about.unfit}"
     try:
-        check_known(model.path)
+        check_known(model.path, tokenizer)
     except ModelLoadError as error:
         return str(error)
     return None
@@ -352,8 +354,9 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Store", store["directory"]
         held = "nothing yet"
         if store["responses"]:
+            n = store["states"]
             held = (
-                f"{store['states']:,} states, {format_size(store['bytes'])} of "
+                f"{n:,} state{'' if n == 1 else 's'}, {format_size(store['bytes'])} of "
                 f"{format_size(store['budget'])}"
             )
         yield "", f"{held}; {format_size(store['free_disk'])} free on the disk"

@@ -16,7 +16,12 @@ import pytest
 from llm_kvbranch import catalog, hub, model
 from llm_kvbranch.engine import Load, Weights
 from llm_kvbranch.engine.devices import Device
-from llm_kvbranch.engine.fit import explain, layers_that_fit, tokens_that_fit
+from llm_kvbranch.engine.fit import (
+    check_known,
+    explain,
+    layers_that_fit,
+    tokens_that_fit,
+)
 from llm_kvbranch.engine.gguf import read_header
 from llm_kvbranch.errors import ModelLoadError, ModelNotFound, SettingError
 from llm_kvbranch.options import KVLlamaOptions, choose, parse, sampling_of
@@ -491,8 +496,13 @@ class TestUnfit:
     def test_a_tokenizer_of_tomorrow(self, llm: Homes, tmp_path: Path) -> None:
         path = synth.write("llama", tmp_path / "new.gguf")
         path.write_bytes(path.read_bytes().replace(b"smollm", b"smullm", 1))
-        said = self.refused(llm, path)
+        said = llm("a", "kvbranch", "use", str(path), fails=True)
         assert "does not know the tokenizer of new.gguf: llm install" in said
+        with pytest.raises(ModelLoadError) as caught:
+            Weights(Load(path))
+        assert str(caught.value) in said
+        # doctor does not read vocabularies, which may take most of a second
+        check_known(path, tokenizer=False)
 
     def test_what_only_ollama_reads(
         self, llm: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1033,6 +1043,10 @@ class TestDoctor:
         )
         assert done.stdout.count("Cannot load llama-cpp-python") == 1
         assert "llm install --force-reinstall llama-cpp-python" in done.stdout
+
+    def test_one_state(self, llm: Homes) -> None:
+        llm("a", *SHORT, "Hi")
+        assert " 1 state, " in llm("a", "kvbranch", "doctor")
 
     def test_settings_count(self, llm: Homes) -> None:
         llm("a", "kvbranch", "settings", "kvllama", "kv_type", "q8_0")

@@ -5,6 +5,7 @@ All of it is reckoned from the file's header; llama.cpp itself has the last word
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,14 +60,22 @@ def tokens_that_fit(
     return min(most, room // each) if each else most
 
 
-def check_known(path: Path) -> None:
+def check_known(path: Path, tokenizer: bool = True) -> None:
     """Raise ModelLoadError if this build does not know the architecture or tokenizer.
 
     The vocabulary alone is loaded for that: llama.cpp has no list of what it knows.
+    Without ``tokenizer`` not even that: it takes time that grows with the vocabulary.
     """
     lib = llama()
     parameters = lib.llama_model_default_params()
     parameters.vocab_only = True
+    instead = (lib.llama_model_kv_override * 2)()  # the second one ends the list
+    if not tokenizer:
+        instead[0].key = b"tokenizer.ggml.model"
+        instead[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
+        instead[0].value.val_str = b"no_vocab"
+        kind = type(parameters.kv_overrides)
+        parameters.kv_overrides = ctypes.cast(instead, kind)
     listen()
     model = lib.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
