@@ -619,6 +619,10 @@ class TestSettings:
         assert 'stop ["a", "b"]  flash_attn false' in listed
         assert '["a", "b"]' in llm("a", "kvbranch", "settings", "tern")
 
+    def test_examples_are_lines(self, llm: Homes) -> None:
+        said = llm("a", "kvbranch", "settings", "--help")
+        assert "      llm kvbranch settings kvllama n_ctx --default\n" in said
+
     @pytest.mark.model
     def test_default_of_what(self, llm: Homes) -> None:
         for more in ((), ("n_ctx", "5")):

@@ -25,8 +25,8 @@ def models(remove: str | None, json_: bool) -> None:
     """
     Show the models that there are, and those that other programs have here
 
-    The star marks the one that kvllama stands for. What Ollama, LM Studio,
-    llm-gguf and the Hugging Face cache hold can be used where it lies:
+    The star marks the one that kvllama stands for. What Ollama, llm-gguf, LM
+    Studio and the Hugging Face cache hold can be used where it lies:
 
         llm kvbranch use llama3.2:3b
     """
@@ -146,6 +146,7 @@ def settings(
     What is set holds whenever the model answers, unless -o says otherwise. Without
     a NAME the settings of the model are shown that kvllama stands for.
 
+    \b
         llm kvbranch settings kvllama n_ctx 8192
         llm kvbranch settings kvllama n_ctx --default
     """
