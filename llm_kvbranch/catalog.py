@@ -9,19 +9,22 @@ This module looks at file names only: nothing is opened, imported or loaded.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import settings
-from .elsewhere import is_model, model_name, other_models
+from .elsewhere import first_part, is_model, model_name, other_models
 from .errors import ModelNotFound, SettingError
 from .settings import data_directory
 
 MODEL_ID = "kvllama"
+_VARIABLE = "LLM_KVBRANCH_MODEL"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def found_models() -> dict[str, Model]:
     found: dict[str, tuple[Path, str]] = {}
     for directory in model_directories():
         for path in sorted(directory.glob("*.gguf")):
-            if is_model(path):
+            if is_model(path) and path.is_file():
                 found.setdefault(model_name(path), (path, "models folder"))
     for name, values in named.items():
         if place := values.get("path"):
@@ -80,8 +83,8 @@ def default_name() -> str | None:
 def model(name: str | None = None) -> Model:
     """A model by name; without one, the one kvllama stands for.
 
-    That is LLM_KVBRANCH_MODEL (a name or a file), else the one that was last used
-    (``llm kvbranch use``), else the first found. Raises ModelNotFound.
+    That is the one of LLM_KVBRANCH_MODEL (as for find), else the one that was last
+    used (``llm kvbranch use``), else the first found. Raises ModelNotFound.
     """
     found = found_models()
     chosen = name or default_name()
@@ -94,18 +97,27 @@ def model(name: str | None = None) -> Model:
         )
     if chosen in found:
         return _present(found[chosen])
-    path = Path(chosen).expanduser()
-    if name is None and path.is_file():
-        return Model(model_name(path), path, "LLM_KVBRANCH_MODEL")
-    if name is None and os.environ.get("LLM_KVBRANCH_MODEL"):
-        raise ModelNotFound(
-            f"LLM_KVBRANCH_MODEL names no model and no file: {chosen}"
-            + _near(chosen, found)
-        )
+    if name is None and chosen == environment():
+        try:
+            return replace(find(chosen), source=_VARIABLE)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{_VARIABLE}: {error}") from None
     raise ModelNotFound(
         f"There is no model {chosen}{_near(chosen, found)}. "
         "Choose another: llm kvbranch models lists them, llm kvbranch use takes one"
     )
+
+
+def environment() -> str | None:
+    "What LLM_KVBRANCH_MODEL says, which goes before the choice that was made"
+    return os.environ.get(_VARIABLE) or None
+
+
+def is_default(one: Model) -> bool:
+    "Whether kvllama stands for a model"
+    with contextlib.suppress(ModelNotFound):
+        return os.path.realpath(model().path) == os.path.realpath(one.path)
+    return False
 
 
 def _present(model: Model) -> Model:
@@ -139,15 +151,22 @@ def add(path: Path, source: str = "added", name: str | None = None) -> Model:
     "Put a file on the list, under its own name or one like it; raises SettingError"
     path = path.expanduser().absolute()
     found = found_models()
-    for known in found.values():
-        if os.path.realpath(known.path) == os.path.realpath(path):
-            return known
+    if known := _known(path, found):
+        return known
+    source = "added" if source == _VARIABLE else source
     name = wanted = name or model_name(path)
     n = 1
     while name in found:
         name, n = f"{wanted}-{n + 1}", n + 1
     _put(name, {**_settings().get(name, {}), "path": str(path), "source": source})
     return Model(name, path, source)
+
+
+def _known(path: Path, found: dict[str, Model]) -> Model | None:
+    "The model that a file is already"
+    real = os.path.realpath(path)
+    same = (one for one in found.values() if os.path.realpath(one.path) == real)
+    return next(same, None)
 
 
 def remove(name: str) -> Path:
@@ -169,13 +188,18 @@ def remove(name: str) -> Path:
     return Path(listed["path"])
 
 
-def put_setting(model: Model, key: str, value: Any) -> None:
-    "Set something for a model; None takes it out. Raises SettingError"
+def put_setting(model: Model, key: str, value: Any) -> Model:
+    """Set something for a model; None takes it out. Raises SettingError.
+
+    One that is not on the list comes onto it; returned is how it is there.
+    """
     name = model.name
-    if name not in found_models():
+    known = found_models().get(name)
+    if known is None or known.path != model.path:
         name = add(model.path, model.source, name).name
     values = {**_settings().get(name, {}), key: value}
     _put(name, {k: v for k, v in values.items() if v is not None} or None)
+    return found_models()[name]
 
 
 def find(reference: str) -> Model:
@@ -183,6 +207,10 @@ def find(reference: str) -> Model:
     found = found_models()
     if reference in found:
         return _present(found[reference])
+    path = Path(reference).expanduser()
+    if path.is_file():
+        path = first_part(path)
+        return _known(path, found) or Model(model_name(path), path, "added")
     offered = offered_models()
     names = (reference, f"{reference}:latest")  # as Ollama has it
     if matching := [one for one in offered if one.name in names]:
@@ -192,15 +220,8 @@ def find(reference: str) -> Model:
                 + " or ".join(str(one.path) for one in matching)
             )
         return matching[0]
-    path = Path(reference).expanduser()
-    if path.is_file():
-        return Model(model_name(path), path, "added")
     if path.is_dir():
-        inside = [p.name for p in sorted(path.glob("*.gguf")) if is_model(p)]
-        words = f"name one of the files in it: {', '.join(inside)}"
-        raise ModelNotFound(
-            f"{path} is a folder, {words if inside else 'without GGUF files in it'}"
-        )
+        raise ModelNotFound(f"{path} is a folder, {_inside(path)}")
     names_known = [*found, *(one.name for one in offered)]
     raise ModelNotFound(
         f"There is no model and no file {reference}{_near(reference, names_known)}. "
@@ -208,9 +229,20 @@ def find(reference: str) -> Model:
     )
 
 
-def _near(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
+def _inside(folder: Path) -> str:
+    names = [p.name for p in sorted(folder.glob("*.gguf")) if is_model(p)]
+    if not names:
+        return "without GGUF files in it: name a file"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"name one of the files in it: {', '.join(names[:5])}{more}"
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    "Names that hold what was typed, else the one that is most like it"
+    small = {name.lower(): name for name in names}
+    near = [one for one in small if name and name.lower() in one][:3]
+    near = near or difflib.get_close_matches(name.lower(), small, n=1, cutoff=0.5)
+    return f" (did you mean {' or '.join(small[one] for one in near)}?)" if near else ""
 
 
 def _settings() -> dict[str, dict[str, Any]]:

@@ -8,10 +8,10 @@ reckoned from the file's header.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +21,11 @@ import llm
 
 from . import catalog
 from .engine import KV_TYPES, devices, gguf, lib
-from .engine.fit import MARGIN, layers_that_fit, tokens_that_fit
-from .errors import KVBranchError, ModelLoadError
-from .options import KVLlamaOptions, choose
+from .engine.fit import MARGIN, check_known, layers_that_fit, tokens_that_fit
+from .errors import KVBranchError, ModelLoadError, SettingError
+from .options import KVLlamaOptions, choose, shown
 from .report import describe_store
-from .settings import data_directory, format_size
+from .settings import budget, data_directory, format_size
 
 _INSTALL = "llm install --force-reinstall --no-cache-dir llama-cpp-python"
 INSTALL = {
@@ -34,11 +34,11 @@ INSTALL = {
     "Vulkan": f"CMAKE_ARGS=-DGGML_VULKAN=on {_INSTALL}",
     "ROCm": f"CMAKE_ARGS=-DGGML_HIP=on {_INSTALL}",
 }
-NEEDS = {
-    "CUDA": "NVIDIA, with the CUDA toolkit (nvcc)",
-    "Metal": "Apple, with Xcode's command line tools; on by default there",
-    "Vulkan": "any other GPU, with the Vulkan SDK (glslc)",
-    "ROCm": "AMD, with ROCm (hipcc)",
+_NEEDS = {  # what a build is for, what it takes, and the program that shows it
+    "CUDA": ("NVIDIA", "the CUDA toolkit", "nvcc"),
+    "Metal": ("Apple; on by default there", "Xcode's command line tools", "xcrun"),
+    "Vulkan": ("any other GPU", "the Vulkan SDK", "glslc"),
+    "ROCm": ("AMD", "ROCm", "hipcc"),
 }
 
 
@@ -61,8 +61,15 @@ def examine() -> dict[str, Any]:
         try:
             found[name] = look(found, problems)
         except (KVBranchError, OSError) as error:
-            problems.append(("error" if name != "store" else "warning", str(error)))
-    found["problems"] = problems
+            text = str(error)
+            if isinstance(error, OSError):
+                text = (
+                    f"Cannot use {error.filename}: {error.strerror}. "
+                    "Check its permissions"
+                )
+            mild = name == "store" and not isinstance(error, SettingError)
+            problems.append(("warning" if mild else "error", text))
+    found["problems"] = list(dict.fromkeys(problems))
     return found
 
 
@@ -117,6 +124,25 @@ def _gpu_seen() -> str | None:
     return "Vulkan" if any(Path("/dev/dri").glob("renderD*")) else None
 
 
+def gpu_builds(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The builds for a GPU to offer, as (kind, what it takes); INSTALL has the lines.
+
+    None where this build uses a GPU; the one that fits where a GPU was seen.
+    """
+    compute = found["compute"]
+    if compute is None or compute["can_offload"]:
+        return []
+    here = ["Metal"] if sys.platform == "darwin" else ["CUDA", "ROCm", "Vulkan"]
+    wanted = compute["gpu_build_wanted"]
+    return [(kind, _needs(kind)) for kind in ([wanted] if wanted else here)]
+
+
+def _needs(kind: str) -> str:
+    whose, what, program = _NEEDS[kind]
+    missing = "" if shutil.which(program) else ", not found here"
+    return f"{whose}; needs {what} ({program}{missing})"
+
+
 def _threads() -> int:
     from .engine.parameters import default_threads
 
@@ -137,8 +163,8 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
     model = catalog.model()
     chosen = choose(KVLlamaOptions(), model.settings)
     about = gguf.read_header(model.path)
-    if about.unfit:
-        problems.append(("error", f"{model.path.name} {about.unfit}"))
+    if problem := _unusable(model, about, tokenizer=False):
+        problems.append(("error", problem))
     kinds = (chosen.kv_type or "f16").split("/", 1)
     types = KV_TYPES[kinds[0]], KV_TYPES[kinds[-1]]
     compute = found["compute"] or {"devices": []}
@@ -190,16 +216,31 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
 
 def _store(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, Any]:
     "The store in numbers that take no time to find"
-    facts = describe_store()
+    facts = {"budget": budget(), **describe_store()}
     root = data_directory()
     there = next(path for path in (root, *root.parents) if path.exists())
     facts["free_disk"] = shutil.disk_usage(there).free
-    if not os.access(there, os.W_OK):
-        problems.append(("warning", f"{there} cannot be written: nothing is stored"))
-    budget = facts.get("budget")
-    if budget == 0:
-        problems.append(("note", "The store's budget is 0: nothing is stored"))
-    elif budget and facts["bytes"] > budget:
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b".")
+    except OSError as error:
+        problems.append(
+            (
+                "warning",
+                f"{there} cannot be written ({error.strerror}), so nothing is stored: "
+                "mend that, or set LLM_KVBRANCH_DIR to another directory",
+            )
+        )
+    most = facts["budget"]
+    if most == 0:
+        problems.append(
+            (
+                "note",
+                "The store's budget is 0, so nothing is stored: "
+                "llm kvbranch budget --default",
+            )
+        )
+    elif most and facts.get("bytes", 0) > most:
         problems.append(("note", "The store is above its budget: llm kvbranch gc"))
     bad = [
         miss
@@ -224,41 +265,55 @@ def _log(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, An
     return {"path": str(folder / "logs.db"), "on": on}
 
 
-def check_model(path: Path) -> None:
-    "Raise ModelLoadError for a file that is no model to talk to"
-    about = gguf.read_header(path)
+def check_model(model: catalog.Model) -> None:
+    "Raise ModelLoadError for one that is not to be talked to with this llama.cpp"
+    if problem := _unusable(model, gguf.read_header(model.path)):
+        raise ModelLoadError(problem)
+
+
+def _unusable(
+    model: catalog.Model, about: gguf.Header, tokenizer: bool = True
+) -> str | None:
+    "Why a model is none to talk to"
     if about.unfit:
-        raise ModelLoadError(f"{path.name} {about.unfit}")
+        # Ollama's files have no names that tell anything
+        named = model.path.suffix == ".gguf"
+        return f"{model.path.name if named else model.name} {about.unfit}"
+    try:
+        check_known(model.path, tokenizer)
+    except ModelLoadError as error:
+        return str(error)
+    return None
 
 
 def describe_models() -> list[dict[str, Any]]:
     """All models here: name, path, source, settings, about, problem.
 
     ``listed`` ones can be asked as kvllama/<name>, the others belong to other
-    programs; ``default`` is the one that kvllama stands for.
+    programs; ``default`` is the one that kvllama stands for, which may be neither.
     """
     default = None
     with contextlib.suppress(KVBranchError):
-        default = catalog.model().name
+        default = catalog.model()
+    listed_models = catalog.found_models().values()
+    others = catalog.offered_models()
+    if default and not any(one.path == default.path for one in listed_models):
+        others = [default, *(one for one in others if one.path != default.path)]
     rows = []
-    for listed, models in (
-        (True, catalog.found_models().values()),
-        (False, catalog.offered_models()),
-    ):
+    for listed, models in ((True, listed_models), (False, others)):
         for model in models:
             about, problem = "", None
             try:
                 header = gguf.read_header(model.path)
                 about = _about(header)
-                if header.unfit:
-                    problem = header.unfit.partition(":")[0].partition(". ")[0]
+                problem = header.unfit
             except KVBranchError as error:
                 problem = str(error)
             rows.append(
                 {
                     "name": model.name,
                     "listed": listed,
-                    "default": listed and model.name == default,
+                    "default": default is not None and model.path == default.path,
                     "path": str(model.path),
                     "source": model.source,
                     "settings": model.settings,
@@ -277,8 +332,10 @@ def _about(header: gguf.Header) -> str:
 
 def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     "What a person is told, as (what it is about, text)"
-    names = found["versions"]
-    yield "Versions", ", ".join(f"{name} {number}" for name, number in names.items())
+    theirs = [name for name in found["versions"] if "llama" in name]
+    ours = [name for name in found["versions"] if name not in theirs]
+    for label, names in (("Versions", ours), ("", theirs)):
+        yield label, ", ".join(f"{name} {found['versions'][name]}" for name in names)
     if compute := found["compute"]:
         for device in compute["devices"]:
             threads = (
@@ -292,13 +349,14 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if not compute["can_offload"]:
             yield "GPU", "none: this build of llama-cpp-python uses the CPU only"
     if model := found["model"]:
-        yield from _model_lines(model)
+        yield from _model_lines(model, bool(compute and compute["can_offload"]))
     if store := found["store"]:
         yield "Store", store["directory"]
         held = "nothing yet"
         if store["responses"]:
+            n = store["states"]
             held = (
-                f"{store['states']:,} states, {format_size(store['bytes'])} of "
+                f"{n:,} state{'' if n == 1 else 's'}, {format_size(store['bytes'])} of "
                 f"{format_size(store['budget'])}"
             )
         yield "", f"{held}; {format_size(store['free_disk'])} free on the disk"
@@ -306,7 +364,7 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Log", f"{log['path']}, {'on' if log['on'] else 'off'}"
 
 
-def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _model_lines(model: dict[str, Any], can_offload: bool) -> Iterator[tuple[str, str]]:
     yield "Model", f"{model['name']} ({model['source']})"
     trained = f", trained for {model['n_ctx_train']:,} tokens"
     kind = f" {model['file_type']}" if model["file_type"] else ""
@@ -324,9 +382,10 @@ def _model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
     fits = model["tokens_that_fit"]
     most = "all " if fits == model["n_ctx_train"] else ""
     yield "", f"{', '.join(costs)}: room for {most}{fits:,} tokens"
-    yield "", f"{model['gpu_layers']} of {model['layers']} layers on a GPU"
+    if can_offload:
+        yield "", f"{model['gpu_layers']} of {model['layers']} layers on a GPU"
     for key, value in model["settings"].items():
-        yield "", f"{key} is set to {value}"
+        yield "", f"{key} is set to {shown(value)}"
 
 
 def _count(n: float) -> str:

@@ -21,11 +21,17 @@ import llm
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
+_ANY_PART = re.compile(r"-\d{5}(-of-\d{5})$")
 
 
 def model_name(path: Path) -> str:
     "What a model is called by its file; a split one without the part's number"
     return _FIRST_PART.sub("", path.stem)
+
+
+def first_part(path: Path) -> Path:
+    "The file that stands for a split model, of which any part was named"
+    return path.with_name(_ANY_PART.sub(r"-00001\1", path.stem) + path.suffix)
 
 
 def is_model(path: Path) -> bool:

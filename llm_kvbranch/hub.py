@@ -18,6 +18,7 @@ import difflib
 import errno
 import hashlib
 import importlib
+import logging
 import os
 import re
 import shutil
@@ -116,6 +117,13 @@ _ADVICE = {
 # fmt: on
 
 
+def is_address(name: str) -> bool:
+    "Whether a name looks like one that can be downloaded"
+    return name.lower() in PRESETS or (
+        bool(_ADDRESS.fullmatch(name)) and not name.lower().endswith(".gguf")
+    )
+
+
 def resolve(repo_or_preset: str | None, file: str | None) -> tuple[str, str]:
     """The repository and the file that a person means.
 
@@ -128,9 +136,11 @@ def resolve(repo_or_preset: str | None, file: str | None) -> tuple[str, str]:
         name = preset.repo
     address = _ADDRESS.fullmatch(name)
     if address is None:
+        near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
         raise DownloadError(
             f"{name!r} is neither a repository (owner/name) nor a model with a short"
-            f" name: {', '.join(PRESETS)}"
+            f" name{meant}: {', '.join(PRESETS)}"
         )
     repo = address["repo"]
     if address["revision"] not in (None, "main"):
@@ -300,14 +310,15 @@ def _transfer(file: _File) -> None:
         # A compressed answer could not go on in the middle
         headers = {**_utils().build_hf_headers(), "Accept-Encoding": "identity"}
         try:
-            http_get(
-                hf_hub_url(file.repo, file.name, revision=file.commit),
-                target,
-                resume_size=target.tell(),
-                headers=headers,
-                expected_size=file.nbytes,
-                displayed_filename=Path(file.name).name,
-            )
+            with _quietly():
+                http_get(
+                    hf_hub_url(file.repo, file.name, revision=file.commit),
+                    target,
+                    resume_size=target.tell(),
+                    headers=headers,
+                    expected_size=file.nbytes,
+                    displayed_filename=Path(file.name).name,
+                )
         except Exception as error:
             # An answer of the hub and an error of the disk are told as everywhere
             if hasattr(error, "response") or getattr(error, "errno", None):
@@ -345,6 +356,18 @@ def _compare(file: _File) -> None:
             f"{file.name} is not what the hub promised (SHA-256 differs): it was"
             " deleted, download it again"
         )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    "Without what the library says each time it tries again: the bar shows it"
+    logger = logging.getLogger("huggingface_hub.file_download")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -306,6 +306,11 @@ def parse(key: str, value: Any) -> Any:
         raise SettingError(f"{key}: {_reason(error)}") from None
 
 
+def shown(value: Any) -> str:
+    "A setting as a person would write it"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def choose(options: KVLlamaOptions, settings: dict[str, Any]) -> ModelSettings:
     """What holds for an answer: the options given, else what is set for the model.
 

@@ -59,7 +59,10 @@ def put(name: str, value: Any) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        raise SettingError(f"Cannot write {path}: {error.strerror}") from None
+        raise SettingError(
+            f"Cannot write {path}: {error.strerror}. Make it writable, or set "
+            "LLM_KVBRANCH_DIR to another directory"
+        ) from None
 
 
 def budget() -> int | None:
@@ -98,7 +101,12 @@ def _load() -> dict[str, Any]:
         settings = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SettingError(
+            f"Cannot read {path}: {error.strerror}. Make it readable, or set "
+            "LLM_KVBRANCH_DIR to another directory"
+        ) from None
+    except ValueError as error:
         raise SettingError(f"Cannot read {path}: {error}. Mend or delete it") from None
     if not isinstance(settings, dict):
         raise SettingError(f"{path} holds no settings. Mend or delete it")

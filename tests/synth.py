@@ -88,9 +88,9 @@ def write_adapter(path: Path, seed: int = 3, n_layer: int = 4) -> Path:
     return path
 
 
-def write_projector(path: Path) -> Path:
+def write_projector(path: Path, architecture: str = "clip") -> Path:
     "What comes beside a model that sees, and is none itself"
-    writer = gguf.GGUFWriter(path, "clip")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_tensor("v.patch_embd.weight", np.zeros((4, 32), np.float32))
     writer.write_header_to_file()

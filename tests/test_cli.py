@@ -272,7 +272,7 @@ class TestErrors:
 
     def test_missing_file(self, shell):
         line = shell.fail("-m", "kvllama", "Hi", LLM_KVBRANCH_MODEL="/no/such.gguf")
-        assert "LLM_KVBRANCH_MODEL names no model and no file: /no/such.gguf" in line
+        assert "LLM_KVBRANCH_MODEL: There is no model and no file /no/such.gguf" in line
 
     def test_prompt_too_long(self, shell):
         line = shell.fail("-m", "kvllama", stdin=document(9000))

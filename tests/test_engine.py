@@ -853,7 +853,7 @@ class TestBadModels:
             Weights(Load(tmp_path / "gone.gguf"))
 
     def test_a_directory(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadError, match="There is no model file"):
+        with pytest.raises(ModelLoadError, match="is a folder: name a GGUF file"):
             Weights(Load(tmp_path))
 
     def test_a_good_model_is_silent(self, path: Path, capfd: Any) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import ModelNotFound
 from ..settings import format_size
-from .options import json_option
+from .options import hanging, json_option
+
+if TYPE_CHECKING:
+    from ..catalog import Model
 
 _SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "blue")}
 
@@ -20,45 +25,78 @@ def models(remove: str | None, json_: bool) -> None:
     """
     Show the models that there are, and those that other programs have here
 
-    The star marks the one that kvllama stands for. What Ollama, LM Studio,
-    llm-gguf and the Hugging Face cache hold can be used where it lies:
+    The star marks the one that kvllama stands for. What Ollama, llm-gguf, LM
+    Studio and the Hugging Face cache hold can be used where it lies:
 
         llm kvbranch use llama3.2:3b
     """
-    from .. import catalog, doctor
+    from .. import doctor
 
     if remove is not None:
-        path = catalog.remove(_name(remove))
-        click.echo(f"{_name(remove)} is off the list. Its file stays: {path}")
+        _remove(remove)
         return
     rows = doctor.describe_models()
     if json_:
         click.echo(json.dumps(rows, indent=2))
         return
-    listed = [row for row in rows if row["listed"]]
-    offered = [row for row in rows if not row["listed"]]
-    width = max((len(row["name"]) for row in rows), default=0)
-    for row in listed:
-        _print_model(row, width)
-    if not listed:
+    words = [_words(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    mine = [row for row in rows if row["listed"] or row["default"]]
+    for row in mine:
+        _print_model(row, *widths)
+    if not mine:
         click.echo("None yet: llm kvbranch download fetches one")
-    if offered:
+    if len(mine) < len(rows):
         click.echo(
             "\nOther programs have these here; llm kvbranch use NAME takes one as it is"
         )
-    for row in offered:
-        _print_model(row, width)
+    for row in rows[len(mine) :]:
+        _print_model(row, *widths)
+    if mine and not any(row["default"] for row in rows):
+        click.echo(f"\nkvllama has no model: {_problem()}", err=True)
 
 
-def _print_model(row: dict[str, Any], width: int) -> None:
-    about = row["problem"] or row["about"]
-    changed = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+def _remove(name: str) -> None:
+    from .. import catalog
+
+    model = None
+    with contextlib.suppress(ModelNotFound):
+        model = catalog.model()
+    name = model.name if model and name == catalog.MODEL_ID else _bare(name)
+    path = catalog.remove(name)
+    click.echo(f"{name} is off the list. Its file stays: {path}")
+    if model and model.name == name:
+        click.echo(_problem() or f"kvllama is {catalog.model().name} now")
+
+
+def _problem() -> str | None:
+    "Why kvllama has no model to run"
+    from .. import catalog
+
+    try:
+        catalog.model()
+    except ModelNotFound as error:
+        return str(error)
+    return None
+
+
+def _words(row: dict[str, Any]) -> tuple[str, str]:
+    "A model's name, and what it is or why it cannot be used, without the details"
+    problem = (row["problem"] or "").partition(": ")[0].partition(". ")[0]
+    return row["name"], problem or row["about"]
+
+
+def _print_model(row: dict[str, Any], *widths: int) -> None:
+    from ..options import shown
+
+    name, about = (word.ljust(n) for word, n in zip(_words(row), widths, strict=True))
+    changed = (f"{key} {shown(value)}" for key, value in row["settings"].items())
     click.echo(
         click.style("* " if row["default"] else "  ", fg="green", bold=True)
-        + click.style(row["name"].ljust(width), fg=None if row["problem"] else "yellow")
+        + click.style(name, fg=None if row["problem"] else "yellow")
         + f"  {about}"
         + click.style(f"  {row['source']}", dim=True)
-        + (f"  {changed}" if changed else "")
+        + "".join(f"  {text}" for text in changed)
     )
 
 
@@ -71,12 +109,26 @@ def use(name: str) -> None:
     NAME is one that llm kvbranch models shows, PATH any GGUF file; files are used
     where they are.
     """
-    from .. import catalog, doctor
+    from .. import catalog, doctor, hub
 
-    chosen = catalog.find(_name(name))
-    doctor.check_model(chosen.path)
+    try:
+        chosen = _model(name)
+    except ModelNotFound as error:
+        if not hub.is_address(name):
+            raise
+        raise ModelNotFound(
+            f"{error}. To get it from Hugging Face: llm kvbranch download {name}"
+        ) from None
+    doctor.check_model(chosen)
     chosen = catalog.use(chosen)
-    click.echo(f"kvllama is {chosen.name} now, also to be had as kvllama/{chosen.name}")
+    also = f"also to be had as kvllama/{chosen.name}"
+    if catalog.is_default(chosen):
+        click.echo(f"kvllama is {chosen.name} now, {also}")
+        return
+    click.echo(
+        f"{chosen.name} is chosen, {also}, but kvllama stays {catalog.environment()} "
+        "as long as LLM_KVBRANCH_MODEL is set: unset it"
+    )
 
 
 @click.command()
@@ -94,23 +146,26 @@ def settings(
     What is set holds whenever the model answers, unless -o says otherwise. Without
     a NAME the settings of the model are shown that kvllama stands for.
 
+    \b
         llm kvbranch settings kvllama n_ctx 8192
         llm kvbranch settings kvllama n_ctx --default
     """
     from .. import catalog
-    from ..options import ModelSettings, parse
+    from ..options import ModelSettings, parse, shown
 
     if name in ModelSettings.model_fields:
         raise click.ClickException(
             f"Name the model first: llm kvbranch settings kvllama {name}"
         )
-    model = catalog.model(_name(name) if name else None)
+    model = _model(name)
+    if default and (key is None or value is not None):
+        raise click.ClickException(
+            "--default takes a model and a setting: "
+            f"llm kvbranch settings {name or 'kvllama'} {key or 'n_ctx'} --default"
+        )
     if key is not None and (value is not None or default):
-        kept = None if default else parse(key, value)
-        if default:
-            parse(key, None)
-        catalog.put_setting(model, key, kept)
-        model = catalog.model(model.name)
+        kept = parse(key, value)
+        model = catalog.put_setting(model, key, kept)
     elif key is not None:
         parse(key, None)
         click.echo(json.dumps(model.settings.get(key)))
@@ -119,16 +174,24 @@ def settings(
         click.echo(json.dumps(model.settings, indent=2))
         return
     click.echo(click.style(model.name, fg="yellow"))
-    if key is not None:
-        shown = model.settings.get(key)
-        click.echo(f"{key} is {'the default again' if shown is None else shown}")
-        return
+    if key is None:
+        _print_settings(model.settings)
+    elif default:
+        click.echo(f"{key} is the default again")
+    else:
+        click.echo(f"{key} is {shown(model.settings[key])}")
+
+
+def _print_settings(given: dict[str, Any]) -> None:
+    from ..options import ModelSettings, shown
+
     width = max(map(len, ModelSettings.model_fields))
     for field, about in ModelSettings.model_fields.items():
-        if (given := model.settings.get(field)) is not None:
-            text = f"{click.style(str(given), bold=True)}  {about.description}"
+        text = hanging(str(about.description), width + 4)
+        if field in given:
+            text = click.style(shown(given[field]), bold=True)
         else:
-            text = click.style(str(about.description), dim=True)
+            text = click.style(text, dim=True)
         click.echo(f"  {field.ljust(width)}  {text}")
 
 
@@ -154,20 +217,27 @@ def download(
 
     if list_:
         width = max(map(len, hub.PRESETS))
-        for preset in hub.PRESETS.values():
-            star = "* " if preset.name == hub.DEFAULT else "  "
+        for known in hub.PRESETS.values():
+            star = "* " if known.name == hub.DEFAULT else "  "
             click.echo(
                 click.style(star, fg="green", bold=True)
-                + click.style(preset.name.ljust(width), fg="yellow")
-                + f"  {format_size(preset.nbytes):>8}  {preset.note}"
+                + click.style(known.name.ljust(width), fg="yellow")
+                + f"  {format_size(known.nbytes):>8}  {known.note}"
             )
         return
-    path = hub.download(*hub.resolve(repository, file), revision)
-    doctor.check_model(path)
-    model = catalog.add(path, "Hugging Face")
+    preset = hub.PRESETS.get((repository or hub.DEFAULT).lower())
+    try:
+        path = hub.download(*hub.resolve(repository, file), revision)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            "Stopped. Run this again, and it goes on where it was"
+        ) from None
+    doctor.check_model(catalog.Model(path.stem, path, "Hugging Face"))
+    name = preset.name if preset and not file else None
+    model = catalog.add(path, "Hugging Face", name)
     if catalog.default_name() is None:
         catalog.use(model)
-    if catalog.default_name() == model.name:
+    if catalog.is_default(model):
         click.echo("Ready, as kvllama: llm -m kvllama 'Why is the sky blue?'")
         return
     click.echo(
@@ -193,35 +263,39 @@ def doctor_(json_: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         for name, text in doctor.lines(found):
-            click.echo(f"{click.style(name.ljust(10), dim=True)}{text}")
+            label = click.style(name.ljust(10), dim=True)
+            click.echo(label + hanging(text, 10))
         _print_problems(found)
     if any(level == "error" for level, _ in found["problems"]):
         raise click.exceptions.Exit(1)
 
 
 def _print_problems(found: dict[str, Any]) -> None:
-    from ..doctor import NEEDS
+    from .. import doctor
 
     click.echo()
     for level, text in found["problems"]:
         sign, colour = _SIGNS[level]
-        click.echo(f"{click.style(sign, fg=colour, bold=True)} {text}")
+        click.echo(f"{click.style(sign, fg=colour, bold=True)} {hanging(text, 2)}")
     if not found["problems"]:
         click.echo(f"{click.style('✓', fg='green', bold=True)} All is well")
-    compute = found["compute"]
-    if compute is None or compute["can_offload"]:
-        return
-    click.echo("\nTo use a GPU, build llama-cpp-python for it:")
-    for kind, line in found["install"].items():
-        wanted = kind == compute["gpu_build_wanted"]
-        click.echo(f"\n{click.style(kind, bold=wanted)}: {NEEDS[kind]}")
-        click.echo(f"  {line}")
+    if builds := doctor.gpu_builds(found):
+        click.echo("\nTo use a GPU, build llama-cpp-python for it:")
+    for kind, needs in builds:
+        click.echo(f"\n{click.style(kind, bold=True)}: {needs}")
+        click.echo(f"  {found['install'][kind]}")
 
 
-def _name(name: str) -> str:
-    "A model's name, as llm knows it or as we do"
+def _model(name: str | None) -> Model:
+    "A model by its name, as llm knows it or as we do"
     from .. import catalog
 
-    if name == catalog.MODEL_ID:
-        return catalog.model().name
+    if name is None or name == catalog.MODEL_ID:
+        return catalog.model()
+    return catalog.find(_bare(name))
+
+
+def _bare(name: str) -> str:
+    from .. import catalog
+
     return name.removeprefix(f"{catalog.MODEL_ID}/")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 
 import click
@@ -69,3 +72,16 @@ def placing(command: Callable[..., None]) -> Callable[..., None]:
 
 def say_states(n: int) -> str:
     return f"{n:,} state{'' if n == 1 else 's'}"
+
+
+def hanging(text: str, indent: int) -> str:
+    "A text as it fits the terminal, its later lines indented; elsewhere as it is"
+    if not sys.stdout.isatty():
+        return text
+    lines = textwrap.wrap(
+        text,
+        max(20, shutil.get_terminal_size().columns - indent),
+        break_long_words=False,  # paths and commands are copied
+        break_on_hyphens=False,
+    )
+    return ("\n" + " " * indent).join(lines)

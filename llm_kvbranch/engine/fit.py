@@ -5,12 +5,15 @@ All of it is reckoned from the file's header; llama.cpp itself has the last word
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ModelLoadError
 from .devices import Device
 from .gguf import Header, read_header
+from .lib import listen, llama, take_errors
 
 MARGIN = 512 << 20  # bytes left to compute buffers and to other programs
 _F16 = 1  # enum ggml_type
@@ -57,6 +60,29 @@ def tokens_that_fit(
     return min(most, room // each) if each else most
 
 
+def check_known(path: Path, tokenizer: bool = True) -> None:
+    """Raise ModelLoadError if this build does not know the architecture or tokenizer.
+
+    The vocabulary alone is loaded for that: llama.cpp has no list of what it knows.
+    Without ``tokenizer`` not even that: it takes time that grows with the vocabulary.
+    """
+    lib = llama()
+    parameters = lib.llama_model_default_params()
+    parameters.vocab_only = True
+    instead = (lib.llama_model_kv_override * 2)()  # the second one ends the list
+    if not tokenizer:
+        instead[0].key = b"tokenizer.ggml.model"
+        instead[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
+        instead[0].value.val_str = b"no_vocab"
+        kind = type(parameters.kv_overrides)
+        parameters.kv_overrides = ctypes.cast(instead, kind)
+    listen()
+    model = lib.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        raise ModelLoadError(explain(path, take_errors()))
+    lib.llama_model_free(model)
+
+
 def explain(path: Path, reason: str) -> str:
     "Why llama.cpp did not load a model, for someone who wants to run one"
     try:
@@ -65,14 +91,36 @@ def explain(path: Path, reason: str) -> str:
         return str(error)
     if header.unfit:
         return f"{path.name} {header.unfit}"
-    if "unknown model architecture" in reason:
-        return (
-            f"This build of llama.cpp does not know the architecture of {path.name}, "
-            f"{header.architecture}: pip install --upgrade llama-cpp-python"
-        )
+    if unknown := _unknown(path, header.architecture, reason):
+        return unknown
     if "alloc" in reason or "out of memory" in reason:
         return (
             f"There is no memory for {path.name} ({header.nbytes / 1e9:.1f} GB): "
             f"use a smaller model or quantisation ({reason})"
         )
     return f"llama.cpp cannot load {path.name}: {reason}"
+
+
+def _unknown(path: Path, architecture: str, reason: str) -> str | None:
+    "What this build of llama.cpp does not know of a model"
+    upgrade = "llm install --upgrade llama-cpp-python"
+    unknown = "unknown model architecture" in reason
+    # Some of Ollama's files are made in a way that only Ollama reads
+    is_ollamas = path.parent.name == "blobs" and path.name.startswith("sha256-")
+    if is_ollamas and (unknown or "wrong number of tensors" in reason):
+        return (
+            f"Ollama's own file of this model ({architecture}) is none that this build "
+            "of llama.cpp can load: get another with llm kvbranch download, or "
+            f"{upgrade} ({reason})"
+        )
+    if unknown:
+        return (
+            f"This build of llama.cpp does not know the architecture of {path.name}, "
+            f"{architecture}: {upgrade}"
+        )
+    if "unknown pre-tokenizer type" in reason:
+        return (
+            f"This build of llama.cpp does not know the tokenizer of {path.name}: "
+            f"{upgrade} ({reason})"
+        )
+    return None

@@ -38,6 +38,17 @@ _SCALARS: dict[int, tuple[str, Any]] = {
 _MAX_ARRAY = 4096  # longer ones belong to the vocabulary
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _F32 = 4  # bytes of a number in a recurrent state
+_OTHER_KINDS = {  # by architecture: what llama.cpp loads, and is not to be talked to
+    "t5": "an encoder-decoder model",
+    "t5encoder": "an encoder",
+    "wavtokenizer-dec": "an audio decoder",
+    **dict.fromkeys(("dream", "llada", "llada-moe"), "a diffusion model"),
+}
+_OTHERWISE = {  # what to do with a file of another format, by what ggml says of it
+    "only supports up to version": "llm install --upgrade llama-cpp-python",
+    "no longer supported": "Look for a newer file of the model",
+    "endianness": "Look for a file of the model for this kind of computer",
+}
 
 # enum llama_ftype, as people write it
 _FILE_TYPES = {
@@ -202,11 +213,25 @@ def parts(path: Path) -> list[Path]:
     ]
 
 
+def check_parts(path: Path) -> None:
+    "Raise ModelLoadError when a file is missing"
+    files = parts(path)
+    missing = [part.name for part in files if not os.path.exists(part)]
+    if missing and len(files) == 1:
+        raise ModelLoadError(f"There is no model file {path}")
+    if missing:
+        raise ModelLoadError(
+            f"Of the model in {len(files)} parts some are missing: "
+            f"{', '.join(missing)}. Put all parts into one folder"
+        )
+
+
 def read_header(path: Path) -> Header:
     """The header of a model file, or of all parts of a split model.
 
     Raises ModelLoadError when a file is missing, no GGUF file or cut short.
     """
+    check_parts(path)
     values: dict[str, Any] = {}
     tensors: dict[str, int] = {}
     n_params = 0
@@ -234,6 +259,8 @@ def unfit(value: Callable[[str], Any]) -> str | None:
         )
     if kind == "imatrix":
         return "is an importance matrix, which is only good for quantising models"
+    if kind := _OTHER_KINDS.get(str(architecture)):
+        return f"is {kind}, which kvllama cannot run. Choose a chat or instruct model"
     pooling = value(f"{architecture}.pooling_type")
     causal = value(f"{architecture}.attention.causal")
     if str(pooling or 0) != "0" or str(causal).lower() in ("false", "0"):
@@ -241,8 +268,6 @@ def unfit(value: Callable[[str], Any]) -> str | None:
             "is an embedding model: it turns text into vectors and writes nothing. "
             "Choose a chat or instruct model"
         )
-    if architecture in ("t5encoder", "wavtokenizer-dec"):
-        return "is no model that writes text. Choose a chat or instruct model"
     return None
 
 
@@ -253,9 +278,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int], int]:
     listen()
     gguf = lib.gguf_init_from_file(os.fsencode(path), _Parameters(True, None))
     if not gguf:
+        reason = take_errors()
+        advice = [text for words, text in _OTHERWISE.items() if words in reason]
         raise ModelLoadError(
-            f"{path.name} cannot be read as a GGUF file: {take_errors()}. "
-            "Download it again"
+            f"{path.name} cannot be read as a GGUF file: {reason}. "
+            f"{advice[0] if advice else 'Download it again'}"
         )
     try:
         values = {}
@@ -285,8 +312,6 @@ def _size(path: Path) -> int:
         size = path.stat().st_size
         with open(path, "rb") as file:
             magic = file.read(4)
-    except FileNotFoundError:
-        raise ModelLoadError(f"There is no model file {path}") from None
     except IsADirectoryError:
         raise ModelLoadError(f"{path} is a folder: name a GGUF file in it") from None
     except OSError as error:

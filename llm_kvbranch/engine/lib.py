@@ -20,6 +20,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import types
@@ -29,6 +30,8 @@ from typing import Any
 from ..errors import ModelLoadError
 
 _ERROR, _CONTINUATION = 4, 5  # enum ggml_log_level
+_SOURCE = re.compile(r"^(?:llama|gguf|ggml)_\w+: ")  # the function that says it
+_ECHOES = ("failed to load model", "failed to read header")  # of what was said before
 _errors: collections.deque[str] = collections.deque(maxlen=8)
 _callbacks: list[Any] = []  # C holds a pointer to them
 
@@ -43,7 +46,7 @@ def llama() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise ModelLoadError(
             f"Cannot load llama-cpp-python: {error}. "
-            "Reinstall it: pip install --force-reinstall llama-cpp-python"
+            "Reinstall it: llm install --force-reinstall llama-cpp-python"
         ) from None
     _callbacks.append(bindings.llama_log_callback(_on_log))
     bindings.llama_log_set(_callbacks[0], None)
@@ -85,9 +88,10 @@ def _on_log(level: int, text: bytes | None, _: Any) -> None:
 
 def take_errors() -> str:
     "What llama.cpp reported as errors since listen(), as one line"
-    text = "; ".join(dict.fromkeys(line for line in _errors if line))
+    said = dict.fromkeys(_SOURCE.sub("", line) for line in _errors if line)
     _errors.clear()
-    return text or "llama.cpp gave no reason"
+    telling = [line for line in said if line not in _ECHOES] or list(said)
+    return "; ".join(telling) or "llama.cpp gave no reason"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import ModelLoadError
 from .devices import can_offload, devices
 from .fit import explain, layers_that_fit
-from .gguf import parts, read_header, unfit
+from .gguf import check_parts, parts, read_header, unfit
 from .lib import listen, llama, take_errors
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
@@ -64,14 +64,7 @@ class Weights:
         self._adapters: list[Any] = []
         self.model = None
         self.notice: str | None = None
-        missing = [path.name for path in load.files if not path.is_file()]
-        if missing:
-            raise ModelLoadError(
-                f"There is no model file {load.path}"
-                if len(load.files) == 1
-                else f"Of the model in {len(load.files)} parts some are missing: "
-                f"{', '.join(missing)}. Put all parts into one folder"
-            )
+        check_parts(load.path)
         self._load_model()
         self._check_use()
         self.vocab = lib.llama_model_get_vocab(self.model)
