@@ -135,6 +135,8 @@ LAYERS = {
 OUTSIDE = {
     "llama_cpp": {"engine"},
     "huggingface_hub": {"hub"},
+    "datasette": {"web"},
+    "uvicorn": {"web"},
     "sqlite3": {"database", "index", "files", "upkeep", "storing", "session", "cli"},
 }
 
