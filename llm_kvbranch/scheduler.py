@@ -14,6 +14,7 @@ This module does not know HTTP, llm's models or the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -149,7 +150,8 @@ class Scheduler:
 
     def n_waiting_now(self) -> int:
         "Requests that wait for a slot"
-        return sum(map(len, self._queues.values()))
+        with self._wake:
+            return sum(map(len, self._queues.values()))
 
     def n_running(self) -> int:
         return len(self._running)
@@ -272,7 +274,7 @@ class Scheduler:
                 self._full_at = None
                 self._end(ticket, generation.error, pieces)
             elif pieces:
-                ticket.listener(ticket, pieces)
+                _tell(ticket, pieces)
 
     def _end(
         self,
@@ -289,7 +291,7 @@ class Scheduler:
         if ticket.started is not None and not error:
             facts.update(served=True, queue_ms=ticket.queue_ms)
             self._seconds += 0.2 * (now - ticket.started - self._seconds)
-        ticket.listener(ticket, pieces or [])
+        _tell(ticket, pieces or [])
 
     def _give_up(self) -> None:
         "The end of everything that is running, waiting or asked for"
@@ -308,6 +310,12 @@ class Scheduler:
         self._running = []
         for future, _ in calls:
             future.set_exception(OverloadedError("The server is shutting down", 1))
+
+
+def _tell(ticket: Ticket, pieces: list[str]) -> None:
+    "A listener that fails, as when its event loop has ended, fails nobody else"
+    with contextlib.suppress(Exception):
+        ticket.listener(ticket, pieces)
 
 
 def _fulfil(future: Future[Any], function: Callable[[], Any]) -> None:

@@ -1,14 +1,17 @@
 """What is going on, as plain values: slots, counters, trees.
 
-The values of slots are read while the engine's thread may be changing them: each is
-one that was true a moment ago.
+Slots are read while the engine's thread may be changing them, so each value is one
+that was true a moment ago. What grows there is copied before it is looked into: a
+view of an array keeps it from growing, which would fail the answer it belongs to.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
+from ..state import common_prefix
 from ..tree import Node
 from .server import Server
 
@@ -16,33 +19,40 @@ from .server import Server
 def describe_slots(server: Server) -> dict[str, Any]:
     "The slots of the context, and what they share"
     session, running = server.session, server.scheduler.tickets()
-    slots = []
-    for slot in session.slots.all():
-        ticket = running.get(slot.seq)
-        generation = ticket.generation if ticket is not None else None
-        state = "idle" if slot.tokens else "empty"
-        if generation is not None:
-            state = "answering" if generation.is_answering else "reading"
-        slots.append(
+    slots = session.slots.all()
+    cells = {slot.seq: slot.cells[:] for slot in slots}
+    described = []
+    for slot in slots:
+        ticket, target, own = running.get(slot.seq), slot.target, cells[slot.seq]
+        state = "idle" if own else "empty"
+        if ticket is not None:
+            state = "answering" if ticket.generation.is_answering else "reading"
+        shares = (common_prefix(own, cells[s]) for s in cells if s != slot.seq)
+        described.append(
             {
                 "id": slot.seq,
                 "state": state,
                 "response_id": slot.response_id,
-                "n_tokens": len(slot.tokens),
-                "n_target": len(slot.target) if slot.target is not None else None,
-                "n_shared": session.slots.n_shared(slot),
+                "n_tokens": len(own),
+                "n_target": len(target) if target is not None else None,
+                "n_shared": max(shares, default=0),
                 "seconds": round(time.monotonic() - ticket.started, 3)
                 if ticket is not None and ticket.started is not None
                 else None,
             }
         )
     return {
-        "slots": slots,
+        "slots": described,
         "n_cells": session.engine.n_ctx,
-        "n_used": session.slots.n_used(),
+        "n_used": _n_used(server),
         "n_limit": session.slots.limit,
         "n_waiting": server.scheduler.n_waiting_now(),
     }
+
+
+def _n_used(server: Server) -> int:
+    "Cells that the slots' rows take"
+    return len({cell for slot in server.session.slots.all() for cell in slot.cells[:]})
 
 
 def response_in_slot(server: Server, seq: int) -> str | None:
@@ -74,13 +84,13 @@ def describe_node(node: Node) -> dict[str, Any]:
 
 def metrics_text(server: Server) -> str:
     "Prometheus' text format"
-    counts, session = server.scheduler.counts, server.session
+    counts, session = Counter(server.scheduler.counts), server.session
     lines: list[str] = []
 
     def put(name: str, kind: str, about: str, values: dict[str, float]) -> None:
         lines.append(f"# HELP kvbranch_{name} {about}")
         lines.append(f"# TYPE kvbranch_{name} {kind}")
-        lines.extend(f"kvbranch_{name}{k} {v:g}" for k, v in values.items())
+        lines.extend(f"kvbranch_{name}{k} {v}" for k, v in values.items())
 
     put("requests_total", "counter", "Requests", {"": counts["requests"]})
     put("refused_total", "counter", "Refused: too many", {"": counts["refused"]})
@@ -107,11 +117,11 @@ def metrics_text(server: Server) -> str:
     waiting = server.scheduler.n_waiting_now()
     put("waiting", "gauge", "Waiting requests", {"": waiting})
     put("cells", "gauge", "Cells of the context", {"": session.engine.n_ctx})
-    put("cells_used", "gauge", "Cells with rows", {"": session.slots.n_used()})
+    put("cells_used", "gauge", "Cells with rows", {"": _n_used(server)})
     put(
         "uptime_seconds",
         "gauge",
         "Since the server was started",
-        {"": time.time() - server.started},
+        {"": round(time.time() - server.started, 3)},
     )
     return "\n".join(lines) + "\n"
