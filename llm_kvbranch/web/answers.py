@@ -125,7 +125,7 @@ class Answer:
 
     async def _log(self) -> None:
         "Log the response and store its state; an answer that came is no failure"
-        response = self.response._to_sync_response()
+        response = await _to_sync(self.response)
         database = self._datasette.get_database(self.server.database)
         try:
             self.thread_id = await database.execute_write_fn(
@@ -148,3 +148,10 @@ class Answer:
         name = " ".join((self.asked.name or "").split())[:100]
         thread = {"id": response.conversation.id, "name": name}
         return history.log_by_content(response, thread)
+
+
+async def _to_sync(response: Any) -> Any:
+    "A response as it is logged"
+    if hasattr(response, "_to_sync_response"):
+        return response._to_sync_response()
+    return await response.to_sync_response()  # llm before 0.36

@@ -128,6 +128,8 @@ class Generating(BaseModel):
         )
         options = {name: getattr(self, name) for name in names}
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
+        if isinstance(self.stop, str):  # which kvllama may take for a JSON list
+            options["stop"] = [self.stop]
         if self.seed is not None:
             options["seed"] = self.seed % 0xFFFFFFFF
         return {name: value for name, value in options.items() if value is not None}

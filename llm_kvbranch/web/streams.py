@@ -51,6 +51,7 @@ class EventStream:
         self.begun = False
 
     async def run(self, events: AsyncIterator[Event]) -> None:
+        "Send events to their end"
         async for event in events:
             await self.put(event)
         await self.end()
@@ -85,12 +86,12 @@ class EventStream:
 async def merged(sources: list[AsyncIterator[str]]) -> AsyncIterator[tuple[int, str]]:
     """What several sources give, as it comes, with the number of each.
 
-    An empty text is the end of one. Raises what one of them fails with, in the end.
+    An empty text is the end of one. Raises what the first of them fails with.
     """
-    queue: asyncio.Queue[tuple[int, str, BaseException | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, str, Exception | None]] = asyncio.Queue()
 
     async def pump(i: int) -> None:
-        error = None
+        error: Exception | None = None
         try:
             async for piece in sources[i]:
                 queue.put_nowait((i, piece, None))
@@ -99,18 +100,14 @@ async def merged(sources: list[AsyncIterator[str]]) -> AsyncIterator[tuple[int, 
         queue.put_nowait((i, "", error))
 
     tasks = [asyncio.ensure_future(pump(i)) for i in range(len(sources))]
-    left, failed = len(tasks), None
+    left = len(tasks)
     try:
         while left:
             i, piece, error = await queue.get()
-            if piece:
-                yield i, piece
-                continue
-            left, failed = left - 1, failed or error
-            if error is None:
-                yield i, ""
-        if failed is not None:
-            raise failed
+            if error is not None:
+                raise error
+            left -= not piece
+            yield i, piece
     finally:
         for task in tasks:
             task.cancel()

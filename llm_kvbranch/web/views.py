@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import OverloadedError
 from .answers import Answer, Asked
 from .openai import (
     RequestError,
@@ -30,6 +33,7 @@ from .openai import (
 from .server import Server, server_of
 from .streams import Event, EventStream, attend, merged
 
+_HEAD = ("GET", "HEAD")  # who may read may ask whether there is something to read
 NOT_SERVED = (
     "No model is served here, the log can only be read: start llm kvbranch serve"
 )
@@ -55,8 +59,10 @@ class Call:
 
     async def answer(self, asked: list[Asked]) -> Any:
         "Answer as a chat completion, streamed or whole"
-        answers = [Answer(self.server, self.datasette, each) for each in asked]
+        answers: list[Answer] = []
         try:
+            for each in asked:
+                answers.append(Answer(self.server, self.datasette, each))
             if self.body.stream:
                 return await self._stream(answers)
             return await self._whole(answers)
@@ -70,28 +76,31 @@ class Call:
                 pass
 
         if not await attend(self.receive, self.server.stopping, work()):
-            raise RequestError(503, "The answer was cancelled", retry_after=1)
+            raise as_request_error(shutting_down())
         model = self.server.model.model_id
         return json_response(completion(answers, model, int(time.time())))
 
     async def _stream(self, answers: list[Answer]) -> None:
-        stream = EventStream(self.send)
-        events = self._events(answers)
+        await self._send(EventStream(self.send), self._events(answers))
+
+    async def _send(self, stream: EventStream, events: AsyncGenerator[Event]) -> None:
+        """Send events to their end, which may be an error.
+
+        Raises one that comes before all of them, to be told by a status.
+        """
         try:
             async with contextlib.aclosing(events):
-                whole = await attend(
+                if not await attend(
                     self.receive, self.server.stopping, stream.run(events)
-                )
-            if not whole and stream.begun:
-                await stream.end()
+                ):
+                    raise shutting_down()
         except Exception as error:
-            refused = as_request_error(error)
             if not stream.begun:
                 raise
-            await stream.put(refused.body)
+            await stream.put(told(error).body)
             await stream.end()
 
-    async def _events(self, answers: list[Answer]) -> Any:
+    async def _events(self, answers: list[Answer]) -> AsyncGenerator[Event]:
         "The events of OpenAI's stream"
         make = functools.partial(
             chunk, answers, self.server.model.model_id, int(time.time())
@@ -116,18 +125,9 @@ class Call:
             yield make([], usage=usage(answers))
         yield "[DONE]"
 
-    async def lines(self, events: AsyncIterator[Event]) -> None:
+    async def lines(self, events: AsyncGenerator[Event]) -> None:
         "Answer with lines of JSON as they come"
-        stream = EventStream(self.send, lines=True)
-        try:
-            whole = await attend(self.receive, self.server.stopping, stream.run(events))
-            if not whole and stream.begun:
-                await stream.end()
-        except Exception as error:
-            if not stream.begun:
-                raise
-            await stream.put(as_request_error(error).body)
-            await stream.end()
+        await self._send(EventStream(self.send, lines=True), events)
 
 
 View = Callable[[Call], Awaitable[Any]]
@@ -145,17 +145,12 @@ def view(method: str, action: str, schema: Any = None) -> Callable[[View], Any]:
                 call = await _call(datasette, request, send, receive)
                 return await function(call)
             except Exception as error:
-                refused = as_request_error(error)
-                if refused.status == 500:
-                    import traceback
-
-                    traceback.print_exc()
-                return error_response(refused)
+                return error_response(told(error), method)
 
         async def _call(datasette: Any, request: Any, send: Any, receive: Any) -> Call:
             from .access import allowed
 
-            if request.method != method:
+            if request.method != method and (method, request.method) != _HEAD:
                 raise RequestError(405, f"Use {method} here", code="method_not_allowed")
             if not await allowed(datasette, request.actor, action):
                 raise RequestError(*_unknown(request))
@@ -175,6 +170,24 @@ def view(method: str, action: str, schema: Any = None) -> Callable[[View], Any]:
     return wrap
 
 
+def shutting_down() -> OverloadedError:
+    return OverloadedError("The server is shutting down", 1)
+
+
+def told(error: Exception) -> RequestError:
+    """What a client is told of an error.
+
+    One that nobody foresaw is for the terminal, too, without its text: that may be
+    what somebody asked.
+    """
+    refused = as_request_error(error)
+    if refused.status == 500:
+        where = traceback.extract_tb(error.__traceback__)
+        lines = [*traceback.format_list(where), f"{type(error).__name__}\n"]
+        sys.stderr.write("".join(lines))
+    return refused
+
+
 def _unknown(request: Any) -> tuple[int, str]:
     if request.headers.get("authorization"):
         return 401, "This token is not the server's: llm kvbranch serve prints it"
@@ -189,7 +202,10 @@ def _parse(schema: Any, body: bytes) -> Any:
     from pydantic import ValidationError
 
     try:
-        data = json.loads(body)
+        text = body.decode(json.detect_encoding(body))
+        data = json.loads(text)
+        if "\\u" in text:  # may be half a character, which nothing can store
+            json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise RequestError(400, "The body is no JSON") from None
     if not isinstance(data, dict):
@@ -197,9 +213,24 @@ def _parse(schema: Any, body: bytes) -> Any:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise RequestError(400, f"{param}: {first['msg']}", param) from None
+        # Where several forms are allowed, the one that fits the furthest is meant
+        worst = max(error.errors(), key=lambda each: len(each["loc"]))
+        param = _path(data, worst["loc"])
+        raise RequestError(400, f"{param}: {worst['msg']}", param) from None
+
+
+def _path(data: Any, location: tuple[int | str, ...]) -> str:
+    "A location as it is in the data, without the names of forms that were tried"
+    path = []
+    for i, part in enumerate(location):
+        if isinstance(data, dict) and part in data:
+            data = data[str(part)]
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        elif not isinstance(data, dict) or i < len(location) - 1:
+            continue
+        path.append(str(part))
+    return ".".join(path)
 
 
 def json_response(data: Any, status: int = 200, headers: Any = None) -> Any:
@@ -214,8 +245,8 @@ def json_response(data: Any, status: int = 200, headers: Any = None) -> Any:
     )
 
 
-def error_response(error: RequestError) -> Any:
-    headers = {}
+def error_response(error: RequestError, method: str = "") -> Any:
+    headers = {"allow": method} if error.status == 405 else {}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
     if error.status == 401:
