@@ -214,6 +214,7 @@ def ask_messages(
     model: Any,
     schema: dict[str, Any] | None = None,
     nth: int = 0,
+    tools: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
     "The response of a model to messages, in a new thread; not started yet"
@@ -227,7 +228,7 @@ def ask_messages(
     else:
         conversation.loaded_messages = list(messages)
         prompt = None
-    response = conversation.prompt(prompt, schema=schema, **options)
+    response = conversation.prompt(prompt, schema=schema, tools=list(tools), **options)
     if nth:
         response.id = _later_id(nth)
     return response

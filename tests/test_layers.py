@@ -112,6 +112,8 @@ LAYERS = {
         "scheduler",
         "session",
         "settings",
+        "state",
+        "toolcalls",
         "tree",
     },
     "cli": {

@@ -6,6 +6,8 @@ that makes it do so: SmolLM2-135M would not by itself.
 
 from __future__ import annotations
 
+import json
+
 import llm
 import pytest
 import sqlite_utils
@@ -14,6 +16,9 @@ from llm.migrations import migrate
 from llm_kvbranch import catalog
 from llm_kvbranch import model as model_module
 from llm_kvbranch.errors import ChatError
+from llm_kvbranch.history import History
+
+from .servers import MODEL, Server
 
 pytestmark = pytest.mark.model
 
@@ -119,6 +124,73 @@ class TestCalling:
         said = b"".join(map(piece_of(), tokens_of_last()))
         assert said.count(b"<tool_call>") == 2  # with the one in the instructions
         assert b"It rains in" in said
+
+
+class TestServed:
+    "The OpenAI API's form of it, whole and streamed"
+
+    TOOL = {  # noqa: RUF012
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather in a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+
+    @pytest.fixture
+    def server(self, tmp_path):
+        home = tmp_path / "home"
+        folder = home / "llm" / "kvbranch"
+        folder.mkdir(parents=True)
+        (folder / "tools.jinja").write_text(TEMPLATE)
+        template = {"chat_template": str(folder / "tools.jinja"), "n_threads": 1}
+        settings = {"models": {MODEL: template}}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        with Server(home) as server:
+            yield server
+            server.end()
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_call_and_result(self, server, stream):
+        messages = [{"role": "user", "content": "How is the weather?"}]
+        with server.openai() as client:
+
+            def ask(**more):
+                options = {"model": "kvllama", "tools": [self.TOOL], **GREEDY, **more}
+                return client.chat.completions.create(messages=messages, **options)
+
+            grammar = {"extra_body": {"grammar": CALL}}
+            if stream:
+                choices = [c for x in ask(stream=True, **grammar) for c in x.choices]
+                (reason,) = [c.finish_reason for c in choices if c.finish_reason]
+                content = "".join(c.delta.content or "" for c in choices)
+                (call,) = [t for c in choices for t in c.delta.tool_calls or ()]
+            else:
+                choice = ask(**grammar).choices[0]
+                reason, content = choice.finish_reason, choice.message.content
+                (call,) = choice.message.tool_calls
+            assert reason == "tool_calls"
+            assert "tool_call" not in (content or "")
+            assert call.function.name == "weather"
+            assert json.loads(call.function.arguments)["city"].istitle()
+            said = {"id": call.id, "type": "function", "function": call.function}
+            messages += [
+                {"role": "assistant", "content": content, "tool_calls": [said]},
+                {"role": "tool", "tool_call_id": call.id, "content": "It rains"},
+            ]
+            after = ask()
+        history = History(sqlite_utils.Database(server.home / "logs.db"))
+        turns = list(history.db["turns"].rows_where(order_by="id"))
+        first, second = (history.facts(turn["id"]) for turn in turns)
+        cached = after.usage.prompt_tokens_details.cached_tokens
+        assert cached == first["state_end"]
+        assert second["miss_reason"] is None
+        assert turns[0]["thread_id"] == turns[1]["thread_id"]
 
 
 class TestRefusal:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlite_utils
@@ -20,6 +20,7 @@ from .. import branching
 from ..branching import Branch
 from ..errors import KVBranchError
 from ..history import History
+from ..toolcalls import Call
 from .server import Server
 
 
@@ -38,6 +39,7 @@ class Asked:
     client: str = ""
     name: str | None = None
     nth: int = 0
+    tools: list[Any] = field(default_factory=list)
 
 
 class Answer:
@@ -66,7 +68,12 @@ class Answer:
             )
         else:
             response = branching.ask_messages(
-                asked.messages, model, asked.schema, asked.nth, **asked.options
+                asked.messages,
+                model,
+                asked.schema,
+                asked.nth,
+                asked.tools,
+                **asked.options,
             )
         response.conversation.client = asked.client
         return response
@@ -79,6 +86,12 @@ class Answer:
     def facts(self) -> dict[str, Any]:
         ticket = getattr(self.response, "ticket", None)
         return ticket.generation.facts if ticket is not None else {}
+
+    @property
+    def calls(self) -> list[Call]:
+        "Tools that the model wants called"
+        ticket = getattr(self.response, "ticket", None)
+        return ticket.generation.calls if ticket is not None else []
 
     @property
     def slot_id(self) -> int | None:

@@ -86,14 +86,30 @@ def as_request_error(error: BaseException) -> RequestError:
 
 def messages_of(request: ChatRequest) -> list[Any]:
     "llm's messages; raises RequestError for those that it has not"
-    return [_message(message, f"messages.{i}") for i, message in _numbered(request)]
+    messages = []
+    names: dict[str, str] = {}  # of called tools, which their results do not repeat
+    for i, message in enumerate(request.messages):
+        names |= {c.id: c.function.name for c in message.tool_calls or () if c.id}
+        name = message.name or names.get(message.tool_call_id or "", "")
+        messages.append(_message(message, f"messages.{i}", name))
+    return messages
 
 
-def _numbered(request: ChatRequest) -> Any:
-    return enumerate(request.messages)
+def tools_of(request: ChatRequest) -> list[Any]:
+    "llm's tools, without what they do"
+    if request.tool_choice == "none":
+        return []
+    return [
+        llm.Tool(
+            name=tool.function.name,
+            description=tool.function.description,
+            input_schema=tool.function.parameters or {"type": "object"},
+        )
+        for tool in request.tools or ()
+    ]
 
 
-def _message(message: ChatMessage, param: str) -> Any:
+def _message(message: ChatMessage, param: str, name: str) -> Any:
     text = message.text()
     if message.role in ("system", "developer"):
         return llm.system(text)
@@ -104,7 +120,7 @@ def _message(message: ChatMessage, param: str) -> Any:
     if not message.tool_call_id:
         raise RequestError(400, "a tool message needs a tool_call_id", param)
     part = llm.parts.ToolResultPart(
-        name=message.name or "", output=text, tool_call_id=message.tool_call_id
+        name=name, output=text, tool_call_id=message.tool_call_id
     )
     return llm.parts.Message(role="tool", parts=[part])
 
@@ -142,6 +158,8 @@ def json_schema_of(response_format: Any) -> dict[str, Any] | None:
 
 def finish_reason(facts: dict[str, Any]) -> str:
     reason = facts.get("finish_reason")
+    if reason == "tool_calls":
+        return "tool_calls"
     return "length" if reason in ("length", "context") else "stop"
 
 
@@ -178,13 +196,28 @@ def chunk(
 
 def choice(answer: Answer, index: int) -> dict[str, Any]:
     "A choice of a whole answer"
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if calls := tool_calls(answer):
+        message = {**message, "content": answer.text or None, "tool_calls": calls}
     return {
         "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "message": {**message, "refusal": None},
         "finish_reason": finish_reason(answer.facts),
         "logprobs": None,
         **about(answer),
     }
+
+
+def tool_calls(answer: Answer) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": i,
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+        }
+        for i, call in enumerate(answer.calls)
+    ]
 
 
 def about(answer: Answer) -> dict[str, Any]:

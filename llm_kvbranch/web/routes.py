@@ -17,7 +17,7 @@ from ..errors import HistoryError
 from ..history import History
 from . import peers, schemas
 from .answers import Asked
-from .openai import RequestError, json_schema_of, messages_of
+from .openai import RequestError, json_schema_of, messages_of, tools_of
 from .views import Call, json_response, view
 
 READ, GENERATE = "kvbranch-read", "kvbranch-generate"
@@ -27,8 +27,6 @@ READ, GENERATE = "kvbranch-read", "kvbranch-generate"
 async def chat_completions(call: Call) -> Any:
     "Answer messages: the OpenAI chat API"
     body = call.body
-    if body.tools and body.tool_choice != "none":
-        raise RequestError(400, "tools are not supported yet: leave them out", "tools")
     messages = messages_of(body)
     if messages[-1].role == "assistant":
         raise RequestError(
@@ -36,7 +34,12 @@ async def chat_completions(call: Call) -> Any:
         )
     last = next((m for m in reversed(body.messages) if m.role == "user"), None)
     return await call.answer(
-        _several(call, messages=messages, name=last.text() if last else None)
+        _several(
+            call,
+            messages=messages,
+            name=last.text() if last else None,
+            tools=tools_of(body),
+        )
     )
 
 
@@ -190,6 +193,7 @@ def _several(call: Call, **asked: Any) -> list[Asked]:
                 schema=json_schema_of(body.response_format),
                 client=call.client,
                 name=asked.get("name"),
+                tools=asked.get("tools") or [],
                 nth=nth,
             )
         )

@@ -28,6 +28,7 @@ from .openai import (
     completion,
     error_body,
     finish_reason,
+    tool_calls,
     usage,
 )
 from .server import Server, server_of
@@ -108,11 +109,14 @@ class Call:
         begun: set[int] = set()
         async for i, piece in merged([answer.pieces() for answer in answers]):
             answer = answers[i]
+            delta: dict[str, Any]
             if i not in begun:
                 begun.add(i)
                 delta = {"role": "assistant", "content": piece}
             else:
                 delta = {"content": piece} if piece else {}
+            if not piece and (calls := tool_calls(answer)):
+                delta = {**delta, "tool_calls": calls}
             each = {"index": i, "delta": delta, "finish_reason": None}
             more: dict[str, Any] = {}
             if not piece:
