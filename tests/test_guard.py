@@ -587,6 +587,7 @@ class TestDoor:
     EVERYWHERE = (
         *PATHS,
         *("/", "/logs", "/logs.json", "/logs/turns.json", "/logs.db", "/-/careless"),
+        "/-/wrapped",
         *("/-/actor.json", "/-/patterns", "/-/auth-token?token=x", "/nowhere"),
         *("/logs.json?sql=select+1", "/-/static/app.css", "/-/plugins.json"),
     )
@@ -603,14 +604,29 @@ class TestDoor:
             __name__ = "careless"
 
             @hookimpl
+            def asgi_wrapper(self):
+                def wrap(application):
+                    async def wrapped(scope, receive, send):
+                        if scope["path"] != "/-/wrapped":
+                            return await application(scope, receive, send)
+                        return await Response.text("the diary").asgi_send(send)
+
+                    return wrapped
+
+                return wrap
+
+            @hookimpl
             def register_routes(self):
                 def careless():
                     return Response.text("the diary")
 
                 return [("/-/careless$", careless)]
 
+        from llm_kvbranch import web
+
         plugin = Careless()
         pm.register(plugin)
+        pm.register(pm.unregister(web), name="llm_kvbranch")  # after it, the worst case
         yield served.app()
         pm.unregister(plugin)
 
@@ -627,13 +643,14 @@ class TestDoor:
                 assert answer.error["code"] == "invalid_api_key"
 
     @pytest.mark.parametrize("path", EVERYWHERE)
-    async def test_these_two(self, served, door, path):
+    async def test_these_two_do(self, served, door, path):
         for who in (BEARER, cookie(served, {"id": "root"})):
             answer = await send_to(door, "GET", path, HOST, who)
             assert answer.status not in (401, 500)
             if path not in self.NEVER:
                 assert answer.status != 403
-        assert b"diary" in (await send_to(door, "GET", "/-/careless", HOST, who)).body
+        for careless in ("/-/careless", "/-/wrapped"):
+            assert b"diary" in (await send_to(door, "GET", careless, HOST, who)).body
 
     async def test_a_person_is_told_what_to_do(self, door):
         answer = await send_to(door, "GET", "/", HOST, ("accept", "text/html,*/*"))
