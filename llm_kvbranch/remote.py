@@ -6,7 +6,9 @@ there and gets what a session of its own would have given, without loading anyth
 The log stays the asker's business: the state is stored when it says that it logged.
 
 The invariant: a server is used only if it serves the same model file with the same
-settings and keeps state in the same place. One that cannot be reached is not there.
+settings and keeps state in the same place. One that cannot be reached is not there:
+it holds a lock on the file while it lives, so that what took over its port or its
+process id later is not taken for it, and told a prompt.
 
 This module does not know llama.cpp, sessions or llm's models.
 """
@@ -22,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ContextError, KVBranchError, OverloadedError
-from .settings import data_directory
+from .settings import budget, data_directory
+from .toolcalls import Call
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover  (Windows)
+    fcntl = None  # type: ignore[assignment]
 
 PROTOCOL = 1
 RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail"))
@@ -36,45 +44,74 @@ def announce(url: str, token: str, key: dict[str, Any]) -> None:
     """
     path = _path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = {
-        "protocol": PROTOCOL,
-        "url": url,
-        "token": token,
-        "pid": os.getpid(),
-        "key": key,
-    }
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".server")
     try:
-        with open(descriptor, "w") as file:  # mkstemp made it 0600
-            json.dump(about, file)
+        about = {
+            "protocol": PROTOCOL,
+            "url": url,
+            "token": token,
+            "pid": os.getpid(),
+            "locked": _lock(descriptor),
+            "key": _whole(key),
+        }
+        os.write(descriptor, json.dumps(about).encode())  # mkstemp made it 0600
         os.replace(temporary, path)
     except BaseException:
+        os.close(descriptor)
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    withdraw()
+    _announced.append(descriptor)
+
+
+_announced: list[int] = []  # file descriptors, open for as long as they are locked
 
 
 def withdraw() -> None:
     "Take that back, unless another server has left word since"
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(_path().read_text()).get("pid") == os.getpid():
-            _path().unlink()
+    while _announced:
+        descriptor = _announced.pop()
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), _path().stat()):
+                _path().unlink()
+        os.close(descriptor)
 
 
 def find(key: dict[str, Any]) -> Remote | None:
     "The server that serves just this, None if none does"
     try:
-        path = _path()
-        if path.stat().st_uid != os.getuid():  # somebody else's word
-            return None
-        about = json.loads(path.read_text())
-        if about["protocol"] != PROTOCOL or about["key"] != key:
-            return None
+        with open(_path()) as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():  # somebody else's word
+                return None
+            about = json.load(file)
+            if about["protocol"] != PROTOCOL or about["key"] != _whole(key):
+                return None
+            if about["locked"] and _lock(file.fileno(), shared=True):
+                return None
         os.kill(int(about["pid"]), 0)
         remote = Remote(str(about["url"]), str(about["token"]))
         return remote if remote.is_there() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _whole(key: dict[str, Any]) -> dict[str, Any]:
+    "A key together with whether state is kept at all, as JSON has it"
+    whole: dict[str, Any] = json.loads(json.dumps({**key, "keeps": budget() != 0}))
+    return whole
+
+
+def _lock(descriptor: int, shared: bool = False) -> bool:
+    "Lock a file that nobody else has locked; False where there is no such thing"
+    if fcntl is None:
+        return False
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _path() -> Path:
@@ -158,6 +195,7 @@ class RemoteGeneration:
     def __init__(self, remote: Remote, asked: dict[str, Any]):
         self.facts: dict[str, Any] = {}
         self.name = ""
+        self.calls: list[Call] = []
         self._remote = remote
         self._asked = asked
         self._ticket: str | None = None
@@ -181,6 +219,7 @@ class RemoteGeneration:
                 if "facts" in event:
                     self.facts, self.name = event["facts"], event["name"]
                     self._ticket = event["ticket"]
+                    self.calls = [Call(**call) for call in event["calls"]]
         if self._ticket is None:
             raise KVBranchError(
                 "llm kvbranch serve was stopped before the answer was complete: "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,10 @@ from .streams import Event
 from .views import Call, json_response, view
 
 GENERATE = "kvbranch-generate"
-_MOST = 256  # answers that were not logged yet
+# Answers that were not logged yet: a command does so at once, or never. They may
+# hold their rows in memory until then.
+_MOST = 256
+_SECONDS = 120
 
 
 class RunRequest(BaseModel):
@@ -33,6 +37,7 @@ class RunRequest(BaseModel):
     messages: list[dict[str, Any]]
     options: dict[str, Any]
     schema_: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] = []
 
 
 class CommitRequest(BaseModel):
@@ -55,11 +60,11 @@ async def run(call: Call) -> Any:
         messages = [llm.parts.Message.from_dict(each) for each in body.messages]
         prompt = SimpleNamespace(messages=messages, schema=body.schema_)
         recommended = server.session.engine.weights.sampling
-        request = request_of(prompt, chosen, recommended)
+        request = request_of(prompt, chosen, recommended, body.tools)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(400, str(error)) from None
 
-    async def events() -> AsyncIterator[Event]:
+    async def events() -> AsyncGenerator[Event]:
         kept = None
         answer = server.scheduler.stream(request, call.client)
         async with contextlib.aclosing(answer) as pieces:
@@ -72,6 +77,7 @@ async def run(call: Call) -> Any:
         yield {
             "facts": kept.generation.facts,
             "name": server.session.name,
+            "calls": [asdict(call) for call in kept.generation.calls],
             "ticket": _keep(server.uncommitted, kept),
         }
 
@@ -79,10 +85,11 @@ async def run(call: Call) -> Any:
 
 
 def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
-    while len(uncommitted) >= _MOST:  # of processes that died, or do not log
+    while len(uncommitted) >= _MOST:
         del uncommitted[next(iter(uncommitted))]
     name = secrets.token_urlsafe(16)
     uncommitted[name] = ticket
+    asyncio.get_running_loop().call_later(_SECONDS, uncommitted.pop, name, None)
     return name
 
 
