@@ -141,17 +141,20 @@ class Planner:
                 reason = "the chat template does not go on from the last answer"
         if tokens is None:
             tokens = self.chat.encode(messages, tools)
-        chain = Chain()
+        chain, seen = Chain(), []
         if self.store is not None:
             seen = self.store.find("input_hash", [last], self.fingerprint)
-            if known is not None and known.entry is not None:
-                seen.append(known.entry)
-            chain = self.stored(tokens[:-1], seen)
-        n_known = len(known.tokens) if known else 0
-        plan = Plan(tokens, chain, render, last, n_known, reason)
+            also = [known.entry] if known is not None and known.entry else []
+            chain = self.stored(tokens[:-1], [*seen, *also])
+        plan = Plan(tokens, chain, render, last, 0, reason)
         if known is not None:
             plan.known_hash = hashes[known.index - 1] if known.index else None
-            plan.lack = self._why_gone(known, len(chain.tokens))
+            plan.n_known = len(known.tokens)
+            plan.lack = self._why_gone(known.entry, plan)
+        asked = next((entry for entry in seen if entry.state.render == render), None)
+        if asked is not None:  # the very same: there is nothing new in it
+            plan.n_known, plan.miss_reason = len(tokens), None
+            plan.lack = self._why_gone(asked, plan)
         self._choose(plan)
         return plan
 
@@ -250,7 +253,7 @@ class Planner:
         else:
             answer = turn.tokens[turn.answer :]
         n, n_text = covered(answer, self.piece, text)
-        if text and not n:
+        if text and not n and not self._begins(answer, text):
             return None
         whole = turn.tip_hash == tip and n_text == len(text)
         if whole:
@@ -263,11 +266,17 @@ class Planner:
             return None  # a link of its chain is unknown
         return _Known(index, known, n_text, whole, candidate)
 
-    def _why_gone(self, known: _Known, at: int) -> str | None:
-        "Why a known turn has no rows from a position on, where that was recorded"
-        if self.store is None or known.entry is None or at >= len(known.tokens) - 1:
+    def _begins(self, answer: array[int], text: str) -> bool:
+        "Whether a text ends within the first token of an answer, or character"
+        spelled = b"".join(map(self.piece, answer[:_STRADDLE]))
+        return spelled.decode("utf-8", "replace").startswith(text)
+
+    def _why_gone(self, entry: Entry | None, plan: Plan) -> str | None:
+        "Why what an entry knows of a prompt has no rows, where that was recorded"
+        at, n = len(plan.chain.tokens), plan.n_known
+        if self.store is None or entry is None or at >= n - 1:
             return None
-        for segment in self.store.chain(known.entry).segments:
+        for segment in self.store.chain(entry).cut(n).segments:
             if segment.end > at and segment.entry.gone:
                 return segment.entry.gone
         return None

@@ -23,6 +23,31 @@ def user_path(tmp_path, monkeypatch):
     return path
 
 
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    "Toy models by name, written and loaded when they are first asked for"
+    from llm_kvbranch.engine import Load, Weights
+
+    from . import synth
+    from .toys import Toy
+
+    folder, made = tmp_path_factory.mktemp("toys"), {}
+
+    def toy(name):
+        if name not in made:
+            load = Load(synth.write(name, folder / f"{name}.gguf"))
+            made[name] = Toy(name, load, Weights(load))
+        return made[name]
+
+    return toy
+
+
+@pytest.fixture
+def toy(request, toys):
+    "The toy that a test's parameter names"
+    return toys(request.param)
+
+
 @pytest.fixture
 def no_fsync(monkeypatch):
     "It takes time, and what is flushed when has tests of its own"

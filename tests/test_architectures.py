@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import llm
-import numpy as np
 import pytest
 
 from llm_kvbranch.chat import message_text
-from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
+from llm_kvbranch.engine import Engine, Feed, Load, Weights
 from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import StateError
 from llm_kvbranch.planning import covered
@@ -49,59 +48,23 @@ from llm_kvbranch.store import Entry
 from llm_kvbranch.upkeep import verify
 
 from . import synth
+from .toys import (
+    CLOSE,
+    ENDS_ONLY,
+    GREEDY,
+    RECURRENT,
+    SETTINGS,
+    WINDOWED,
+    Toy,
+    architectures,
+    decode,
+)
 
-GREEDY = Sampling(temperature=0)
-SETTINGS = Settings(n_threads=1, n_seq=3)
-CLOSE = 0.05  # logits: those of the likeliest tokens are some 0.2 apart
 N = 24  # tokens of an answer
 
 QUESTION = "Tell me of the sea, of the ships on it, and of those who sail them."
 NEXT = "And then? What became of the oldest of them, and who told the others?"
 LAST = "Who told you that?"
-
-WINDOWED = ("gemma3",)
-RECURRENT = ("mamba", "granitehybrid", "lfm2", "qwen35")
-ENDS_ONLY = (*WINDOWED, *RECURRENT)  # resumed only where a state ends
-
-
-@dataclass
-class Toy:
-    "One architecture's model, loaded"
-
-    name: str
-    load: Load
-    weights: Weights
-
-    @property
-    def cuts_anywhere(self) -> bool:
-        return self.name not in ENDS_ONLY
-
-    @property
-    def window(self) -> int:
-        return synth.WINDOW if self.name in WINDOWED else 0
-
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Toy]:
-    "Toys by name, written and loaded when they are first asked for"
-    folder, made = tmp_path_factory.mktemp("toys"), {}
-
-    def toy(name: str) -> Toy:
-        if name not in made:
-            load = Load(synth.write(name, folder / f"{name}.gguf"))
-            made[name] = Toy(name, load, Weights(load))
-        return made[name]
-
-    return toy
-
-
-@pytest.fixture
-def toy(request: pytest.FixtureRequest, toys: Callable[[str], Toy]) -> Toy:
-    return toys(request.param)
-
-
-def architectures(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("toy", names or list(synth.MODELS), indirect=True)
 
 
 @dataclass
@@ -179,27 +142,10 @@ def ask(
 
 def is_right(turn: Turn) -> bool:
     "Whether the plan's tokens, decoded from nothing, lead to the answer too"
-    weights = turn.generation.session.engine.weights
-    tokens, at = turn.generation.tokens, turn.generation.answer
-    engine = Engine(weights, SETTINGS)
-    engine.reserve(len(tokens))
-    step = SETTINGS.n_batch
-    for begin in range(0, at, step):
-        prompt = tokens[begin : min(at, begin + step)]
-        (index,) = engine.decode([Feed(0, begin, prompt)])
-    beaten_by = []
-    for position in range(at, len(tokens)):
-        scores = logits(engine, index)
-        beaten_by.append(float(scores.max() - scores[tokens[position]]))
-        feed = Feed(0, position, tokens[position : position + 1])
-        (index,) = engine.decode([feed])
-    return max(beaten_by, default=0.0) <= CLOSE
-
-
-def logits(engine: Engine, index: int) -> Any:
-    "What sampling sees; the engine has no use for showing it"
-    pointer = engine._llama.llama_get_logits_ith(engine._context, index)
-    return np.ctypeslib.as_array(pointer, (engine.weights.n_vocab,))
+    generation = turn.generation
+    weights = generation.session.engine.weights
+    decoded = decode(weights, generation.tokens, generation.answer)
+    return max(decoded.beaten_by, default=0.0) <= CLOSE
 
 
 def path_of(home: Home, turn: Turn) -> Path:
@@ -392,8 +338,7 @@ class TestSeveralAtOnce:
         take_turns(third, until=third)
         for i, one in enumerate([long, short, third]):
             turn = one.turn().commit(f"r{i}")
-            question, n = one.messages[0].parts[0].text, len(turn.answer)
-            assert turn.answer == ask(home.session(), [], question).answer[:n]
+            assert is_right(turn)  # not the same tokens: other batches round otherwise
             live = ask(session, turn.messages, LAST)
             later = ask(home.session(), turn.messages, LAST)
             assert later.restored == turn.generation.end
@@ -407,20 +352,6 @@ def shared(turn: Turn, parent: Turn) -> int:
     "How many leading tokens a prompt has in common with what a parent ended with"
     pairs = zip(turn.prompt, parent.generation.tokens, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(turn.prompt))
-
-
-def reachable(toy: Toy, parent: Turn, kept: int, stored: int = 0) -> int:
-    """How much of ``kept`` tokens can be gone on from, as the parent was stored.
-
-    ``stored`` is where its own state begins.
-    """
-    if toy.cuts_anywhere:
-        return kept
-    assert parent.entry is not None
-    marks = [stored, *parent.entry.state.marks]
-    before = max(mark for mark in marks if mark <= kept)
-    after = min(mark for mark in marks if mark >= kept)
-    return kept if after - before <= toy.window else before
 
 
 def explained(branch: Turn, kept: int) -> bool:
@@ -452,7 +383,7 @@ class TestCutting:
         answer = second.generation.tokens[second.generation.answer :]
         n, _ = covered(answer, home.toy.weights.piece, text)
         assert kept >= second.generation.answer + n, "it was tokenised again"
-        expected = reachable(home.toy, second, kept, first.generation.end)
+        expected = home.toy.reachable(second.entry.state, kept)
         assert later.restored == live.restored == expected
         if home.toy.window:
             assert later.restored == kept, "the turn is shorter than the window"
@@ -478,7 +409,7 @@ class TestCutting:
         for n in (40, len(first.text) // 2):
             branch = ask(home.session(), first.cut(n), LAST, n=4)
             kept = shared(branch, first)
-            assert branch.restored == reachable(home.toy, first, kept)
+            assert branch.restored == home.toy.reachable(first.entry.state, kept)
             assert explained(branch, kept)
             if kept > 2 * GRID:  # a shorter prompt is not worth a snapshot
                 assert kept - branch.restored <= (0 if home.toy.window else GRID)
@@ -509,7 +440,7 @@ class TestCutting:
         again = ask(home.session(), first.messages, NEXT)
         assert again.prompt == second.prompt
         kept = len(again.prompt) - 1
-        expected = reachable(home.toy, second, kept, first.generation.end)
+        expected = home.toy.reachable(second.entry.state, kept)
         assert again.restored == expected
         assert is_right(again)
 
@@ -524,7 +455,7 @@ class TestCutting:
         assert is_right(again)
         other = ask(home.session(), [], f"{long} Where was it?")
         kept = shared(other, first)
-        assert other.restored == reachable(home.toy, first, kept)
+        assert other.restored == home.toy.reachable(first.entry.state, kept)
         assert kept - other.restored < PROMPT_GRID
         assert is_right(other)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llm_kvbranch.planning import answer_hash, chain_hashes, covered
 
-from .fake import BYTE, FakeVocab
+from .fake import BYTE, FakeVocab, fake_session
+from .life import Answer, user
 
 piece = FakeVocab().piece
 TEXT = st.text("aé€😀 ", max_size=12)
@@ -53,3 +54,41 @@ class TestHashes:
             assert folded == ours
         assert answer_hash("a", chain_hashes(messages)[1]) == folded
         assert answer_hash("", "input") == "input"
+
+
+class TestReasons:
+    "Fails if something is read again silently, or a reason is given for nothing"
+
+    def test_a_branch_cut_inside_the_first_token_misses_nothing(self, tmp_path):
+        parents = (
+            Answer(fake_session(tmp_path), [user(f"Tell me {n}")]) for n in range(99)
+        )
+        parent = next(p for p in parents if len(piece(p.answer_tokens[0])) == 2)
+        cut = llm.assistant(parent.text[:1])
+        branch = Answer(fake_session(tmp_path), [*parent.messages, cut, user("Why?")])
+        branch.check()
+        assert branch.facts["restored_tokens"] == parent.generation.answer
+        assert branch.facts["miss_reason"] is None
+
+    def test_a_prompt_that_is_asked_again_is_known(self, tmp_path):
+        "Its end has no snapshot to go on from, for it is short"
+        first = Answer(fake_session(tmp_path, recurrent=True), [user("Hi")])
+        again = Answer(fake_session(tmp_path, recurrent=True), first.messages).check()
+        assert again.facts["restored_tokens"] == 0
+        assert "snapshot" in again.facts["miss_reason"]
+
+    def test_another_models_answer_is_known_the_second_time(self, tmp_path):
+        history = [user("Hi"), llm.assistant("I am no model of yours"), user("Why?")]
+        first = Answer(fake_session(tmp_path), history).check()
+        assert first.facts["miss_reason"] == "no state of the last answer is stored"
+        again = Answer(fake_session(tmp_path), history).check()
+        assert again.facts["prefilled_tokens"] == 1
+        assert again.facts["miss_reason"] is None
+
+    def test_why_the_state_of_the_same_prompt_is_gone(self, tmp_path):
+        first = Answer(fake_session(tmp_path, recurrent=True), [user("Hi" * 99)])
+        session = fake_session(tmp_path, recurrent=True)
+        session.store.lost(session.store.get(first.id), "it was eaten")
+        again = Answer(session, first.messages).check()
+        assert again.facts["restored_tokens"] == 0
+        assert again.facts["miss_reason"] == "it was eaten"
