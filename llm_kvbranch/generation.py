@@ -278,7 +278,7 @@ class Generation:
                     "an earlier answer left no state"
                     if self.session.engine.cuts_anywhere
                     else "this kind of model goes on from a snapshot, and the last "
-                    "one is before the cut"
+                    "one comes before this point"
                 )
             )
         self.facts.update(
