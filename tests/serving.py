@@ -66,6 +66,7 @@ class Serving:
         self.url, self.token = found.groups()
         self.login = re.search(r"Page  (\S+)", "".join(self.lines)).group(1)
         self.port = urlsplit(self.url).port
+        self.host = "127.0.0.1"
 
     def _read(self, stream, kept):
         for line in stream:
@@ -93,7 +94,7 @@ class Serving:
         return code, time.monotonic() - started
 
     def connection(self, timeout: float = 120) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
 
     def ask(self, method: str, path: str, body=None, token=True, **headers):
         "Status, headers and text of an answer; a body that is no text becomes JSON"

@@ -740,6 +740,19 @@ class TestLogin:
         assert (await send_to(application, "GET", access.LOGIN, HOST)).status == 404
 
 
+class TestSecret:
+    "Fails if a session could be forged, or one that was meant to last does not"
+
+    def test_another_one_at_every_start(self, log):
+        signed = {app.build(log)[0].sign("x") for _ in range(3)}
+        assert len(signed) == 3
+
+    def test_one_of_your_own_stays(self, log, monkeypatch):
+        monkeypatch.setenv("DATASETTE_SECRET", "of my own")
+        signed = {app.build(log)[0].sign("x") for _ in range(3)}
+        assert len(signed) == 1
+
+
 class TestFailures:
     "Fails if an error says what it should not, or not as OpenAI's clients read it"
 

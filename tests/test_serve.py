@@ -21,6 +21,10 @@ from .serving import Serving, environment
 
 pytestmark = pytest.mark.model
 
+# What ends at once takes half a second, and longer where the disk is busy; answers
+# and prompts of these tests take minutes
+SOON = 10
+
 # An answer to this goes on for as long as it may
 ENDLESS = "Count from one to ten thousand, and write every number in words."
 
@@ -52,7 +56,7 @@ def serving(tmp_path_factory):
         yield serving
         code, seconds = serving.stop()
         assert (code, serving.errors) == (0, [])
-        assert seconds < 3
+        assert seconds < SOON
 
 
 class TestStart:
@@ -176,7 +180,7 @@ class TestStop:
             answer.read()  # to its end, which is no error
             connection.close()
             assert (code, serving.errors) == (0, [])
-            assert seconds < 3
+            assert seconds < SOON
             assert not (serving.home / "kvbranch" / "server.json").exists()
             assert serving.count() == 1  # what was said by then
 
@@ -195,7 +199,7 @@ class TestStop:
                 connection.getresponse().read()
             connection.close()
             assert (code, serving.errors) == (0, [])
-            assert seconds < 5
+            assert seconds < SOON
 
     def test_with_clients_that_say_nothing(self, tmp_path):
         with Serving(tmp_path, "--port", "0") as serving:
@@ -212,7 +216,7 @@ class TestStop:
             time.sleep(0.2)
             code, seconds = serving.stop()
             assert (code, serving.errors) == (0, [])
-            assert seconds < 4
+            assert seconds < SOON
 
     def test_nothing_is_left_to_trip_over(self, tmp_path):
         "After a kill, too"
@@ -288,6 +292,27 @@ class TestLogging:
             assert status == 200
             assert len(json.loads(text)) == 1
             assert not (serving.home / "logs.db").exists()
+
+
+def test_the_page_is_opened_for_you(tmp_path):
+    browser, told = tmp_path / "browser", tmp_path / "told"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {told}\n')
+    browser.chmod(0o700)
+    arguments = ("--port", "0", "--open")
+    with Serving(tmp_path, *arguments, BROWSER=str(browser)) as serving:
+        deadline = time.monotonic() + 20
+        while not told.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert told.read_text().split() == [serving.login]
+
+
+def test_by_the_newer_internet_protocol(tmp_path):
+    if not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("no IPv6 here")
+    with Serving(tmp_path, "--port", "0", "--host", "::1") as serving:
+        assert serving.url == f"http://[::1]:{serving.port}"
+        serving.host = "::1"
+        assert serving.ask("GET", "/v1/models")[0] == 200
 
 
 class TestRefusals:

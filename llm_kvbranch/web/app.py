@@ -36,7 +36,8 @@ from .guard import LOOPBACK, MAX_BODY
 
 PORT = 8177
 _ANY = ("0.0.0.0", "::")
-_GRACE = 2  # seconds that answers and connections have to end in
+_GRACE = 2  # seconds that connections have to end in
+_PATIENCE = 10.0  # and answers, to be logged
 _SHORTEST = 16  # a token that others in the network may guess at
 
 
@@ -112,16 +113,21 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
             withdraw()
             door.closing.set()
             server.begin_shutdown()
-            while server.tasks:  # what was answered by now is logged
-                done, _ = await asyncio.wait(server.tasks, timeout=_GRACE)
-                if not done:
-                    break
+            await _ended(server.tasks)
 
         try:
             _run(datasette.app(), listening, started, stopping)
         finally:
             withdraw()
             server.close()
+
+
+async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
+    "Wait for answers to be logged; they end at once, but the disk may be busy"
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _PATIENCE
+    while tasks and (left := deadline - loop.time()) > 0:
+        await asyncio.wait(set(tasks), timeout=left)
 
 
 def build(path: Path) -> tuple[Any, str]:
