@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .generation import Generation
 
 _SECONDS = 0.1  # that an answer may wait while prompts are read
+_PATIENCE = 0.3  # seconds that a batch takes to its end, though it was given up
 _LEAST = 32  # tokens of prompts in a batch: fewer are not much faster
 _MEASURED = 16  # tokens that say something of the rate
 
@@ -34,6 +35,10 @@ class Pace:
 
     def chunk(self) -> int:
         return max(_LEAST, min(self._n_batch, round(self._rate * _SECONDS)))
+
+    def takes_long(self, n: int) -> bool:
+        "Whether a batch with so many tokens of prompts may be waited for in vain"
+        return n > self._rate * _PATIENCE
 
     def measured(self, n: int, seconds: float) -> None:
         "Told that a batch with so many tokens of prompts took so long"
@@ -75,14 +80,18 @@ def _beginning(feed: Feed, n: int) -> Feed:
 @contextlib.contextmanager
 def interruptible(
     cancelled: Callable[[], bool], takes_long: bool
-) -> Iterator[Callable[[], bool]]:
-    """A stop function for long decodes that Ctrl-C makes true.
+) -> Iterator[Callable[[], bool] | None]:
+    """A stop function for a long decode that Ctrl-C makes true; None for a short one.
 
     Python delivers KeyboardInterrupt only between its own instructions; a
     prefill can take seconds inside llama.cpp, which asks this function instead.
+    It asks some hundred times, which takes a twentieth of the time of one token.
     """
+    if not takes_long:
+        yield None
+        return
     main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main and takes_long else None
+    handler = signal.getsignal(signal.SIGINT) if main else None
     if handler is not signal.default_int_handler:
         yield cancelled
         return

@@ -223,6 +223,7 @@ class Scheduler:
                 ticket = queue.popleft()
                 if queue:
                     self._queues[client] = queue
+            ticket.started = time.monotonic()
             try:
                 ticket.generation.start()
             except BusyError as error:
@@ -234,7 +235,6 @@ class Scheduler:
             except Exception as error:
                 self._end(ticket, error)
             else:
-                ticket.started = time.monotonic()
                 self._running.append(ticket)
 
     def _n_answering(self) -> int:
@@ -245,7 +245,7 @@ class Scheduler:
         generation = self.session.generate(ticket.generation.request)
         if ticket.generation.cancelled:
             generation.cancel()
-        ticket.generation = generation
+        ticket.generation, ticket.started = generation, None
         with self._wake:
             queue = self._queues.setdefault(ticket.client, deque())
             queue.appendleft(ticket)

@@ -128,9 +128,10 @@ class Session:
         "Decode feeds in one batch, and tell their generations"
         feeds = [feed for _, feed in batch]
         n = sum(len(feed.tokens) for feed in feeds)
+        takes_long = self.pace.takes_long(n - len(feeds))
         started = time.perf_counter()
         try:
-            with interruptible(lambda: _is_given_up(batch), n > len(feeds)) as stop:
+            with interruptible(lambda: _is_given_up(batch), takes_long) as stop:
                 indices = self.engine.decode(feeds, stop)
         except BaseException as error:
             for generation, _ in batch:  # rows of tokens that no slot knows of

@@ -13,7 +13,7 @@ import pytest
 
 from llm_kvbranch import cells
 from llm_kvbranch import generation as one_answer
-from llm_kvbranch.batching import Pace, choose
+from llm_kvbranch.batching import Pace, choose, interruptible
 from llm_kvbranch.engine import Feed
 from llm_kvbranch.errors import BusyError, ContextError
 from llm_kvbranch.session import Request
@@ -203,6 +203,19 @@ class TestEveryOneGoesOn:
         for _ in range(20):
             pace.measured(512, 0.01)
         assert pace.chunk() == 512
+
+    def test_llama_cpp_asks_nothing_in_a_short_batch(self):
+        "Fails if every token of an answer takes some hundred calls of Python"
+        pace = Pace(512)
+        assert not pace.takes_long(0)  # answers alone
+        assert pace.takes_long(1)  # nobody knows yet
+        pace.measured(400, 1.0)
+        assert not pace.takes_long(60)
+        assert pace.takes_long(400)
+        with interruptible(lambda: True, False) as stop:
+            assert stop is None
+        with interruptible(lambda: True, True) as stop:
+            assert stop()
 
 
 class _Running:
