@@ -5,7 +5,6 @@ This module holds addresses and what each asks for; how it is answered is in vie
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -58,22 +57,23 @@ async def generate(call: Call) -> Any:
 async def branch(call: Call) -> Any:
     "Go on from a response in a new thread, cut behind an excerpt if one is given"
     body = call.body
-    parent_id = _parent(call)
-    parent = await _history(call, lambda history: history.response(parent_id))
-    place = Place(body.text_excerpt, body.occurrence, await _characters(call, parent))
+    named = _parent(call)
     scheduler, session = call.server.scheduler, call.server.session
 
     def plan(history: History) -> Branch:
+        parent_id = history.resolve(named)
+        characters = _characters(call, history, parent_id)
+        place = Place(body.text_excerpt, body.occurrence, characters)
         if body.branch_mode == "fresh":
             return branching.fresh(
                 history,
-                parent.id,
+                parent_id,
                 body.prompt,
                 place,
                 body.context_window,
                 lambda _, text, n: scheduler.call(session.tail, text, n).result(),
             )
-        return branching.branch(history, parent.id, body.prompt, place)
+        return branching.branch(history, parent_id, body.prompt, place)
 
     return await call.answer(await _branches(call, plan))
 
@@ -233,7 +233,7 @@ def _parent(call: Call) -> str:
     return found
 
 
-async def _characters(call: Call, parent: Any) -> tuple[int, int] | None:
+def _characters(call: Call, history: History, parent_id: str) -> tuple[int, int] | None:
     "The range of characters that is meant, by characters or by tokens"
     body = call.body
     given = [body.text_excerpt, body.char_range, body.token_range]
@@ -244,10 +244,9 @@ async def _characters(call: Call, parent: Any) -> tuple[int, int] | None:
         return start, end
     if body.token_range is None:
         return None
-    future = call.server.scheduler.call(
-        call.server.session.place, parent.text, *body.token_range
-    )
-    start, end = await asyncio.wrap_future(future)
+    text = history.response(parent_id).text
+    place = call.server.session.place
+    start, end = call.server.scheduler.call(place, text, *body.token_range).result()
     if start >= end:
         raise HistoryError("token_range: the answer has no such tokens")
     return start, end
