@@ -251,10 +251,11 @@ def log(history: History, branch: Branch, response: Any) -> str:
 def log_only(history: History, branch: Branch, response: Any) -> str:
     "Log a finished response to a branch; the thread's id"
     name = " ".join((branch.excerpt or branch.prompt or "retry").split())[:100]
+    thread_id = str(response.conversation.id)
     return history.log(
         response,
         {
-            "id": str(response.conversation.id),
+            "id": thread_id,
             "name": name,
             "forked_from": branch.parent.thread_id,
         },
@@ -267,5 +268,6 @@ def log_only(history: History, branch: Branch, response: Any) -> str:
             "end": branch.end,
             "created": str(datetime.datetime.now(datetime.timezone.utc)),
         },
-        branch.parent.tip_hash if branch.thread_id is not None else None,
+        # A sibling has a thread of its own from the beginning
+        branch.parent.tip_hash if thread_id == branch.thread_id else None,
     )

@@ -11,9 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_kvbranch.catalog import embedded_model
+from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
+from llm_kvbranch.store import Store
+
 from .serving import Serving
+from .toys import logits
 
 PATIENCE = 120  # seconds until something that should happen at once has failed
+# Logits: the likeliest tokens may change places where they are as close as the
+# rounding of other batches; after a wrong row they are some units apart
+CLOSE = 0.5
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 BUSY = ("reading", "answering")
 
@@ -197,3 +205,30 @@ def events(response: http.client.HTTPResponse) -> Iterator[Any]:
             assert line.startswith(b"data: ")
             data = line.removeprefix(b"data: ").strip()
             yield None if data == b"[DONE]" else json.loads(data)
+
+
+class Judge:
+    "Whether the tokens of an answer are those that the model chooses by itself"
+
+    def __init__(self):
+        self.weights = Weights(Load(embedded_model()))
+
+    def beaten_by(self, server, response_id):
+        "How much better, at the worst, another token than the chosen one was"
+        with contextlib.closing(Store(server.home / "kvbranch")) as store:
+            (entry,) = (
+                entry
+                for entry in store.entries()
+                if entry.state.response_id == response_id
+            )
+            tokens, at = store.chain(entry).tokens, entry.state.answer
+        engine = Engine(self.weights, Settings(n_threads=1, n_seq=1))
+        engine.reserve(len(tokens))
+        (index,) = engine.decode([Feed(0, 0, tokens[:at])])
+        worst = 0.0
+        for position in range(at, len(tokens)):
+            scores = logits(engine, index)
+            worst = max(worst, float(scores.max() - scores[tokens[position]]))
+            feed = Feed(0, position, tokens[position : position + 1])
+            (index,) = engine.decode([feed])
+        return worst

@@ -231,7 +231,6 @@ class TestContinue:
         tip = log.threads()[turn["thread_id"]]["tip_message_hash"]
         assert tip == second["tip_message_hash"]
 
-
     def test_in_a_fork_if_the_thread_went_on_meanwhile(self, ok, log, parent):
         "Planned at the tip, logged when somebody else had gone on there"
         history = History(log.db)

@@ -139,7 +139,16 @@ OUTSIDE = {
     "huggingface_hub": {"hub"},
     "datasette": {"web"},
     "uvicorn": {"web"},
-    "sqlite3": {"database", "index", "files", "upkeep", "storing", "session", "cli"},
+    "sqlite3": {
+        "database",
+        "index",
+        "files",
+        "upkeep",
+        "storing",
+        "session",
+        "web",
+        "cli",
+    },
 }
 
 

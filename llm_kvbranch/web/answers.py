@@ -144,8 +144,9 @@ class Answer:
             self.thread_id = await database.execute_write_fn(
                 lambda connection: self._log_in(connection, response)
             )
-        except sqlite3.Error as error:
-            self.server.session.warn(f"The answer could not be logged: {error}")
+        except Exception as error:  # its text may be what somebody asked
+            why = error if isinstance(error, sqlite3.Error) else type(error).__name__
+            self.server.session.warn(f"The answer could not be logged: {why}")
             return
         ticket = self.response.ticket
         await asyncio.wrap_future(

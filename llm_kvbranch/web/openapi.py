@@ -67,6 +67,16 @@ _ERROR = {
         }
     },
 }
+_EVENT = {  # as what reads such streams takes a schema: of each event
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A chat.completion.chunk as JSON; [DONE] is the end",
+        }
+    },
+}
 _TREE = [
     {"name": "id", "in": "query", "schema": _TEXT, "description": "A response"},
     {
@@ -108,7 +118,7 @@ def _post(about: str, model: Any) -> dict[str, Any]:
                 "description": _CHAT,
                 "content": {
                     "application/json": {"schema": _completion()},
-                    "text/event-stream": {"schema": _TEXT},
+                    "text/event-stream": {"schema": _EVENT},
                 },
             },
             **_refused(400, 401, 403, 404, 405, 413, 415, 429, 503),

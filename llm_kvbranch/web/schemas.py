@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 Text = Annotated[str, Field(max_length=4_000_000)]
 
@@ -75,6 +75,11 @@ class Tool(BaseModel):
     function: Function
 
 
+def _only(*values: Any) -> Any:
+    "What is not supported may be sent if it says that it is not wanted"
+    return WithJsonSchema({"enum": list(values)})
+
+
 class Generating(BaseModel):
     "How an answer is made: the OpenAI chat API's parameters, and llama.cpp's"
 
@@ -100,9 +105,9 @@ class Generating(BaseModel):
     grammar: Annotated[Optional[str], Field(max_length=100_000)] = None
     n_ctx: Annotated[Optional[int], Field(ge=1)] = None
     user: Annotated[Optional[str], Field(max_length=1000)] = None
-    logprobs: Optional[bool] = None
-    top_logprobs: Optional[int] = None
-    logit_bias: Optional[dict[str, float]] = None
+    logprobs: Annotated[Optional[bool], _only(False, None)] = None
+    top_logprobs: Annotated[Optional[int], _only(0, None)] = None
+    logit_bias: Annotated[Optional[dict[str, float]], _only({}, None)] = None
 
     @field_validator("logprobs", "top_logprobs", "logit_bias")
     @classmethod

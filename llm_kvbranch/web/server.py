@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import catalog
 from ..errors import KVBranchError
-from ..model import AsyncKVLlama, describe, request_of
+from ..model import AsyncKVLlama, called, describe, request_of, tools_of
 from ..options import (
     KVLlamaOptions,
     choose,
@@ -43,10 +43,11 @@ class ServedModel(AsyncKVLlama):
 
     async def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[Any, None]:
         session = self.scheduler.session
         chosen = choose(prompt.options, self.settings)
-        request = request_of(prompt, chosen, session.engine.weights.sampling)
+        recommended = session.engine.weights.sampling
+        request = request_of(prompt, chosen, recommended, tools_of(prompt))
         client = getattr(conversation, "client", "")
         answer = self.scheduler.stream(request, client)
         async with contextlib.aclosing(answer) as pieces:
@@ -56,6 +57,8 @@ class ServedModel(AsyncKVLlama):
                     yield piece
         if not response.ticket.generation.facts:
             raise KVBranchError("The answer was cancelled before it began")
+        for event in called(response, response.ticket.generation.calls):
+            yield event
         describe(response, response.ticket.generation.facts, session.name)
 
 

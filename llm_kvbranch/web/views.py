@@ -219,11 +219,11 @@ def _parse(schema: Any, body: bytes) -> Any:
     except ValidationError as error:
         # Where several forms are allowed, the one that fits the furthest is meant
         worst = max(error.errors(), key=lambda each: len(each["loc"]))
-        param = _path(data, worst["loc"])
+        param = _path(data, worst["loc"], worst["type"] == "missing")
         raise RequestError(400, f"{param}: {worst['msg']}", param) from None
 
 
-def _path(data: Any, location: tuple[int | str, ...]) -> str:
+def _path(data: Any, location: tuple[int | str, ...], missing: bool) -> str:
     "A location as it is in the data, without the names of forms that were tried"
     path = []
     for i, part in enumerate(location):
@@ -231,7 +231,7 @@ def _path(data: Any, location: tuple[int | str, ...]) -> str:
             data = data[str(part)]
         elif isinstance(data, list) and isinstance(part, int):
             data = data[part]
-        elif not isinstance(data, dict) or i < len(location) - 1:
+        elif not (missing and i == len(location) - 1):
             continue
         path.append(str(part))
     return ".".join(path)
