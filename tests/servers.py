@@ -213,15 +213,18 @@ class Judge:
     def __init__(self):
         self.weights = Weights(Load(embedded_model()))
 
-    def beaten_by(self, server, response_id):
-        "How much better, at the worst, another token than the chosen one was"
+    def tokens(self, server: Server, response_id: str) -> tuple[Any, int]:
+        "Those of a prompt and its answer, and where the answer begins"
         with contextlib.closing(Store(server.home / "kvbranch")) as store:
             (entry,) = (
                 entry
                 for entry in store.entries()
                 if entry.state.response_id == response_id
             )
-            tokens, at = store.chain(entry).tokens, entry.state.answer
+            return store.chain(entry).tokens, entry.state.answer
+
+    def beaten_by(self, tokens: Any, at: int) -> float:
+        "How much better, at the worst, another token than the chosen one was"
         engine = Engine(self.weights, Settings(n_threads=1, n_seq=1))
         engine.reserve(len(tokens))
         (index,) = engine.decode([Feed(0, 0, tokens[:at])])
@@ -232,3 +235,6 @@ class Judge:
             feed = Feed(0, position, tokens[position : position + 1])
             (index,) = engine.decode([feed])
         return worst
+
+    def is_right(self, server: Server, response_id: str) -> bool:
+        return self.beaten_by(*self.tokens(server, response_id)) < CLOSE
