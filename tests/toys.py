@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
+from llm_kvbranch.engine import (
+    Engine,
+    Feed,
+    Kept,
+    Load,
+    Sampling,
+    Settings,
+    Weights,
+)
 from llm_kvbranch.engine.blob import HEADER, Area, check, check_snapshot
 from llm_kvbranch.state import State
 
@@ -91,7 +99,7 @@ def decode(
     ``marks`` that lie in it. An engine that has ``begun`` with the prompt goes on.
     """
     engine = begun or Engine(weights, SETTINGS)
-    engine.reserve(len(tokens), [0])
+    engine.reserve(len(tokens), [Kept(0)])
     decoded, step = Decoded(engine), SETTINGS.n_batch
     for begin in range(engine.length(0), answer, step):
         prompt = tokens[begin : min(answer, begin + step)]
