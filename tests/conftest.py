@@ -6,6 +6,13 @@ import contextlib
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that is busy makes no test wrong
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
