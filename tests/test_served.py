@@ -132,6 +132,19 @@ class TestLog:
             ("user", "Why?"),
         ]
 
+    def test_the_same_said_twice(self, server, run):
+        "Two threads that are alike are gone on with one after the other, not forked"
+        first, again = server.chat("Say hi."), server.chat("Say hi.")
+        threads = [first.choice["thread_id"], again.choice["thread_id"]]
+        assert first.text == again.text
+        assert threads[0] != threads[1]
+        history = [user("Say hi."), assistant(first.text)]
+        replies = [server.chat([*history, user(t)]) for t in ("Why?", "How?", "Who?")]
+        used = [reply.choice["thread_id"] for reply in replies]
+        assert sorted(used[:2]) == sorted(threads)
+        (row,) = run.rows("select * from threads where id = ?", used[2])
+        assert row["forked_from"] in threads
+
     def test_llm_s_commands_work_on_it(self, server, run):
         reply = server.chat("Say hello to the log.")
         entry = json.loads(run("logs", "-n", "1", "--json"))[0]
