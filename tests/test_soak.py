@@ -290,6 +290,8 @@ def test_nothing_is_left_of_clients_but_what_they_were_answered(tmp_path, n, cap
         ended = sum(v for k, v in counts.items() if k.startswith("kvbranch_answers"))
         assert ended == counts["kvbranch_requests_total"]
         assert counts["kvbranch_refused_total"] == 0
+        left = soak.done["leaves_while_it_is_answered"] + soak.done["is_killed"]
+        assert counts['kvbranch_answers_total{end="cancelled"}'] >= left / 2
         assert set(soak.done) >= set(WHAT) - {"sends_too_much", "speaks_no_http"}
         soak.check_others()
         assert server.chat("Say hello.").text == soak.hello
