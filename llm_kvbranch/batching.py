@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _SECONDS = 0.1  # that an answer may wait while prompts are read
 _PATIENCE = 0.3  # seconds that a batch takes to its end, though it was given up
-_LEAST = 32  # tokens of prompts in a batch: fewer are not much faster
-_MEASURED = 16  # tokens that say something of the rate
+_LEAST = 8  # tokens of prompts in a batch: fewer are not much faster
+_MEASURED = 8  # tokens that say something of the rate
 
 
 class Pace:

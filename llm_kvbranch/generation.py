@@ -23,7 +23,7 @@ from .cells import HEADROOM, Slot
 from .engine import Feed, Sampler, Sampling
 from .errors import ContextError
 from .index import Entry
-from .planning import Plan, Turn, answer_hash, covered
+from .planning import Plan, Turn, answer_hash, covered, least_tokens
 from .slots import Done, Filling, Work
 from .state import tokens_of
 from .storing import STORE_ERRORS, Unstored
@@ -205,13 +205,19 @@ class Generation:
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
         session, request = self.session, self.request
+        self.limit = self._find_limit()
+        weights = session.engine.weights
+        least = least_tokens(
+            request.messages, self.limit, lambda: weights.longest_piece
+        )
+        self._refuse(least, "at least ")
         plan = self.plan = session.plan(request)
         if session.store is not None:
             # Until the answer is stored, or nobody can store it any more
             locks = session.store.locks
             self._let_go = weakref.finalize(self, locks.drop_later, plan.held)
         self.answer = len(plan.tokens)
-        self.limit = self._find_limit()
+        self._refuse(self.answer)
         self._sampler = session.engine.sampler(request.sampling, plan.tokens)
         slot = self.slot = session.slots.acquire(plan.tokens)
         return plan, slot
@@ -251,18 +257,22 @@ class Generation:
         session, request = self.session, self.request
         trained = session.engine.n_ctx_train
         limit = min(request.n_ctx or trained, trained) if trained else request.n_ctx
-        limit = limit or 1 << 20
-        if self.answer >= limit:
-            raise ContextError(
-                f"The prompt is {self.answer:,} tokens long with its history, "
-                f"{session.name} takes {limit:,} with the answer. Shorten it"
-                + (
-                    f", or raise n_ctx (up to {trained:,})"
-                    if limit < trained
-                    else ", start a new conversation or use a model with more context"
-                )
+        return limit or 1 << 20
+
+    def _refuse(self, n_tokens: int, qualified: str = "") -> None:
+        "Raise ContextError if a prompt of so many tokens leaves no room to answer"
+        limit, trained = self.limit, self.session.engine.n_ctx_train
+        if n_tokens < limit:
+            return
+        raise ContextError(
+            f"The prompt is {qualified}{n_tokens:,} tokens long with its history, "
+            f"{self.session.name} takes {limit:,} with the answer. Shorten it"
+            + (
+                f", or raise n_ctx (up to {trained:,})"
+                if limit < (trained or 0)
+                else ", start a new conversation or use a model with more context"
             )
-        return limit
+        )
 
     def _describe(self, plan: Plan, filling: Filling) -> None:
         reused = filling.resident + filling.restored

@@ -31,6 +31,7 @@ from .toolcalls import Call
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
 _MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
+_SUSPICIOUS = 16  # characters for each token that there is room for
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
 
@@ -334,6 +335,22 @@ def answer_hash(
     if not parts:
         return input_hash
     return message_hash(Message(role="assistant", parts=parts), input_hash)
+
+
+def least_tokens(
+    messages: Sequence[Any], limit: int, longest: Callable[[], int]
+) -> int:
+    """Tokens that a prompt has at least; 0 unless that may be more than a limit.
+
+    ``longest`` gives the bytes of the vocabulary's longest token. To tokenise megabytes
+    takes seconds. Answers are not counted: a template may leave out what they begin
+    with.
+    """
+    texts = [message_text(m) for m in messages if m.role != "assistant"]
+    if sum(map(len, texts)) <= _SUSPICIOUS * limit:
+        return 0
+    letters = sum(len(word) for text in texts for word in text.split())
+    return -(-letters // longest())
 
 
 def covered(

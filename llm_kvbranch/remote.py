@@ -35,6 +35,7 @@ except ImportError:  # pragma: no cover  (Windows)
 PROTOCOL = 1
 RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail"))
 _CONNECT_SECONDS = 2.0
+_SILENT_SECONDS = 30.0  # a server says every few seconds that it is still there
 
 
 def announce(url: str, token: str, key: dict[str, Any]) -> None:
@@ -157,7 +158,7 @@ class Remote:
         "The response to a request, to be read; raises KVBranchError"
         import http.client
 
-        connection = http.client.HTTPConnection(*self._address)
+        connection = http.client.HTTPConnection(*self._address, _SILENT_SECONDS)
         headers = {
             "authorization": f"Bearer {self._token}",
             "content-type": "application/json",
@@ -209,7 +210,7 @@ class RemoteGeneration:
     def __iter__(self) -> Generator[str, None, None]:
         with self._remote.post(RUN, self._asked) as response:
             for line in response:
-                event = json.loads(line)
+                event = json.loads(line) if line.strip() else {}
                 if "error" in event:
                     raise _error(event)
                 if "piece" in event:

@@ -38,6 +38,7 @@ class FakeVocab:
     placement = "CPU"
     chat_template = CHATML
     control_texts = tuple(CONTROLS)
+    longest_piece = 2
 
     def __init__(self, n_ctx_train: int = 100_000):
         self.n_ctx_train = n_ctx_train

@@ -8,7 +8,7 @@ import llm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_kvbranch.planning import answer_hash, chain_hashes, covered
+from llm_kvbranch.planning import answer_hash, chain_hashes, covered, least_tokens
 
 from .fake import BYTE, FakeVocab, fake_session
 from .life import Answer, user
@@ -39,6 +39,27 @@ class TestCovered:
     def test_a_token_across_the_end_is_left_out(self):
         pair = FakeVocab().tokenize("abcd", special=False)
         assert covered(pair, piece, "abc") == (1, 2)
+
+
+class TestLeast:
+    "Fails if a prompt is refused that there was room for"
+
+    @given(texts=st.lists(st.text("ab \n€", max_size=200), max_size=3))
+    def test_a_prompt_has_no_fewer_tokens(self, texts):
+        messages = [llm.user(text) for text in texts]
+        tokens = [FakeVocab().tokenize(text, special=False) for text in texts]
+        least = least_tokens(messages, 1, lambda: FakeVocab.longest_piece)
+        assert least <= sum(map(len, tokens))
+
+    def test_megabytes_are_counted_without_a_tokenizer(self):
+        assert least_tokens([llm.user("word " * 10**6)], 1000, lambda: 10) == 400_000
+
+    def test_answers_and_white_space_may_come_to_nothing(self):
+        messages = [llm.user(" " * 10**6), llm.assistant("a" * 10**6)]
+        assert least_tokens(messages, 1000, lambda: 10) == 0
+
+    def test_what_is_not_long_is_not_looked_at(self):
+        assert least_tokens([llm.user("word " * 1000)], 1000, lambda: 1 // 0) == 0
 
 
 class TestHashes:

@@ -17,6 +17,7 @@ import pytest
 import sqlite_utils
 
 from llm_kvbranch import model as model_module
+from llm_kvbranch import remote
 from llm_kvbranch.history import History, message_text
 
 from .homes import SHORT, Homes
@@ -449,6 +450,18 @@ class TestGone:
         assert "no problem" in run("kvbranch", "verify")
         with contextlib.closing(sqlite3.connect(run.home / "logs.db")) as db:
             assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+
+    def test_one_that_hangs(self, server, run, monkeypatch):
+        "It takes connections still, as any process does that is stopped"
+        monkeypatch.setattr(remote, "_SILENT_SECONDS", 1.0)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            said = run.prompt(FRUIT, fails=True)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert said.startswith("Error: llm kvbranch serve broke off (timed out)")
+        assert "--no-server" in said
+        server.until_idle(60)
 
     def test_stopped_in_the_middle(self, tmp_path):
         "A client of the API is told so, too, and what it got is logged"

@@ -526,6 +526,12 @@ class TestLimits:
         with pytest.raises(ContextError, match=r"tokens long.* takes 100 with"):
             list(session.generate(Request(messages=[user(LONG)])))
 
+    def test_megabytes_are_refused_before_they_are_tokenised(self, monkeypatch):
+        session = fake_session(None, n_ctx_train=100)
+        monkeypatch.setattr(session.planner.chat, "encode", None)
+        with pytest.raises(ContextError, match=r"at least [\d,]+ tokens long"):
+            list(session.generate(Request(messages=[user(LONG * 1000)])))
+
     def test_n_ctx_too_small_says_how_far_it_can_go(self):
         session = fake_session(None, n_ctx_train=5000)
         request = Request(messages=[user(LONG)], n_ctx=64)

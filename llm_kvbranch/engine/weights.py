@@ -226,6 +226,11 @@ class Weights:
                 return buffer.raw[:n]
             size = -n
 
+    @functools.cached_property
+    def longest_piece(self) -> int:
+        "Bytes of the longest token"
+        return max(len(self._piece(token)) for token in range(self.n_vocab))
+
     def is_eog(self, token: int) -> bool:
         "Whether the model ends its turn with this token"
         return bool(self._llama.llama_vocab_is_eog(self.vocab, token))

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 Event = dict[str, Any] | str  # to be sent as JSON, or as it is
+QUIET = 5.0  # seconds after which a client is told that there is more to come
 
 
 async def attend(
@@ -42,27 +43,45 @@ class EventStream:
     """A response of server-sent events, or of JSON lines.
 
     It begins with its first event: until then a request can still be refused with a
-    status of its own.
+    status of its own. Lines begin earlier when that takes long, so that whoever reads
+    them can tell a server that is busy from one that hangs.
     """
 
     def __init__(self, send: Any, lines: bool = False):
         self._send = send
         self._lines = lines
+        self._turn = asyncio.Lock()
+        self._spoke = 0.0
         self.begun = False
 
     async def run(self, events: AsyncIterator[Event]) -> None:
         "Send events to their end"
-        async for event in events:
-            await self.put(event)
+        beating = asyncio.ensure_future(self._beat())
+        try:
+            async for event in events:
+                await self.put(event)
+        finally:
+            beating.cancel()
         await self.end()
 
     async def put(self, event: Event) -> None:
-        await self._begin()
         text = event if isinstance(event, str) else json.dumps(event)
-        data = f"{text}\n" if self._lines else f"data: {text}\n\n"
-        await self._send(
-            {"type": "http.response.body", "body": data.encode(), "more_body": True}
-        )
+        await self._write(f"{text}\n" if self._lines else f"data: {text}\n\n")
+
+    async def _beat(self) -> None:
+        "An empty line, or a comment, whenever nothing came for a while"
+        while True:
+            await asyncio.sleep(QUIET)
+            silent = asyncio.get_running_loop().time() - self._spoke
+            if silent >= QUIET and (self._lines or self.begun):
+                await self._write("\n" if self._lines else ":\n\n")
+
+    async def _write(self, text: str) -> None:
+        async with self._turn:
+            await self._begin()
+            self._spoke = asyncio.get_running_loop().time()
+            data = {"body": text.encode(), "more_body": True}
+            await self._send({"type": "http.response.body", **data})
 
     async def end(self) -> None:
         await self._begin()
