@@ -14,7 +14,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-serve: Any = importlib.import_module("serve")
+serve_scenarios: Any = importlib.import_module("serve_scenarios")
 serve_report: Any = importlib.import_module("serve_report")
 serve_servers: Any = importlib.import_module("serve_servers")
 sys.path.remove(str(BENCHMARKS))
@@ -81,8 +81,8 @@ def reply_at(*times: float) -> Any:
 
 def test_gaps_that_touch_a_span() -> None:
     one, other = reply_at(0, 1, 4, 5, 6), reply_at(0.5, 4.5)
-    assert serve.gaps_within([one, other], 1.5, 4.2) == [3, 1, 4]
-    assert serve.gaps_within([reply_at(), reply_at(2)], 0, 9) == []
+    assert serve_scenarios.gaps_within([one, other], 1.5, 4.2) == [3, 1, 4]
+    assert serve_scenarios.gaps_within([reply_at(), reply_at(2)], 0, 9) == []
 
 
 TIMES = {
