@@ -30,7 +30,6 @@ from .life import Life
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-N_KILLS = 300
 
 
 @contextlib.contextmanager
@@ -69,12 +68,22 @@ def stored(root: Path) -> dict[str, str | None]:
 class TestKill:
     "A state that a kill leaves half written, or a whole one that it loses"
 
-    @pytest.mark.parametrize("budget", [None, 30_000], ids=["room", "eviction"])
-    def test_at_random_moments(self, tmp_path: Path, budget: int | None) -> None:
+    @pytest.mark.parametrize(
+        ("budget", "n_kills"),
+        [
+            pytest.param(None, 80, id="room"),
+            pytest.param(30_000, 50, id="eviction"),
+            pytest.param(None, 300, id="room-more", marks=pytest.mark.slow),
+            pytest.param(30_000, 100, id="eviction-more", marks=pytest.mark.slow),
+        ],
+    )
+    def test_at_random_moments(
+        self, tmp_path: Path, budget: int | None, n_kills: int
+    ) -> None:
         chance = random.Random(7)
         known: dict[str, list] = {}
         n_lost = 0
-        for seed in range(N_KILLS if budget is None else N_KILLS // 3):
+        for seed in range(n_kills):
             life = f"life {seed}"
             begun, ended = self._live(tmp_path, seed, known, budget, chance)
             assert not problems(tmp_path), life
