@@ -237,7 +237,8 @@ class Chat:
     def _cut_controls(self, text: str, whole: frozenset[str] = frozenset()) -> str:
         "The text with a cut inside whatever would be read as a control token"
         tokenize = self.vocab.tokenize
-        if len(text) <= self._patience and "<|" not in text:
+        known = "_starts" in vars(self)
+        if not known and len(text) <= self._patience and "<|" not in text:
             self._patience -= len(text)
             if tokenize(text, special=True) == tokenize(text, special=False):
                 return text

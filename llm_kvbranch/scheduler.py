@@ -29,6 +29,7 @@ from .generation import Generation, Request
 from .session import Session
 
 Result = TypeVar("Result")
+_COURTESY = 0.001  # seconds that the event loop takes to send a few words
 Listener = Callable[["Ticket", list[str]], None]
 
 
@@ -264,17 +265,25 @@ class Scheduler:
         self._end(ticket)
 
     def _hand_out(self) -> None:
-        "Give each its new text, and an end to those that have ended"
+        """Give each its new text, and an end to those that have ended.
+
+        llama.cpp's threads then take all processors again. Who waits for a first word
+        is let through before, or would get it with the second.
+        """
+        begun = False
         for ticket in list(self._running):
             generation = ticket.generation
             pieces = list(generation.pieces)
             generation.pieces.clear()
+            begun = begun or (bool(pieces) and generation.n_generated == 1)
             if generation.ended:
                 self._running.remove(ticket)
                 self._full_at = None
                 self._end(ticket, generation.error, pieces)
             elif pieces:
                 _tell(ticket, pieces)
+        if begun:
+            time.sleep(_COURTESY)
 
     def _end(
         self,

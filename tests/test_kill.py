@@ -31,7 +31,6 @@ from .life import Life
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-
 @contextlib.contextmanager
 def child(work: Callable[[int], None]) -> Iterator[tuple[int, int]]:
     "Run something in a process of its own: its id, and what it writes to"
