@@ -197,9 +197,12 @@ class TestEveryOneGoesOn:
 
     def test_the_pace_follows_what_is_measured(self):
         pace = Pace(512)
-        assert pace.chunk() == 32
+        assert pace.chunk() == 8
         pace.measured(300, 1.0)
-        assert pace.chunk() == 32
+        assert pace.chunk() == 30
+        for _ in range(20):
+            pace.measured(30, 1.0)
+        assert pace.chunk() == 8
         for _ in range(20):
             pace.measured(512, 0.01)
         assert pace.chunk() == 512
