@@ -19,7 +19,8 @@ import pytest
 from huggingface_hub import constants, file_download
 
 from llm_kvbranch.errors import DownloadError
-from llm_kvbranch.hub import DEFAULT, PRESETS, download, resolve
+from llm_kvbranch.hub import download, resolve
+from llm_kvbranch.presets import DEFAULT, PRESETS
 
 from .fakehub import FakeHub
 

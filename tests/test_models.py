@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llm_kvbranch import catalog, hub, model
+from llm_kvbranch import catalog, hub, model, presets
 from llm_kvbranch.engine import Load, Weights
 from llm_kvbranch.engine.devices import Device
 from llm_kvbranch.engine.fit import (
@@ -873,7 +873,7 @@ class TestDownload:
         asked = []
         monkeypatch.setattr(hub, "download", lambda *args: asked.append(args) or toy)
         assert "Ready, as kvllama" in llm("a", "kvbranch", "download", "Qwen3-4B")
-        preset = hub.PRESETS["qwen3-4b"]
+        preset = presets.PRESETS["qwen3-4b"]
         assert asked == [(preset.repo, preset.file, None)]
         assert "kvllama/qwen3-4b" in llm("a", "models")
         assert "* qwen3-4b" in llm("a", "kvbranch", "models")

@@ -214,18 +214,19 @@ def download(
         llm kvbranch download --list
     """
     from .. import catalog, doctor, hub
+    from ..presets import DEFAULT, PRESETS
 
     if list_:
-        width = max(map(len, hub.PRESETS))
-        for known in hub.PRESETS.values():
-            star = "* " if known.name == hub.DEFAULT else "  "
+        width = max(map(len, PRESETS))
+        for known in PRESETS.values():
+            star = "* " if known.name == DEFAULT else "  "
             click.echo(
                 click.style(star, fg="green", bold=True)
                 + click.style(known.name.ljust(width), fg="yellow")
                 + f"  {format_size(known.nbytes):>8}  {known.note}"
             )
         return
-    preset = hub.PRESETS.get((repository or hub.DEFAULT).lower())
+    preset = PRESETS.get((repository or DEFAULT).lower())
     try:
         path = hub.download(*hub.resolve(repository, file), revision)
     except KeyboardInterrupt:
