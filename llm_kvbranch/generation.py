@@ -70,6 +70,7 @@ class Generation:
         self.ended = False
         self.error: BaseException | None = None
         self.calls: list[Call] = []  # of tools
+        self.said = ""  # all of its text, once finished
         self.n_generated = 0
         self._sampler: Sampler | None = None
         self._cancelled = False
@@ -198,6 +199,7 @@ class Generation:
             self.finish_reason = "cancelled"
         elif self.calls:
             self.finish_reason = "tool_calls"
+        self.said = said.said
         tip_hash = answer_hash(said.said, plan.input_hash, self.calls)
         tokens = self._said(plan, generated, text.text)
         yield from self._finish(plan, slot, unstored, tokens, tip_hash)

@@ -25,12 +25,14 @@ from typing import Any
 from .chat import Chat, message_text
 from .index import Chain, Entry
 from .resume import resumable
+from .state import common_prefix, tokens_of
 from .store import Store
 from .toolcalls import Call
 
 # A cut inside a token leaves this many characters of it at the most
 _STRADDLE = 48
 _MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
+_TWO_TEXTS = ("A", "1")  # which no tokens begin with alike
 _SUSPICIOUS = 16  # characters for each token that there is room for
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
@@ -158,6 +160,30 @@ class Planner:
             plan.lack = self._why_gone(asked, plan)
         self._choose(plan)
         return plan
+
+    def ahead(
+        self, messages: Sequence[Any], said: str, tools: Sequence[dict[str, Any]] = ()
+    ) -> array[int]:
+        """The tokens of messages, what was said to them, and how any next turn begins.
+
+        None where that cannot be told: of an answer that was just given, it can.
+        """
+        import llm
+
+        messages = [*messages, llm.assistant(said)]
+        index, answer = len(messages) - 1, chain_hashes(messages)[-1]
+        turn = next((t for t in reversed(self._recent) if t.tip_hash == answer), None)
+        if turn is None:
+            return tokens_of()
+        one, other = (
+            self.chat.encode_after(
+                [*messages, llm.user(text)], index, turn.tokens, "", tools, True
+            )
+            for text in _TWO_TEXTS
+        )
+        if one is None or other is None:
+            return tokens_of()
+        return one[: common_prefix(one, other)]
 
     def _choose(self, plan: Plan) -> None:
         "Leave out what is read again sooner than it is restored, by measured rates"

@@ -29,6 +29,7 @@ from .generation import Generation, Request
 from .session import Session
 
 Result = TypeVar("Result")
+_IDLE = 0.02  # seconds after which nobody is expected to ask just now
 _COURTESY = 0.001  # seconds that the event loop takes to send a few words
 Listener = Callable[["Ticket", list[str]], None]
 
@@ -74,6 +75,7 @@ class Scheduler:
         self._running: list[Ticket] = []
         self._cancelled: list[Ticket] = []
         self._full_at: int | None = None  # generations answering when one had no room
+        self._ahead: Generation | None = None  # the last one, if it ended well
         self._stopping = False
         self._seconds = 1.0  # that an answer has taken lately
         self._thread = threading.Thread(
@@ -184,7 +186,8 @@ class Scheduler:
         while True:
             with self._wake:
                 while not (self._stopping or self._has_work()):
-                    self._wake.wait()
+                    if not self._wake.wait(_IDLE if self._ahead else None):
+                        break
                 if self._stopping:
                     break
                 calls, self._calls = self._calls, deque()
@@ -196,7 +199,17 @@ class Scheduler:
             self._admit()
             if self._running:
                 self._step()
+            elif not (calls or cancelled):
+                self._read_ahead()
         self._give_up()
+
+    def _read_ahead(self) -> None:
+        "Make use of a time in which nobody waits"
+        generation, self._ahead = self._ahead, None
+        if generation is not None:
+            with contextlib.suppress(Exception):  # it was not asked for
+                if not self.session.read_ahead(generation, self._is_wanted):
+                    self._ahead = generation
 
     def _step(self) -> None:
         try:
@@ -206,6 +219,9 @@ class Scheduler:
                 ticket.generation.error = ticket.generation.error or error
                 ticket.generation.close()
         self._hand_out()
+
+    def _is_wanted(self) -> bool:
+        return self._stopping or self._has_work()
 
     def _has_work(self) -> bool:
         can_start = self.n_waiting_now() and self._full_at is None
@@ -300,6 +316,7 @@ class Scheduler:
         if ticket.started is not None and not error:
             facts.update(served=True, queue_ms=ticket.queue_ms)
             self._seconds += 0.2 * (now - ticket.started - self._seconds)
+            self._ahead = ticket.generation
         _tell(ticket, pieces or [])
 
     def _give_up(self) -> None:

@@ -35,7 +35,7 @@ from .engine import (
     Weights,
     json_grammar,
 )
-from .errors import ChatError, StateError
+from .errors import ChatError, KVBranchError, StateError
 from .generation import Generation, Request
 from .index import Entry
 from .planning import Plan, Planner, chain_hashes, covered
@@ -171,6 +171,33 @@ class Session:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+
+    def read_ahead(self, generation: Generation, stop: Callable[[], bool]) -> bool:
+        """Decode what any turn after an answer begins with, while nobody waits.
+
+        That is the end of the answer's turn and the beginning of the user's, a fourth
+        of the tokens of a short question. False if ``stop`` was true before the end.
+        Not where only snapshots can be gone back to: it would be in a branch's way.
+        """
+        slot, request = generation.slot, generation.request
+        with self.lock:
+            if not self.engine.cuts_anywhere or generation.calls or slot is None:
+                return True
+            if slot.busy or slot.tokens != generation.tokens:
+                return True
+            said = generation.said
+            tokens = self.planner.ahead(request.messages, said, request.tools)
+            begin, end = len(slot.tokens), len(tokens)
+            if not begin < end <= begin + self.engine.n_ctx - self.slots.n_used():
+                return True
+            try:
+                feed = Feed(slot.seq, begin, tokens[begin:], logits=False)
+                self.engine.decode([feed], stop)
+                slot.add(tokens[begin:])
+            except (KVBranchError, KeyboardInterrupt):  # the latter by stop
+                self.slots.truncate(slot, begin)
+                return not stop()
+            return True
 
     def plan(self, request: Request) -> Plan:
         """Plan a prompt, without a store if it fails; its files are held.

@@ -29,7 +29,7 @@ LAYERS = {
     "chat": {"errors"},
     "resume": {"index"},
     "toolcalls": set(),
-    "planning": {"store", "index", "resume", "chat", "toolcalls"},
+    "planning": {"store", "index", "resume", "state", "chat", "toolcalls"},
     "cells": {"engine", "resume", "state", "errors"},
     "slots": {"cells", "engine", "index", "resume", "state", "errors"},
     "storing": {
