@@ -1,0 +1,1 @@
+"""What all measurements share: values, rounds, bars, tables, plots, the machine."""

@@ -1,0 +1,1 @@
+"""Those whom llm-kvbranch is measured against, and how each of them is asked."""
