@@ -20,10 +20,12 @@ N_ANSWER = 32
 DOES = {
     OURS: "`llm kvbranch serve`; a branch by `/v1/chat/branch` with the id of the "
     "answer and a range of it",
-    LLAMA: "`llama-server` with its defaults (cache_prompt, 8 GB of prompt cache in "
-    "memory); a branch is the history sent again, cut. After a restart nothing is left",
-    SLOTS: "`llama-server`, its client saving the slot after an answer, and restoring "
-    "it (counted in the time) before it asks a server that was started anew",
+    LLAMA: "`llama-server --kv-unified --no-cache-idle-slots` (with slots cleared, "
+    "as by default, it reads twice as much of a tree again), cache_prompt; a branch is "
+    "the history sent again, cut. After a restart nothing is left",
+    SLOTS: "the same, its client saving the slot after an answer, and restoring it "
+    "(counted in the time) before it asks a server that was started anew; for a tree "
+    "into every slot, which no client does by itself",
     PYTHON: "llama-cpp-python's `examples/server/server.py` with its disk cache; a "
     "branch is the history sent again, cut",
 }

@@ -32,8 +32,11 @@ def document(n_tokens: int, salt: int) -> str:
 
 
 def question(i: int) -> str:
-    "One that was not asked before, as long as any other"
-    return f"{QUESTIONS[i % len(QUESTIONS)]} ({100 + i})"
+    """One that was not asked before, and begins like no other.
+
+    Who has been asked the same already has its beginning read.
+    """
+    return f"{100 + i}. {QUESTIONS[i % len(QUESTIONS)]}"
 
 
 def story(salt: int, n: int) -> str:

@@ -42,8 +42,8 @@ def measure(run: Run) -> None:
 async def _measure(run: Run) -> None:
     rounds, n_trees = run.choose(4, 1), run.choose(2, 1)
     some = contenders(run, SIZE, ALL)
-    n_document = run.choose(N_DOCUMENT, 300)
-    run.result.settings |= {"rounds": rounds, "n_branches": N_BRANCHES}
+    n_document = run.choose(N_DOCUMENT, 200)
+    run.result.settings |= {"rounds": rounds, "n_branches": run.choose(N_BRANCHES, 6)}
     hot_ones = [each for each in some if each.name in HOT]
     tree = Tree(run, some, judge := Judge(), document(run.choose(1200, 200), 8))
     n_turns = rounds * len(hot_ones) + 2 * rounds * len(some)
@@ -126,6 +126,7 @@ class Bench:
 
     async def restart(self, rounds: int) -> None:
         await self.prepare_restart()
+        n = rounds  # questions that were asked: each is asked once
         for where in ("cached", "evicted"):
             for i, who in self.run.rounds(self.some, rounds, f"restart, {where},"):
                 if who.name == LLAMA and not self._reads_again(where, i):
@@ -133,7 +134,7 @@ class Bench:
                 for other in self.some:  # the memory of others is not its own
                     other.stop()
                 for what in ("follow-up", "branch"):
-                    await self.come_back(who, where, what, i)
+                    await self.come_back(who, where, what, n := n + 1)
         for who in self.some:
             who.stop()
 

@@ -20,9 +20,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "The same, files not in the page cache": ("restart", "evicted", "follow-up"),
     "Branch after a restart": ("restart", "cached", "branch"),
     "The same, files not in the page cache ": ("restart", "evicted", "branch"),
-    "Tree of 20 branches asked at once, in memory": ("tree", "hot", AT_ONCE),
+    "Tree of {n} branches asked at once, in memory": ("tree", "hot", AT_ONCE),
     "The same, one asked after the other": ("tree", "hot", IN_TURN),
-    "Tree of 20 branches asked at once, after a restart": ("tree", "restart", AT_ONCE),
+    "Tree of {n} branches asked at once, after a restart": ("tree", "restart", AT_ONCE),
     "First turn: all is read": ("first turn",),
     "Starting the server": ("start",),
 }
@@ -41,13 +41,16 @@ def bars(result: Result) -> list[Bar]:
             value = result.ratio((*names, OURS), (*names, SLOTS))
             text = f"{what} after a restart, of llama-server's slot restore{words}"
             found.append(bar(result, text, value, SLOTS, most=1.1))
+    n = result.settings["n_branches"]
     for when, names in (("hot", (LLAMA, PYTHON)), ("restart", PEERS)):
         for peer in names:
             value = result.ratio(
                 ("tree", when, AT_ONCE, peer), ("tree", when, AT_ONCE, OURS)
             )
             words = "in memory" if when == "hot" else "after a restart"
-            text = f"tree of 20 branches asked at once, {words}: {peer}'s time, of ours"
+            text = (
+                f"tree of {n} branches asked at once, {words}: {peer}'s time, of ours"
+            )
             found.append(bar(result, text, value, peer, least=AHEAD))
     return found
 
@@ -67,7 +70,7 @@ def table(result: Result) -> str:
     for title, names in ROWS.items():
         rows.append(
             [
-                title.strip(),
+                title.strip().format(n=result.settings["n_branches"]),
                 *(ratio(result.ratio((*names, OURS), (*names, p))) for p in peers),
                 *(spread(result, *names, name) for name in (OURS, *peers)),
             ]
@@ -115,7 +118,7 @@ def plot(result: Result) -> Any:
     chosen = {
         "Follow-up, in memory, to first token": ("hot", "follow-up"),
         "Follow-up after a restart": ("restart", "cached", "follow-up"),
-        "Tree of 20 after a restart": ("tree", "restart", AT_ONCE),
+        "Tree of branches after a restart": ("tree", "restart", AT_ONCE),
     }
     for panel, (title, names) in zip(panels, chosen.items(), strict=True):
         values = {name: result.median(*names, name) for name in result.contenders}

@@ -37,6 +37,8 @@ class Tree:
     ) -> None:
         self.run, self.result = run, run.result
         self.some, self.judge, self.text = list(some), judge, text
+        self.n_branches = run.choose(N_BRANCHES, 6)
+        self.n_trunk = run.choose(N_TURNS, 2)
         self.trunks: dict[str, list[Conversation]] = {}
 
     def n_turns(self, rounds: int) -> int:
@@ -88,7 +90,7 @@ class Tree:
         for who in self.some:
             with Turn(who, self.some):
                 conversation, trunk = Conversation(), []
-                for i in range(N_TURNS):
+                for i in range(self.n_trunk):
                     text = f"{self.text}\n\nSum it up." if i == 0 else question(i)
                     conversation, _ = await who.ask(conversation, text)
                     trunk.append(conversation)
@@ -104,7 +106,7 @@ class Tree:
         if who.name == SLOTS:  # into every slot, so that all can work
             for slot in range(who.size.slots):
                 await who.bring_back(trunk[-1], slot)
-        asked = [self._ask(who, trunk, i, k) for k in range(N_BRANCHES)]
+        asked = [self._ask(who, trunk, i, k) for k in range(self.n_branches)]
         if way == WAYS[0]:
             answers = await asyncio.gather(*asked)
         else:
@@ -117,13 +119,14 @@ class Tree:
     async def _ask(
         self, who: Contender, trunk: list[Conversation], i: int, k: int
     ) -> tuple[list[dict[str, str]], Reply]:
-        conversation = trunk[k % N_TURNS]
-        share = (k // N_TURNS + 1) / (N_BRANCHES // N_TURNS + 1)
+        n = self.n_trunk
+        conversation = trunk[k % n]
+        share = (k // n + 1) / (self.n_branches // n + 1)
         cut = max(1, int(share * len(conversation.answer)) - i)
         more: dict[str, Any] = {}
         if who.name == SLOTS:
             more = {"id_slot": k % who.size.slots}
-        text = question(N_BRANCHES * i + k)
+        text = question(self.n_branches * i + k)
         _, reply = await who.ask(conversation, text, cut, N_ANSWER, **more)
         return conversation.with_prompt(text, cut), reply
 

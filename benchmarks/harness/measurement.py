@@ -11,7 +11,7 @@ from .bars import Bar
 from .result import Result
 from .turns import Progress
 
-Contender = TypeVar("Contender")
+Who = TypeVar("Who")
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Run:
         self.progress.begin(self.result.name, n_turns)
 
     def rounds(
-        self, contenders: Sequence[Contender], n: int, what: str = ""
-    ) -> Iterator[tuple[int, Contender]]:
+        self, contenders: Sequence[Who], n: int, what: str = ""
+    ) -> Iterator[tuple[int, Who]]:
         return self.progress.rounds(contenders, n, what)
 
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-Contender = TypeVar("Contender")
+Who = TypeVar("Who")
 
 
-def rotated(contenders: Sequence[Contender], i: int) -> list[Contender]:
+def rotated(contenders: Sequence[Who], i: int) -> list[Who]:
     """The order of a round: each is first in its turn, and none always follows another.
 
     Every other round goes backwards.
@@ -61,8 +61,8 @@ class Progress:
             self._bar = None
 
     def rounds(
-        self, contenders: Sequence[Contender], n: int, what: str = ""
-    ) -> Iterator[tuple[int, Contender]]:
+        self, contenders: Sequence[Who], n: int, what: str = ""
+    ) -> Iterator[tuple[int, Who]]:
         "Every contender in every round, in turns"
         for i in range(n):
             for contender in rotated(contenders, i):

@@ -102,7 +102,11 @@ def start_ours(
 
 
 def llama_command(tools: Tools, home: Path, size: Size, port: int) -> list[str]:
-    "llama-server, with its defaults beside what all have in common"
+    """llama-server, with its defaults beside what all have in common.
+
+    But for one: that idle slots are cleared when another is asked makes it read more
+    of a tree again, and forget what was restored into them.
+    """
     assert tools.llama is not None
     threads = str(tools.n_threads)
     return [
@@ -110,6 +114,7 @@ def llama_command(tools: Tools, home: Path, size: Size, port: int) -> list[str]:
         *("--host", "127.0.0.1", "--port", str(port), "-t", threads, "-tb", threads),
         *("-c", str(size.n_ctx), "-np", str(size.slots), "--kv-unified"),
         *("--no-context-shift", "--slot-save-path", str(home), "--metrics"),
+        "--no-cache-idle-slots",
     ]
 
 
