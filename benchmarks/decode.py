@@ -19,6 +19,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from llm_kvbranch.engine import Settings
+
 from .answers import Judge
 from .decode_report import BENCH, COUNTS, LLAMA, OURS, bars, plot, table
 from .documents import ENDLESS, SYSTEM, document
@@ -29,6 +31,7 @@ from .peers.worker import Worker, python
 
 N_DOCUMENT = 450
 N_TOKENS = 128
+TOGETHER = "siblings"  # a session with room for all of them
 N_SIBLING = 48  # tokens of each sibling
 DOES = {
     OURS: "a session, as a command has it: greedy, its text taken away as it comes",
@@ -50,10 +53,10 @@ def measure(run: Run) -> None:
         workers: dict[str, Worker] = {}
         for name in names:
             if name != BENCH:
-                worker = start(run, name)
-                stack.callback(worker.close)
-                workers[name] = worker
-                worker.do(messages=messages, n=1, n_tokens=4)  # reads the prompt
+                workers[name] = stack.enter_context(start(run, name))
+        workers[TOGETHER] = stack.enter_context(start(run, TOGETHER))
+        for worker in workers.values():
+            worker.do(messages=messages, n=1, n_tokens=4)  # reads the prompt
         depth = len_of(tools.model, messages)
         result.settings["depth"] = depth
         for i in range(rounds):
@@ -67,7 +70,7 @@ def measure(run: Run) -> None:
                     judge.heard(name, "one answer", messages, found["texts"][0])
                 run.progress.step(name)
             for n in rotated(COUNTS, i):
-                found = workers[OURS].do(messages=messages, n=n, n_tokens=n_sibling)
+                found = workers[TOGETHER].do(messages=messages, n=n, n_tokens=n_sibling)
                 result.add(found["tokens"] / found["seconds"], "siblings", n)
                 for text in found["texts"]:
                     judge.heard(OURS, f"{n} siblings", messages, text)
@@ -84,14 +87,16 @@ def available(run: Run) -> list[str]:
     return names
 
 
-def start(run: Run, name: str) -> Worker:
+def start(run: Run, name: str) -> contextlib.closing[Worker]:
     tools, log = run.tools, run.work / f"{name}.log"
-    if name == OURS:
-        command = python("decode_ours", tools.model, tools.n_threads, max(COUNTS))
-        return Worker(command, log)
-    program = Path(__file__).parent / "peers" / "decode_llama.py"
-    command = [str(tools.peers), str(program), str(tools.model)]
-    return Worker([*command, str(tools.n_threads), "2048"], log, {})
+    if name in (OURS, TOGETHER):
+        n_seq = Settings().n_seq if name == OURS else max(COUNTS)
+        command = python("decode_ours", tools.model, tools.n_threads, n_seq)
+    else:
+        program = Path(__file__).parent / "peers" / "decode_llama.py"
+        command = [str(tools.peers), str(program), str(tools.model)]
+        command += [str(tools.n_threads), "2048"]
+    return contextlib.closing(Worker(command, log))
 
 
 def note(run: Run, found: dict[str, Any], name: str) -> None:

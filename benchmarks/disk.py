@@ -2,9 +2,10 @@
 
     python -m benchmarks --only disk
 
-- *tree*: fifty responses of one conversation that branches everywhere, from a server
-  of each contender; the bytes that each keeps so that every response can be gone on
-  from. The least that this can take is the KV rows of every token once.
+- *tree*: fifty responses of one conversation that branches everywhere; the bytes that
+  each contender keeps so that every response can be gone on from. The least that this
+  can take is the KV rows of every token once. Who keeps whole states is judged by two
+  of its files where making all of them would take long.
 - *rates*: rows of some 2,000 tokens. Writing is capturing them, hashing, a new file,
   flushed; it is held against writing as many bytes and flushing them. Reading is
   mapping the file, hashing it and handing the rows to llama.cpp; it is held against
@@ -32,7 +33,7 @@ from llm_kvbranch.store import Store
 
 from .conversations import Contender, Conversation, contenders
 from .decode import len_of
-from .disk_report import CACHE, CACHE_DOES, PYTHON_DOES, SLOTS_DOES, bars, plot, table
+from .disk_report import CACHE, DOES, bars, plot, table
 from .documents import SYSTEM, document, question
 from .harness.measurement import Measurement, Run
 from .peers.client import system, user
@@ -40,26 +41,32 @@ from .peers.commands import answer
 from .peers.servers import OURS, PYTHON, SLOTS, Size, environment, forget_pages
 
 N_RESPONSES = 50
-N_DOCUMENT = 600
+N_DOCUMENT = 1200
 N_ANSWER = 24
 N_ROWS = 2000
 SIZE = Size(n_ctx=8192, slots=4)
 PLENTY = 1 << 50
+TWO = (200, 700)  # tokens of the documents by whose files some are judged
 
 
 def measure(run: Run) -> None:
     repeat = run.choose(15, 5)
-    some = contenders(run, SIZE, [OURS, SLOTS, PYTHON])
+    some = contenders(run, SIZE, [OURS, SLOTS])
     n_responses = run.choose(N_RESPONSES, 8)
     run.result.settings |= {"n_responses": n_responses, "repeat": repeat}
-    for name, does in ((SLOTS, SLOTS_DOES), (PYTHON, PYTHON_DOES)):
-        if name in run.result.contenders:
+    sized = {PYTHON: server_py_file, CACHE: cache_file}
+    if run.tools.peers is None:
+        run.result.dashes |= dict.fromkeys(sized, run.tools.missing["peers"])
+        sized = {}
+    for name, does in DOES.items():
+        if name in run.result.contenders or name in sized:
             run.result.contenders[name] = does
-    sizes = available_sizes(run)
-    run.begin(n_responses * len(some) + repeat + len(sizes))
+    run.begin(n_responses * len(some) + repeat + 2 * len(sized))
     asyncio.run(trees(run, some, n_responses))
-    for n in sizes:
-        cache_file(run, n)
+    for name, file_of in sized.items():
+        for n in TWO:
+            run.result.facts.setdefault(f"files/{name}", []).append(file_of(run, n))
+            run.progress.step(name)
     rates(run, repeat)
 
 
@@ -97,34 +104,37 @@ async def grow(run: Run, who: Contender, text: str, n: int) -> None:
 
 def count(run: Run, who: Contender) -> None:
     "Bytes that it left, and what they are of"
-    place = {OURS: "kvbranch/states", PYTHON: "cache"}.get(who.name, ".")
+    place = {OURS: "kvbranch/states"}.get(who.name, ".")
     files = [p for p in (who.home / place).rglob("*") if is_state(p)]
     result = run.result
     result.add(sum(path.stat().st_size for path in files), "bytes", who.name)
     result.add(len(files), "files", who.name)
     if who.name == OURS:
-        tokens, unique, stored = tokens_of_tree(who.home / "kvbranch")
-        result.facts |= {"tokens": tokens, "unique": unique, "stored": stored}
+        result.facts |= tokens_of_tree(who.home / "kvbranch")
 
 
 def is_state(path: Path) -> bool:
     return path.suffix == ".safetensors" or path.name.startswith("slot-")
 
 
-def tokens_of_tree(root: Path) -> tuple[int, int, int]:
-    """Tokens of all contexts together, those that are unique, those that were stored.
+def tokens_of_tree(root: Path) -> dict[str, int]:
+    """Tokens of all contexts, of all prompts, unique ones, and those that were stored.
 
     A token is another one if what comes before it is.
     """
     with contextlib.closing(Store(root, PLENTY)) as store:
         entries = list(store.entries())
         contexts = sorted(list(store.chain(entry).tokens) for entry in entries)
-        stored = sum(len(entry.state.tokens) for entry in entries)
     unique, before = 0, contexts[0][:0]
     for context in contexts:  # sorted: the one before shares the most
         unique += len(context) - shared(before, context)
         before = context
-    return sum(map(len, contexts)), unique, stored
+    return {
+        "tokens": sum(map(len, contexts)),
+        "prompts": sum(entry.state.answer for entry in entries),
+        "unique": unique,
+        "stored": sum(len(entry.state.tokens) for entry in entries),
+    }
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -137,17 +147,8 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
     return n
 
 
-def available_sizes(run: Run) -> tuple[int, ...]:
-    "Of the documents that LlamaDiskCache is given, by whose files its bytes are known"
-    if run.tools.peers is None:
-        run.result.dashes[CACHE] = run.tools.missing["peers"]
-        return ()
-    run.result.contenders[CACHE] = CACHE_DOES
-    return (100, 600)
-
-
-def cache_file(run: Run, n: int) -> None:
-    "What LlamaDiskCache writes for a conversation of so many tokens"
+def cache_file(run: Run, n: int) -> tuple[int, int]:
+    "Tokens and bytes of what LlamaDiskCache writes for a conversation"
     tools, messages = run.tools, [system(SYSTEM), user(document(n, 6))]
     program = Path(__file__).parent / "peers" / "disk_cache.py"
     folder = run.work / f"cache-{n}"
@@ -156,9 +157,19 @@ def cache_file(run: Run, n: int) -> None:
     settings = environment(run.work)
     answer(command, json.dumps(messages), settings, run.work)
     nbytes = sum(p.stat().st_size for p in folder.rglob("*.val"))
-    length = len_of(tools.model, messages) + 4
-    run.result.facts.setdefault("cache files", []).append([length, nbytes])
-    run.progress.step(CACHE)
+    return len_of(tools.model, messages) + 4, nbytes
+
+
+def server_py_file(run: Run, n: int) -> tuple[int, int]:
+    "Tokens and bytes of what server.py's disk cache writes for a prompt"
+    who = Contender(PYTHON, run.tools, run.work / f"server-{n}", SIZE)
+    try:
+        who.start()
+        node, _ = asyncio.run(who.ask(Conversation(), document(n, 6), None, 4))
+    finally:
+        who.stop()
+    (path,) = (who.home / "cache").glob("*.safetensors")
+    return len_of(run.tools.model, node.asked), path.stat().st_size
 
 
 # -- rates ---------------------------------------------------------------

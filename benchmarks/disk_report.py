@@ -11,15 +11,15 @@ from .harness.table import DASH, markdown, megabytes, plain, ratio
 from .peers.servers import OURS, PYTHON, SLOTS
 
 CACHE = "LlamaDiskCache"
-SLOTS_DOES = "`llama-server`, its client saving the slot after every answer"
-PYTHON_DOES = (
-    "llama-cpp-python's `examples/server/server.py` with its disk cache, which keeps "
-    "the state of every prompt, and not of what was said to it"
-)
-CACHE_DOES = (
-    "llama-cpp-python's `LlamaDiskCache`: it removes what it reads, so no tree stays; "
-    "what the states of all fifty would take, by the size of two of its files"
-)
+DOES = {
+    OURS: "`llm kvbranch serve`, a state file for each response",
+    SLOTS: "`llama-server`, its client saving the slot after every answer",
+    PYTHON: "llama-cpp-python's `examples/server/server.py` with its disk cache, which "
+    "keeps the whole state of every prompt, and not of what was said to it; what fifty "
+    "of them take, by the size of two of its files",
+    CACHE: "llama-cpp-python's `LlamaDiskCache`: it removes what it reads, so no tree "
+    "stays; what fifty whole states would take, by the size of two of its files",
+}
 MOST_BYTES, LEAST_READ = 1.02, 0.6
 
 
@@ -29,11 +29,13 @@ def least_bytes(result: Result) -> float:
 
 
 def kept(result: Result, name: str) -> float | None:
-    if name == CACHE and len(files := result.facts.get("cache files", [])) == 2:
+    "Bytes; by a line through two files where whole states are kept"
+    files = result.facts.get(f"files/{name}", [])
+    if len(files) == 2:
         (n, one), (m, other) = files
         each = (other - one) / (m - n)
-        n_files = result.settings["n_responses"]
-        return float(n_files * (one - n * each) + each * result.facts["tokens"])
+        tokens = result.facts["prompts" if name == PYTHON else "tokens"]
+        return float(result.settings["n_responses"] * (one - n * each) + each * tokens)
     return result.median("bytes", name)
 
 

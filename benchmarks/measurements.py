@@ -1,6 +1,6 @@
 """All that is measured, in the order in which it is."""
 
-from . import cold, decode, disk, resident, scale, streams
+from . import breakeven, cold, decode, disk, gpu, resident, scale, streams
 
 ALL = [
     cold.MEASUREMENT,
@@ -9,4 +9,6 @@ ALL = [
     decode.MEASUREMENT,
     streams.MEASUREMENT,
     scale.MEASUREMENT,
+    breakeven.MEASUREMENT,
+    gpu.MEASUREMENT,
 ]

@@ -163,7 +163,9 @@ def last_facts(settings: dict[str, str]) -> dict[str, float]:
         capture_output=True,
         check=True,
     )
-    facts = json.loads(json.loads(done.stdout)[0]["response_json"])
+    facts = json.loads(done.stdout)[0]["response_json"]
+    if isinstance(facts, str):  # as some versions of llm give it
+        facts = json.loads(facts)
     return dict(facts["kvbranch"])
 
 

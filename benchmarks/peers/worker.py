@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,7 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 class Worker:
     "A running worker"
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        log: Path,
-        environment: Mapping[str, str] | None = None,
-    ):
+    def __init__(self, command: Sequence[str], log: Path):
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         ours = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self._log = log
@@ -47,7 +42,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=dict(environment or ours),
+                env=ours,
             )
         self._receive()
 

@@ -9,25 +9,38 @@ are greedy and short: so can be seen what a plugin without options asks its mode
 
 import os
 
-LOAD = ("llama_model_load_from_file", "llama_load_model_from_file")
-CONTEXT = ("llama_init_from_model", "llama_new_context_with_model")
-RESTORE = ("llama_state_seq_set_data_ext", "llama_state_seq_set_data")
-RESTORE += ("llama_state_set_data",)
-DECODE = ("llama_decode",)
+KINDS = {
+    "load": ("llama_model_load_from_file", "llama_load_model_from_file"),
+    "context": ("llama_init_from_model", "llama_new_context_with_model"),
+    "restore": (
+        "llama_state_seq_set_data_ext",
+        "llama_state_seq_set_data",
+        "llama_state_set_data",
+    ),
+    "decode": ("llama_decode",),
+}
 MOST = 64  # calls of a kind: more are an answer's tokens
 
 
 def install(path, greedy):
-    import importlib.machinery
     import sys
+
+    after = {"llama_cpp.llama_cpp": bindings_patch(path)}
+    if greedy:
+        after["llama_cpp.llama"] = chat_patch(int(greedy))
+    sys.meta_path.insert(0, finder(after))
+
+
+def bindings_patch(path):
+    "Has calls of interest noted in a file"
     import time
 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def note(kind, function):
+    def noted(kind, function):
         left = MOST
 
-        def noted(*arguments):
+        def call(*arguments):
             nonlocal left
             began = time.perf_counter()
             try:
@@ -38,31 +51,35 @@ def install(path, greedy):
                     line = f"{kind} {began!r} {time.perf_counter()!r}\n"
                     os.write(descriptor, line.encode())
 
-        return noted
+        return call
 
-    def patch_bindings(module):
-        for kind, names in (
-            ("load", LOAD),
-            ("context", CONTEXT),
-            ("restore", RESTORE),
-            ("decode", DECODE),
-        ):
+    def patch(module):
+        for kind, names in KINDS.items():
             for name in names:
                 if hasattr(module, name):
-                    setattr(module, name, note(kind, getattr(module, name)))
+                    setattr(module, name, noted(kind, getattr(module, name)))
 
-    def patch_chat(module):
+    return patch
+
+
+def chat_patch(n_tokens):
+    "Has completions be greedy and short that ask for nothing else"
+
+    def patch(module):
         complete = module.Llama.create_chat_completion
 
         def greedy_completion(self, *arguments, **named):
-            named = {"temperature": 0.0, "max_tokens": int(greedy), **named}
+            named = {"temperature": 0.0, "max_tokens": n_tokens, **named}
             return complete(self, *arguments, **named)
 
         module.Llama.create_chat_completion = greedy_completion
 
-    after = {"llama_cpp.llama_cpp": patch_bindings}
-    if greedy:
-        after["llama_cpp.llama"] = patch_chat
+    return patch
+
+
+def finder(after):
+    "Finds modules as always, and has them patched once they have run"
+    import importlib.machinery
 
     class Finder:
         @staticmethod
@@ -81,7 +98,7 @@ def install(path, greedy):
             spec.loader.exec_module = exec_module
             return spec
 
-    sys.meta_path.insert(0, Finder)
+    return Finder
 
 
 if os.environ.get("KVBRANCH_TRACE"):

@@ -1,0 +1,144 @@
+"""The figures that README quotes, from the results that are kept with it.
+
+README's tables are made by these functions, and a test fails when they are not what
+the results say. None is for what was not measured yet, or not to be quoted: README then
+keeps what it says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .harness import machine
+from .harness.result import Result, read
+from .harness.table import markdown, megabytes, plain, ratio, seconds
+from .peers.servers import LLAMA, OURS, PYTHON, SLOTS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def result(name: str) -> Result | None:
+    found = read(RESULTS / f"{name}.json")
+    return None if found is None or found.quick else found
+
+
+def first_token() -> str | None:
+    found = result("cold")
+    if found is None:
+        return None
+    rows = []
+    for n in (1200, 5000, 7900):
+        facts = found.facts.get(str(n))
+        if facts is None:
+            continue
+        rows.append(
+            [
+                f"{facts['restored']:,} tokens",
+                seconds(found.median("first turn", n)),
+                seconds(found.median("follow-up", OURS, n)),
+                ratio(found.ratio(("follow-up", OURS, n), ("first turn", n))),
+                f"{facts['restored']:,}",
+                f"{facts['prefilled']:,}",
+            ]
+        )
+    header = ["conversation", "first turn", "follow-up", "ratio", "tokens restored"]
+    return block([markdown([*header, "tokens read"], rows)])
+
+
+def store_scale() -> str | None:
+    found = result("scale")
+    if found is None:
+        return None
+    from .scale_report import TIMED
+
+    least, *_, most = found.settings["sizes"]
+    rows = [
+        [
+            TIMED[name][0],
+            seconds(found.median("op", name, least)),
+            seconds(found.median("op", name, most)),
+            ratio(found.ratio(("op", name, most), ("op", name, least))),
+        ]
+        for name in ("open", "follow_up", "branch", "put", "status")
+    ]
+    header = ["median", f"{least:,} responses", f"{most:,} responses", "ratio"]
+    return block([markdown(header, rows)])
+
+
+def beside_others() -> str | None:
+    "Ratios of what people would use instead, one line for each thing"
+    rows = [*cold(), *resident(), *disk(), *decode()]
+    if not rows:
+        return None
+    header = ["", "ratio", "kvllama", "instead", "which is"]
+    last = next(r for r in map(result, ("resident", "cold", "disk", "decode")) if r)
+    return block([markdown(header, rows), f"Medians on {machine.line(last.machine)}."])
+
+
+def cold() -> list[list[str]]:
+    found, n = result("cold"), 5000
+    if found is None:
+        return []
+    title = f"follow-up to {found.facts[str(n)]['restored']:,} tokens, a new process"
+    return [
+        compared(found, title, ("follow-up", OURS, n), ("follow-up", name, n), name)
+        for name in ("llm-gguf", "LlamaDiskCache")
+        if found.values("follow-up", name, n)
+    ]
+
+
+def resident() -> list[list[str]]:
+    found = result("resident")
+    if found is None:
+        return []
+    rows = []
+    n = found.settings["n_branches"]
+    for title, names, peer in (
+        ("follow-up, in memory", ("hot", "follow-up"), LLAMA),
+        ("branch inside an answer, in memory", ("hot", "branch"), LLAMA),
+        ("follow-up after a restart", ("restart", "cached", "follow-up"), SLOTS),
+        ("the same", ("restart", "cached", "follow-up"), PYTHON),
+        (f"{n} branches asked at once, in memory", ("tree", "hot", "at once"), LLAMA),
+        (f"{n} branches, after a restart", ("tree", "restart", "at once"), SLOTS),
+    ):
+        if found.values(*names, peer):
+            rows.append(compared(found, title, (*names, OURS), (*names, peer), peer))
+    return rows
+
+
+def disk() -> list[list[str]]:
+    found = result("disk")
+    if found is None:
+        return []
+    from .disk_report import kept
+
+    mine, theirs = kept(found, OURS), kept(found, SLOTS)
+    if mine is None or theirs is None:
+        return []
+    title = f"{found.settings['n_responses']} responses of one tree on disk"
+    return [[title, ratio(mine / theirs), megabytes(mine), megabytes(theirs), SLOTS]]
+
+
+def decode() -> list[list[str]]:
+    found = result("decode")
+    if found is None or not found.values("rate", "llama-bench"):
+        return []
+    rates = [plain(found.median("rate", name), 0) for name in (OURS, "llama-bench")]
+    share = ratio(found.paired(("rate", OURS), ("rate", "llama-bench")))
+    return [["tokens a second, one answer", share, *rates, "llama-bench"]]
+
+
+def compared(
+    found: Result,
+    title: str,
+    ours: tuple[object, ...],
+    theirs: tuple[object, ...],
+    peer: str,
+) -> list[str]:
+    values = [seconds(found.median(*ours)), seconds(found.median(*theirs))]
+    return [title, ratio(found.ratio(ours, theirs)), *values, peer]
+
+
+def block(parts: list[str]) -> str:
+    "As cog puts it between its markers"
+    return "\n" + "\n\n".join(parts) + "\n\n"
