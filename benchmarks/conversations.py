@@ -100,7 +100,7 @@ class Contender:
         "A new turn after an answer, or after the first ``cut`` characters of it"
         messages = conversation.with_prompt(text, cut)
         if cut is not None and self.name == OURS:
-            where = {"parent_id": conversation.response_id, "char_range": [0, cut]}
+            where: Any = {"parent_id": conversation.response_id, "char_range": [0, cut]}
             reply = await self.running.chat(
                 [], n_answer, "/v1/chat/branch", prompt=text, **where
             )

@@ -78,7 +78,7 @@ def grow(path: Path, n: int) -> str:
         history.log_by_content(first, thread)
         ids = [first.id]
         while len(ids) < n:
-            (verb,) = chance.choices(list(VERBS), VERBS.values())
+            (verb,) = chance.choices(list(VERBS), list(VERBS.values()))
             # People go on with what they did last, and come back to all the rest
             newest = ids[-3:] if chance.random() < 0.6 else ids
             branch = plan(history, verb, chance.choice(newest), chance)

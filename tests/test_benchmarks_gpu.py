@@ -159,7 +159,9 @@ class TestMeasuring:
             return {"kv": kv, "tokens": n, "skipped": "not now"}
 
         monkeypatch.setattr(measuring, "measure_one", measure_one)
-        monkeypatch.setattr(measuring, "do", lambda _: {"load_s": 0, "offloaded_bytes": 0})
+        monkeypatch.setattr(
+            measuring, "do", lambda _: {"load_s": 0, "offloaded_bytes": 0}
+        )
         more = [*ARGUMENTS, "--tokens=48,70,99"]
         assert gpu.main([*more, "--work", str(work), "--out", str(out)]) == 0
         assert measured == [("q8_0", 99)]
@@ -198,7 +200,9 @@ class TestHonesty:
 
     def test_what_fails_says_why_but_not_where(self, tmp_path: Path) -> None:
         task = gpu_task.Task("warm", str(tmp_path / "none.gguf"), n=10)
-        with pytest.raises(measuring.Failed, match=r"no model file none\.gguf") as caught:
+        with pytest.raises(
+            measuring.Failed, match=r"no model file none\.gguf"
+        ) as caught:
             measuring.do(task)
         assert tmp_path.name not in str(caught.value)
 

@@ -98,6 +98,7 @@ def summary(measurements: Sequence[Measurement], out: Path) -> None:
             parts.append(bars_table(bars))
         parts.append(measurement.table(result))
         parts.append(f"{machine.line(result.machine)}; {result.date}")
+    out.mkdir(parents=True, exist_ok=True)
     (out / "README.md").write_text("\n\n".join(parts) + "\n")
 
 

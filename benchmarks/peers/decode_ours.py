@@ -31,7 +31,7 @@ class Decoder:
             finally:
                 self.in_llama += time.perf_counter() - began
 
-        session.engine.decode = timed  # type: ignore[method-assign]
+        session.engine.decode = timed  # type: ignore
 
     def __call__(self, what: dict[str, Any]) -> dict[str, Any]:
         """Generate ``n`` answers of ``n_tokens``: their rate, once all are begun.
