@@ -400,6 +400,18 @@ class TestPeers:
         assert servers.forget_pages(tmp_path) == 5000
         assert (tmp_path / "a" / "b").read_bytes() == b"x" * 5000
 
+    def test_settings_of_who_runs_them_are_not_handed_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        monkeypatch.setenv("PYTHONPATH", "there")
+        monkeypatch.setenv("LLM_KVBRANCH_DIR", "elsewhere")
+        settings = servers.environment(tmp_path, LLM_KVBRANCH_MODEL="m.gguf")
+        assert "PYTHONDONTWRITEBYTECODE" not in settings
+        assert "LLM_KVBRANCH_DIR" not in settings
+        assert settings["PYTHONPATH"] == "there"
+        assert settings["LLM_KVBRANCH_MODEL"] == "m.gguf"
+
     def test_states_are_linked_and_all_else_copied(self, tmp_path: Path) -> None:
         for name in ("a.safetensors", "index.db"):
             (tmp_path / name).write_text("old")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..harness.measurement import Tools
 from .client import Server
+from .worker import plain
 
 OURS = "kvllama"
 LLAMA = "llama-server"
@@ -38,10 +39,12 @@ class Size:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    "That of a user with this home, no settings, and no other plugin of llm's"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("LLM_")}
+    """That of a user with this home, no settings, and no other plugin of llm's.
+
+    Nor with settings of Python's: without compiled modules all is slower to start.
+    """
     return {
-        **kept,
+        **plain(),
         "LLM_USER_PATH": str(home),
         "LLM_LOAD_PLUGINS": "llm-kvbranch",
         **more,
@@ -62,7 +65,12 @@ def start(name: str, tools: Tools, home: Path, size: Size) -> Server:
     )
     with open(home / "log", "w") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True
+            command,
+            env=plain(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            text=True,
         )
     path = "healthz" if name == PYTHON else "health"
     while process.poll() is None:

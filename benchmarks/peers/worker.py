@@ -19,6 +19,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+def plain() -> dict[str, str]:
+    "The environment without settings of llm and Python, but for where modules are"
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "PYTHONPATH" or not name.startswith(("LLM_", "PYTHON"))
+    }
+
+
 def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     "Answer every line on standard input; what else is printed goes elsewhere"
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -33,7 +42,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], log: Path):
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        ours = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        ours = {**plain(), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self._log = log
         with open(log, "wb") as stderr:
             self._process = subprocess.Popen(
