@@ -104,5 +104,5 @@ def plot(result: Result) -> Any:
         name: [result.median("part", name, n, part) or 0 for part in PARTS]
         for name in result.contenders
     }
-    plots.stacked(parts, f"Where they go, {lengths[n]:,} tokens", PARTS, split_of)
+    plots.stacked(parts, f"Where the time goes, {lengths[n]:,} tokens", PARTS, split_of)
     return sheet

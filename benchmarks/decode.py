@@ -140,7 +140,7 @@ def len_of(model: Path, messages: list[dict[str, str]]) -> int:
 MEASUREMENT = Measurement(
     "decode",
     "Tokens a second",
-    minutes=3,
+    minutes=2,
     measure=measure,
     bars=bars,
     table=table,

@@ -306,7 +306,7 @@ def row_bytes(weights: Weights) -> int:
 MEASUREMENT = Measurement(
     "disk",
     "Bytes on disk, and how fast they are written and read",
-    minutes=3,
+    minutes=2,
     measure=measure,
     bars=bars,
     table=table,

@@ -122,5 +122,5 @@ def plot(result: Result) -> Any:
     }
     for panel, (title, names) in zip(panels, chosen.items(), strict=True):
         values = {name: result.median(*names, name) for name in result.contenders}
-        plots.bars(panel, title, values, "{:.2f} s", DASH, log=True)
+        plots.bars(panel, title, values, "{:.2f} s", DASH)
     return sheet

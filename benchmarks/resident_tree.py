@@ -67,7 +67,8 @@ class Tree:
         await self.grow()
         for i, who, way in self._turns(rounds):
             with Turn(who, self.some):
-                seconds, _ = await self.branch(who, i, way)
+                asked = i * len(WAYS) + WAYS.index(way)  # nobody asks the same twice
+                seconds, _ = await self.branch(who, asked, way)
                 self.result.add(seconds, "tree", "hot", way, who.name)
             self.run.progress.step(f"tree {way}, {who}")
         for i, who in self._restarts(rounds):
@@ -75,7 +76,7 @@ class Tree:
                 other.stop()
             who.start()
             await asyncio.sleep(PAUSE)
-            seconds, read = await self.branch(who, rounds + i, WAYS[0])
+            seconds, read = await self.branch(who, rounds * len(WAYS) + i, WAYS[0])
             self.result.add(seconds, "tree", "restart", WAYS[0], who.name)
             self.result.add(read, "tree", "restart read", who.name)
             self.run.progress.step(f"tree after a restart, {who}")

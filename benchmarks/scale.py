@@ -250,7 +250,7 @@ def index_bytes(root: Path) -> int:
 MEASUREMENT = Measurement(
     "scale",
     "A large store, a large tree",
-    minutes=6,
+    minutes=4,
     measure=measure,
     bars=bars,
     table=table,

@@ -172,7 +172,7 @@ def last_facts(settings: dict[str, str]) -> dict[str, float]:
 MEASUREMENT = Measurement(
     "streams",
     "Several answers at once",
-    minutes=4,
+    minutes=5,
     measure=measure,
     bars=bars,
     table=table,

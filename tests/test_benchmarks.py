@@ -158,7 +158,7 @@ class TestPlots:
         for name in ("1", "2"):
             sheet, (one, other, third) = plots.figure("A title", 3)
             plots.lines(one, "Lines", {"a": [(1, 2), (10, 3)], "b": []}, "x")
-            plots.bars(other, "Bars", {"a": 0.5, "b": None}, log=True)
+            plots.bars(other, "Bars", {"a": 0.5, "b": None})
             plots.stacked(third, "Parts", ["x", "y"], {"a": [1, 2]})
             (tmp_path / name).mkdir()
             plots.save(sheet, tmp_path / name, "it", "A footnote")

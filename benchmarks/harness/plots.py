@@ -6,7 +6,6 @@ white and on its dark theme (a test computes it), so one file does for both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ FLOOR = "#8a8f98"
 # Contenders keep their colour through all plots
 COLORS = {
     "kvllama": OURS,
-    "kvllama, first turn": "#8b6fd8",
+    "kvllama, first turn": "#2a9d6f",
     "kvllama, no store": "#9a6ee0",
     "floor": FLOOR,
     "llm-gguf": "#d2691e",
@@ -137,27 +136,18 @@ def bars(
     values: dict[str, float | None],
     form: str = "{:,.2f}",
     dashes: str = "–",
-    log: bool = False,
 ) -> None:
     "Horizontal bars with their values; a dash where there is none"
     names = list(values)
-    known = [value for value in values.values() if value]
-    most, least = max(known, default=1.0), min(known, default=1.0)
-    if log:
-        panel.set_xscale("log")
-        left = 10 ** math.floor(math.log10(least) - 0.3)
-        panel.set_xlim(left, most * (most / left) ** 0.25)
-    else:
-        left = 0.0
-        panel.set_xlim(0, most * 1.25)
+    panel.set_xlim(0, 1.25 * max((v for v in values.values() if v), default=1.0))
     for i, name in enumerate(names):
         value = values[name]
         if value:
-            panel.barh(i, value - left, left=left, height=0.62, color=color(name, i))
+            panel.barh(i, value, height=0.62, color=color(name, i))
         text = dashes if value is None else form.format(value)
         panel.annotate(
             text,
-            (value or left or 0, i),
+            (value or 0, i),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
