@@ -12,6 +12,7 @@ This module does not know llm's models, options or log.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -171,6 +172,23 @@ class Session:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+
+    def warm_up(self) -> None:
+        """Do what is done once, and would keep the first answer waiting.
+
+        The chat template is compiled, and a token decoded: llama.cpp maps the weights,
+        and reads them when they are used for the first time.
+        """
+        import llm
+
+        with self.lock, contextlib.suppress(KVBranchError):
+            tokens = self.planner.chat.encode([llm.user("A")])
+            if self.running or self.slots.n_used():
+                return
+            try:
+                self.engine.decode([Feed(0, 0, tokens[:1])])
+            finally:
+                self.engine.cut(0, 0)
 
     def read_ahead(self, generation: Generation, stop: Callable[[], bool]) -> bool:
         """Decode what any turn after an answer begins with, while nobody waits.

@@ -143,6 +143,7 @@ def open_server(
     session.engine.reserve(min(n_ctx or 4096, 4096))
     model_id = f"{catalog.MODEL_ID}/{model}" if model else catalog.MODEL_ID
     served = ServedModel(found, model_id, Scheduler(session, queue))
+    served.scheduler.call(session.warm_up)
     key = session_key(found.path, chosen)
     return Server(served, key, database_name, token, log)
 
