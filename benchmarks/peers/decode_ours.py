@@ -36,7 +36,8 @@ class Decoder:
     def __call__(self, what: dict[str, Any]) -> dict[str, Any]:
         """Generate ``n`` answers of ``n_tokens``: their rate, once all are begun.
 
-        ``seconds`` and ``in_llama`` are of the tokens after the first of each.
+        ``seconds`` and ``in_llama`` are of the tokens after the first of each. They are
+        forgotten in the end: attention takes longer beside what others have said.
         """
         import llm
 
@@ -63,6 +64,9 @@ class Decoder:
             step()
         seconds = time.perf_counter() - began
         n_generated = sum(g.n_generated for g in generations) - before
+        for generation in generations:
+            if generation.slot is not None:
+                self.session.slots.truncate(generation.slot, generation.answer)
         return {
             "tokens": n_generated,
             "seconds": seconds,
