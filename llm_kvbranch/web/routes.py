@@ -14,7 +14,7 @@ from .. import branching
 from ..branching import Branch, Place
 from ..errors import HistoryError
 from ..history import History
-from . import peers, schemas
+from . import explore, pages, peers, schemas
 from .answers import Asked
 from .openai import RequestError, json_schema_of, messages_of, tools_of
 from .views import Call, json_response, view
@@ -265,6 +265,9 @@ ROUTES: list[tuple[str, Any]] = [
     (r"^/retry$", retry),
     (r"^/branch/tree$", tree),
     (r"^/-/kvbranch/slots$", slots),
+    (r"^/-/kvbranch/tree\.json$", explore.tree),
+    (r"^/-/kvbranch/path\.json$", explore.path),
     (r"^/metrics$", metrics),
     (r"^/openapi\.json$", openapi),
+    (r"^/-/kvbranch/(?P<id>[^/]+)$", pages.tree_page),  # last: it fits all of ours
 ]

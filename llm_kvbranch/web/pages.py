@@ -1,0 +1,131 @@
+"""The pages: what there is to read, and one tree with its conversation.
+
+The idea: the list is whole as it comes, for browsers without scripts, too; the tree
+is a shell with its settings, which the scripts fill. Both are pages of their own,
+with nothing of datasette's around them.
+
+The invariant: nothing that was typed or made by a model is markup. The templates
+escape, settings are JSON that no ``</script>`` ends, and the header lets no script
+run that is not a file of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..errors import HistoryError
+from .access import GENERATE, PLUGIN, allowed
+from .log import Log, find_log
+from .openai import RequestError
+from .views import check_method, told
+
+HOME = "/-/kvbranch"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": POLICY,
+    "cache-control": "no-store",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+_OURS = ("tree", "path", "compare", "search")  # addresses that give JSON
+_ACTS = {
+    "generate": "/generate",
+    "branch": "/v1/chat/branch",
+    "focus": "/focus",
+    "continue": "/continue",
+    "retry": "/retry",
+}
+
+Page = Callable[[Log, Any], Awaitable[Any]]
+
+
+def page(function: Page) -> Any:
+    "A page of ours; what goes wrong is told by one, too"
+
+    @functools.wraps(function)
+    async def handle(datasette: Any, request: Any) -> Any:
+        try:
+            check_method(request, "GET")
+            return await function(await find_log(datasette, request), request)
+        except Exception as error:
+            refused = told(error)
+            return await _refuse(datasette, request, refused, error)
+
+    del handle.__wrapped__  # or datasette would ask for this function's parameters
+    return handle
+
+
+@page
+async def tree_page(log: Log, request: Any) -> Any:
+    "The tree that a response is in"
+    from datasette.utils.asgi import Response
+
+    wanted = request.url_vars["id"]
+    id = await log.read(lambda history: history.resolve(wanted, threads=True))
+    if id != wanted:
+        query = f"?{request.query_string}" if request.query_string else ""
+        return Response.redirect(log.datasette.urls.path(f"{HOME}/{id}") + query)
+    config = await config_of(log, request, id)
+    return await _render(log.datasette, request, "tree", {"config": config})
+
+
+async def config_of(log: Log, request: Any, id: str | None) -> dict[str, Any]:
+    "What the scripts have to know"
+    datasette, server = log.datasette, log.server
+    may_act = await allowed(datasette, request.actor, GENERATE)
+    live = server is not None and may_act
+    token = request.scope.get("csrftoken")
+    path = datasette.urls.path
+    own = {name: path(f"{HOME}/{name}.json") for name in _OURS}
+    own |= {n: path(f"{HOME}/{n}") for n in ("export", "mark", "prune", "slots")}
+    return {
+        "id": id,
+        "db": log.name,
+        "live": live,
+        "may_write": live and log.database.is_mutable,
+        "model": server.session.name if live and server else None,
+        "model_id": server.model.model_id if live and server else None,
+        "csrf": token() if live and token else None,
+        "database_url": datasette.urls.database(log.name),
+        "urls": {"home": path(HOME), **own, **{k: path(v) for k, v in _ACTS.items()}},
+    }
+
+
+async def _render(
+    datasette: Any, request: Any, name: str, values: dict[str, Any], status: int = 200
+) -> Any:
+    from datasette.utils.asgi import Response
+
+    context = {"static": static_path(datasette), "home": datasette.urls.path(HOME)}
+    text = await datasette.render_template(
+        f"kvbranch_{name}.html", {**context, **values}, request=request
+    )
+    body = text.encode("utf-8", "replace")  # half a character can come from JSON
+    return Response(
+        body, status=status, headers=_HEADERS, content_type="text/html; charset=utf-8"
+    )
+
+
+def static_path(datasette: Any) -> str:
+    "Where datasette has our static files: that depends on how it found this plugin"
+    from datasette.plugins import get_plugins
+
+    names = [each["name"] for each in get_plugins() if each["static_path"]]
+    ours = (PLUGIN, PLUGIN.replace("-", "_"), "llm_kvbranch.web")
+    name = next((name for name in ours if name in names), PLUGIN)
+    return str(datasette.urls.path(f"/-/static-plugins/{name}"))
+
+
+async def _refuse(
+    datasette: Any, request: Any, refused: RequestError, error: Exception
+) -> Any:
+    "A page with one clear sentence"
+    status = 404 if isinstance(error, HistoryError) else refused.status
+    values = {"status": status, "message": refused.body["error"]["message"]}
+    return await _render(datasette, request, "missing", values, status)
