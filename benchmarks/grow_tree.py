@@ -17,8 +17,9 @@ import llm
 
 from llm_kvbranch import branching
 from llm_kvbranch.branching import Place
-from llm_kvbranch.history import History, migrations, open_log
+from llm_kvbranch.history import History, open_log
 from llm_kvbranch.marks import mark
+from llm_kvbranch.tables import migrations
 
 WORDS = [
     "the",

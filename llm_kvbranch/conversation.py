@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .ancestry import IN, listed
@@ -45,7 +46,9 @@ class Turn:
 
     ``prompt`` is all that was sent since the parent's answer, ``system`` the system
     prompt where it is another one than before. ``cut`` is how many characters of
-    the answer the next turn goes on from, None for all.
+    the answer the next turn of a path goes on from, None for all; ``leaves`` is the
+    same of the parent's answer. A turn is ``apart`` that does not go on from its
+    parent at all: a fresh one, or the first one asked again.
     """
 
     node: Node
@@ -53,6 +56,8 @@ class Turn:
     prompt: str
     text: str
     cut: int | None = None
+    leaves: int | None = None
+    apart: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     calls: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -74,25 +79,36 @@ def path(history: History, node: Node) -> list[Turn]:
     while (parent := nodes[-1].parent) is not None:
         nodes.append(parent)
     turns = turns_of(history, nodes[::-1])
-    for turn, after in zip(turns, nodes[-2::-1], strict=False):
-        if after.verb == "branch" and after.mode == "reuse_kv":
-            turn.cut = after.end
+    for turn, after in pairwise(turns):
+        turn.cut = after.leaves
     before: str | None = None
     for turn in turns:  # the same system prompt is told once
-        before, turn.system = (
-            turn.system,
-            turn.system if turn.system != before else None,
-        )
+        system, turn.system = turn.system, None
+        if system != before:
+            before = turn.system = system
     return turns
 
 
 def turns_of(history: History, nodes: list[Node]) -> list[Turn]:
-    "What the log says of some responses, in whole"
+    "What the log says of some responses, in whole; of a path, or of a whole tree"
     ids = listed(node.id for node in nodes)
     rows = history.db.query(f"select * from turns where id {IN}", [ids])
     by_id = {row["id"]: row for row in rows}
     reader = _Messages(history, ids)
-    return [reader.turn(node, by_id[node.id]) for node in nodes]
+    turns = {node.id: reader.turn(node, by_id[node.id]) for node in nodes}
+    for turn in turns.values():
+        parent = turn.node.parent
+        if parent is not None and parent.id in turns:
+            _place(turn, turns[parent.id], reader.answer(by_id[turn.node.id]))
+    return list(turns.values())
+
+
+def _place(turn: Turn, parent: Turn, answer: str | None) -> None:
+    "Say where a turn leaves its parent, by the last answer in its prompt"
+    if answer is None or not parent.text.startswith(answer or parent.text[:1]):
+        turn.apart = True
+    elif answer != parent.text:
+        turn.leaves = len(answer)
 
 
 class _Messages:
@@ -112,14 +128,22 @@ class _Messages:
         "The last system message before or at each message"
         found: dict[str | None, str | None] = {None: None}
         for each in self._above:
-            way, at = [], each
-            while at not in found:
+            way: list[str] = []
+            at: str | None = each
+            while at is not None and at not in found:
                 way.append(at)
-                at = self._above.get(at) or None
-            for at in reversed(way):
-                is_system = self._roles.get(at) == "system"
-                found[at] = at if is_system else found[self._above.get(at)]
+                at = self._above.get(at)
+            for one in reversed(way):
+                is_system = self._roles.get(one) == "system"
+                found[one] = one if is_system else found[self._above.get(one)]
         return found
+
+    def answer(self, row: dict[str, Any]) -> str | None:
+        "The last answer in a turn's prompt, None if there is none"
+        for at in self._up(row["parent_message_hash"]):
+            if self._roles[at] == "assistant":
+                return _text(self._of(at))
+        return None
 
     def turn(self, node: Node, row: dict[str, Any]) -> Turn:
         "What was asked and answered in one turn"

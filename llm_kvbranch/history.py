@@ -38,6 +38,10 @@ def open_log(
     return db
 
 
+HASH_PREFIX = "b2:"
+"What llm's names for messages begin with"
+
+
 @dataclass(frozen=True)
 class Logged:
     """A response as the log has it: what the model was sent, what it answered.

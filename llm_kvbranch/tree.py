@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from .ancestry import IN, Ancestry, listed
 from .branching import QUOTING, question
+from .errors import HistoryError
 from .history import History
 from .marks import read_marks
 
@@ -88,16 +90,12 @@ class Forest:
 
     def recent(self, n: int) -> list[Node]:
         "The roots of the n trees that were gone on with last, newest first"
-        roots: list[Node] = []
-        seen: set[str] = set()
-        for row in self.db.query("select id from turns order by id desc"):
-            if len(roots) == n:
-                break
-            if row["id"] not in seen:
-                root = self.tree(row["id"])
-                seen.update(node.id for node in root.walk())
-                roots.append(root)
-        return roots
+        roots: dict[str, None] = {}
+        newest = self.db.query("select id from turns order by id desc")
+        while len(roots) < n and (ids := [row["id"] for row in islice(newest, 20 * n)]):
+            self.ancestry.learn(ids)
+            roots |= dict.fromkeys(map(self.ancestry.root, ids))
+        return self.grown(list(roots)[:n])
 
     def current(self) -> str | None:
         "The response that llm -c goes on from"
@@ -125,22 +123,26 @@ class Forest:
 
     def below(self, root: str) -> Node:
         "A response, with everything below it"
-        nodes = {row["id"]: _node(row) for row in self._rows(self._ids_below(root))}
+        return self.grown([root])[0]
+
+    def grown(self, roots: list[str]) -> list[Node]:
+        "Some responses of different trees, each with everything below it"
+        nodes = {row["id"]: _node(row) for row in self._rows(self._ids_below(roots))}
         for mark in read_marks(self.db, nodes):
             nodes[mark.response_id].starred = mark.starred
             nodes[mark.response_id].note = mark.note
         self._say_prompts(nodes)
         self.ancestry.learn(nodes)
         for node in sorted(nodes.values(), key=lambda node: node.id):
-            parent = None if node.id == root else self.ancestry.parent(node.id)
+            parent = None if node.id in roots else self.ancestry.parent(node.id)
             if parent in nodes:
                 node.parent = nodes[parent]
                 node.parent.children.append(node)
-        return nodes[root]
+        return [nodes[root] for root in roots]
 
-    def _ids_below(self, root: str) -> set[str]:
-        "Whatever may stand below a response, and that itself"
-        known, new = {root}, [root]
+    def _ids_below(self, roots: list[str]) -> set[str]:
+        "Whatever may stand below some responses, and these"
+        known, new = set(roots), roots
         while new:  # of which it is not known what goes on from them
             found = {row["id"] for row in self.db.query(_BELOW, [listed(new)])}
             branched = self._branched([*new, *(found - known)])
@@ -208,6 +210,23 @@ class Forest:
             elif row["type"] in ("tool_call", "tool_result"):
                 arrow = "→" if row["type"] == "tool_call" else "←"
                 yield row["id"], f"{arrow} {row['tool_name'] or 'tool'} "
+
+
+def at_message(history: History, message: str) -> str:
+    """The newest response that answers with a message, was sent it, or goes on from it.
+
+    Raises HistoryError for a message that the log does not have.
+    """
+    query = (
+        "with recursive below(hash) as ("
+        " select hash from messages where hash = ?1"
+        " union select m.hash from messages m join below on m.parent_hash = below.hash)"
+        " select id from turns where tip_message_hash in (select hash from below)"
+        " order by tip_message_hash = ?1 desc, parent_message_hash = ?1 desc, id desc"
+    )
+    for row in history.db.query(f"{query} limit 1", [message]):
+        return str(row["id"])
+    raise HistoryError(f"No response with message {message!r} in the log")
 
 
 def _node(row: dict[str, Any]) -> Node:

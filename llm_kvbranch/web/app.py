@@ -29,8 +29,9 @@ import llm
 import uvicorn
 
 from ..errors import SettingError
-from ..history import migrations, open_log
+from ..history import open_log
 from ..settings import data_directory
+from ..tables import migrations
 from .access import API_ACTOR, Door, check_token, close_door, host_names, kept_token
 from .guard import LOOPBACK, MAX_BODY
 

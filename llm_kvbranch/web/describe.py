@@ -9,16 +9,22 @@ This module does not know HTTP.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-from ..conversation import Turn
+from ..conversation import Turn, turns_of
 from ..conversation import path as path_to
 from ..history import History
+from ..listing import Listed, Wanted, list_trees, models_of, n_older
+from ..search import Found
+from ..settings import format_size
 from ..states import Known, known_states
-from ..tree import Forest, Node
+from ..tree import Forest, Node, outline
+from ..words import columns
 from .server import Server
 
 PROMPT, START, EXCERPT = 200, 160, 200  # characters of each that a tree shows
+_LINES = 10  # of a tree's outline in the list
 _READ = 1000  # that are read for them: white space is made one space
 
 
@@ -107,11 +113,13 @@ def describe_path(
     turns = path_to(history, nodes[wanted])
     states = known_states(turn.node.id for turn in turns)
     hot = _hot(forest, list(nodes.values()), slots)
-    described = []
-    for turn in turns:
-        id = turn.node.id
-        described.append(_turn(turn, _state(states.get(id), hot.get(id))))
-    return {"id": wanted, "turns": described}
+    return {
+        "id": wanted,
+        "turns": [
+            _turn(turn, _state(states.get(turn.node.id), hot.get(turn.node.id)))
+            for turn in turns
+        ],
+    }
 
 
 def _turn(turn: Turn, state: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +137,7 @@ def _turn(turn: Turn, state: dict[str, Any]) -> dict[str, Any]:
         "quoted": turn.quoted,
         "text": turn.text,
         "cut": turn.cut,
+        "apart": turn.apart,
         "facts": turn.facts,
         "tokens": {"input": node.input_tokens, "output": node.output_tokens},
         "ms": node.duration_ms,
@@ -153,3 +162,111 @@ def _child(node: Node) -> dict[str, Any]:
         "question": one_line(node.prompt, PROMPT),
         "starred": node.starred,
     }
+
+
+def describe_list(history: History, wanted: Wanted) -> dict[str, Any]:
+    "A page of trees, and what can be chosen from"
+    page = list_trees(history, wanted)
+    ids = [node.id for tree in page.trees for node in tree.root.walk()]
+    states = known_states(ids)
+    return {
+        "trees": [_listed(tree, states, wanted) for tree in page.trees],
+        "before": page.before,
+        "models": models_of(history),
+        "n_older": n_older(history),
+    }
+
+
+def _listed(
+    tree: Listed, states: Mapping[str, Known], wanted: Wanted
+) -> dict[str, Any]:
+    "A tree in the list: what it is about, how large it is, what it looks like"
+    nodes = list(tree.root.walk())
+    newest = max(nodes, key=lambda node: node.id)
+    counted = [node.n_tokens for node in nodes if node.n_tokens is not None]
+    nbytes = sum(states[node.id].nbytes for node in nodes if node.id in states)
+    fitting = set() if wanted.is_all else set(tree.fitting)
+    drawn = ((lead, node) for lead, node in outline(tree.root))
+    if fitting:  # else what was looked for may be far down
+        drawn = (("", node) for node in nodes if node.id in fitting)
+    lines = [_line(lead, node) for lead, node in islice(drawn, _LINES)]
+    return {
+        "id": tree.root.id,
+        "open": newest.id if wanted.is_all else tree.fitting[0],
+        "question": one_line(tree.root.prompt, PROMPT) or "(no text)",
+        "newest": one_line(newest.prompt, PROMPT),
+        "changed": newest.created,
+        "models": sorted({node.model for node in nodes if node.model}),
+        "n_responses": len(nodes),
+        "n_branches": sum(max(0, len(node.children) - 1) for node in nodes),
+        "n_starred": sum(node.starred for node in nodes),
+        "n_fitting": 0 if wanted.is_all else len(tree.fitting),
+        "tokens": sum(counted) if counted else None,
+        "size": format_size(nbytes) if nbytes else None,
+        "lines": lines,
+        "n_more": len(fitting or nodes) - len(lines),
+    }
+
+
+def _line(lead: str, node: Node) -> dict[str, Any]:
+    "A response in a tree's outline"
+    return {
+        "lead": lead,
+        "id": node.id,
+        "question": one_line(node.prompt, 120) or "(no text)",
+        "verb": "fresh" if node.mode == "fresh" else node.verb,
+        "excerpt": one_line(node.excerpt, 60),
+        "starred": node.starred,
+        "note": one_line(node.note, 120),
+    }
+
+
+def describe_found(found: Found, forest: Forest) -> dict[str, Any]:
+    "A response that was searched for"
+    return {
+        "id": found.id,
+        "root": forest.ancestry.root(found.id),
+        "prompt": one_line(found.prompt, PROMPT),
+        "snippet": found.snippet,
+        "hits": found.hits,
+        "created": found.created,
+        "model": found.model,
+    }
+
+
+def describe_columns(history: History, references: list[str]) -> dict[str, Any]:
+    "Answers beside each other: what they go on from alike, how their words differ"
+    ids = [history.resolve(each, threads=True) for each in references]
+    forest = Forest(history, _READ)
+    roots = forest.grown(list(dict.fromkeys(map(forest.ancestry.root, ids))))
+    nodes = {node.id: node for root in roots for node in root.walk()}
+    ways = [_way(nodes[id]) for id in ids]
+    shared = [each[0] for each in zip(*ways, strict=False) if len(set(each)) == 1]
+    turns = {
+        turn.node.id: turn
+        for turn in turns_of(history, [nodes[id] for id in dict.fromkeys(ids)])
+    }
+    pieces = columns([turns[id].text for id in ids])
+    return {
+        "shared": len(shared),
+        "last_shared": shared[-1] if shared else None,
+        "columns": [
+            {
+                "id": id,
+                "question": one_line(turns[id].question, PROMPT),
+                "model": nodes[id].model,
+                "created": nodes[id].created,
+                "pieces": [{"sign": sign, "text": text} for sign, text in runs],
+            }
+            for id, runs in zip(ids, pieces, strict=True)
+        ],
+    }
+
+
+def _way(node: Node) -> list[str]:
+    "The ids from the root of a tree to a response"
+    way = [node.id]
+    while node.parent is not None:
+        node = node.parent
+        way.append(node.id)
+    return way[::-1]

@@ -83,6 +83,15 @@ async def find_log(datasette: Any, request: Any) -> Log:
     raise RequestError(404, NO_LOG)
 
 
+async def logs_of(datasette: Any, actor: Any) -> list[str]:
+    "The names of all logs that somebody may see"
+    return [
+        name
+        for name in datasette.databases
+        if await is_log(datasette, name) and await may_see(datasette, actor, name)
+    ]
+
+
 def _refusal(logs: list[str]) -> str:
     return "You may not see this log" if logs else "There is no such database"
 

@@ -14,10 +14,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from ..errors import HistoryError
+from ..history import HASH_PREFIX, History
+from ..listing import Wanted
+from ..tree import at_message
 from .access import GENERATE, PLUGIN, allowed
-from .log import Log, find_log
+from .describe import describe_list
+from .log import Log, find_log, logs_of
 from .openai import RequestError
 from .views import check_method, told
 
@@ -42,6 +47,8 @@ _ACTS = {
     "retry": "/retry",
 }
 
+_LONGEST = 1000  # characters of what is searched for
+
 Page = Callable[[Log, Any], Awaitable[Any]]
 
 
@@ -62,17 +69,54 @@ def page(function: Page) -> Any:
 
 
 @page
+async def browse(log: Log, request: Any) -> Any:
+    "Conversations as trees, those gone on with last first"
+    args = request.args
+    wanted = Wanted(
+        (args.get("q") or "")[:_LONGEST],
+        args.get("model") or None,
+        args.get("starred") == "1",
+        args.get("before") or None,
+    )
+    listing = await log.read(lambda history: describe_list(history, wanted))
+    config = await config_of(log, request, None)
+    kept = {"db": args.get("db"), "q": wanted.words, "model": wanted.model}
+    kept["starred"] = "1" if wanted.starred else None
+    values = {
+        **listing,
+        "wanted": wanted,
+        "db": args.get("db"),
+        "config": config,
+        "logs": await logs_of(log.datasette, request.actor),
+        "older": _query({**kept, "before": listing["before"]}),
+        "newest": _query(kept) if wanted.before else None,
+    }
+    return await _render(log.datasette, request, "browse", values)
+
+
+def _query(values: dict[str, str | None]) -> str:
+    return "?" + urlencode({name: value for name, value in values.items() if value})
+
+
+@page
 async def tree_page(log: Log, request: Any) -> Any:
     "The tree that a response is in"
     from datasette.utils.asgi import Response
 
     wanted = request.url_vars["id"]
-    id = await log.read(lambda history: history.resolve(wanted, threads=True))
+    id = await log.read(lambda history: _resolve(history, wanted))
     if id != wanted:
         query = f"?{request.query_string}" if request.query_string else ""
         return Response.redirect(log.datasette.urls.path(f"{HOME}/{id}") + query)
     config = await config_of(log, request, id)
     return await _render(log.datasette, request, "tree", {"config": config})
+
+
+def _resolve(history: History, wanted: str) -> str:
+    "A response by what people and datasette's tables call it, be that a message"
+    if wanted.startswith(HASH_PREFIX):
+        return at_message(history, wanted)
+    return history.resolve(wanted, threads=True)
 
 
 async def config_of(log: Log, request: Any, id: str | None) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Server:
         self.log = log
         self.started = time.time()
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.answers: set[Any] = set()  # on their way, until they are logged
         self.uncommitted: dict[str, Ticket] = {}  # of other processes, until they log
         self._stopping: asyncio.Event | None = None
 
