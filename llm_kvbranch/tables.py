@@ -50,3 +50,41 @@ def m002_marks(db: sqlite_utils.Database) -> None:
         not_null={"starred"},
         defaults={"starred": 0},
     )
+
+
+_RESPONSES = """
+select turns.id as response_id, turns.thread_id, threads.name as thread,
+  turns.datetime_utc, turns.model, turn_search.prompt, turn_search.response,
+  b.verb, b.mode, b.excerpt, b.from_response,
+  turns.input_tokens, turns.output_tokens, turns.duration_ms,
+  json_extract(turns.response_json, '$.kvbranch.restored_tokens') as restored_tokens,
+  json_extract(turns.response_json, '$.kvbranch.prefilled_tokens') as prefilled_tokens,
+  json_extract(turns.response_json, '$.kvbranch.ttft_ms') as ttft_ms,
+  json_extract(turns.response_json, '$.kvbranch.decode_tps') as decode_tps,
+  json_extract(turns.response_json, '$.kvbranch.miss_reason') as miss_reason,
+  coalesce(m.starred, 0) as starred, m.note
+from turns
+  left join threads on threads.id = turns.thread_id
+  left join turn_search on turn_search.turn_id = turns.id
+  left join kvbranch_branches b on b.response_id = turns.id
+  left join kvbranch_marks m on m.response_id = turns.id
+"""
+_POINTS = """
+select b.response_id, b.from_response, b.verb, b.mode, b.excerpt, b.start, b.end,
+  asked.prompt, asked.response, origin.prompt as from_prompt,
+  origin.response as from_answer, turns.model, above.model as from_model,
+  b.thread_id, b.created
+from kvbranch_branches b
+  join turns on turns.id = b.response_id
+  left join turns above on above.id = b.from_response
+  left join turn_search asked on asked.turn_id = b.response_id
+  left join turn_search origin on origin.turn_id = b.from_response
+"""
+VIEWS = {"kvbranch_responses": _RESPONSES, "kvbranch_branch_points": _POINTS}
+
+
+@migrations()
+def m003_views(db: sqlite_utils.Database) -> None:
+    "Responses, and where branches leave them, with all that belongs to each"
+    for name, query in VIEWS.items():
+        db.create_view(name, query.strip(), replace=True)

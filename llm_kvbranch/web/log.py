@@ -23,6 +23,7 @@ from .server import Server, server_of
 from .views import check_method, error_response, told
 
 Result = TypeVar("Result")
+_ATTRIBUTE = "_llm_kvbranch_logs"
 NO_LOG = (
     "There is no log of llm's here: llm logs path says where yours is. One that llm "
     "before 0.32 wrote has no trees yet: ask something once with this llm"
@@ -96,12 +97,26 @@ def _refusal(logs: list[str]) -> str:
     return "You may not see this log" if logs else "There is no such database"
 
 
+def known_logs(datasette: Any) -> set[str]:
+    "The databases of which is_log has found that they are logs"
+    if not hasattr(datasette, _ATTRIBUTE):
+        setattr(datasette, _ATTRIBUTE, set())
+    known: set[str] = getattr(datasette, _ATTRIBUTE)
+    return known
+
+
 async def is_log(datasette: Any, name: str) -> bool:
     "Whether a database holds conversations as llm logs them"
+    if name not in datasette.databases or name in known_logs(datasette):
+        return name in datasette.databases
     try:
-        return set(TABLES) <= set(await datasette.get_database(name).table_names())
+        tables = set(await datasette.get_database(name).table_names())
     except sqlite3.Error:  # what it has is no business of ours
         return False
+    if set(TABLES) <= tables:
+        known_logs(datasette).add(name)
+        return True
+    return False
 
 
 async def may_see(datasette: Any, actor: Any, name: str) -> bool:
