@@ -105,7 +105,7 @@ def describe_tree(
 
     A line has the keys lead (what connects it to its parent), id (as short as
     tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes,
-    state_gone.
+    state_gone, starred, note.
     """
     forest, store = Forest(history), open_store()
     if reference is None:
@@ -129,6 +129,8 @@ def describe_tree(
                     "tokens": node.n_tokens,
                     "state_bytes": entry.nbytes if entry else 0,
                     "state_gone": entry.gone if entry else None,
+                    "starred": node.starred,
+                    "note": node.note,
                 }
             )
         yield lines

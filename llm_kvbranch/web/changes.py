@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal, Optional
+from typing import Any
 
 import sqlite_utils
 from llm.logs import message_hash
-from pydantic import BaseModel, Field
 
 from .. import marks
 from ..edits import forget
+from ..errors import KVBranchError
 from ..history import History
 from ..settings import format_size
 from ..tree import Forest
 from ..upkeep import Removal
 from ..upkeep import prune as prune_states
+from . import schemas
 from .access import GENERATE
 from .log import Log
 from .openai import RequestError
@@ -30,26 +31,7 @@ from .server import Server
 from .views import Call, json_response, view
 
 
-class MarkRequest(BaseModel):
-    "POST /-/kvbranch/mark: a star, a note; what is left out stays, null is no note"
-
-    id: str
-    starred: Optional[bool] = None
-    note: Annotated[Optional[str], Field(max_length=marks.LONGEST)] = None
-
-
-class PruneRequest(BaseModel):
-    """POST /-/kvbranch/prune: drop a response and all that goes on from it.
-
-    ``state`` is what can be made again; ``log`` is for good.
-    """
-
-    id: str
-    what: Literal["state", "log"]
-    dry_run: bool = False
-
-
-@view("POST", GENERATE, MarkRequest)
+@view("POST", GENERATE, schemas.MarkRequest)
 async def mark(call: Call) -> Any:
     "Star a response, or write a note on it"
     body = call.body
@@ -66,7 +48,7 @@ async def mark(call: Call) -> Any:
     )
 
 
-@view("POST", GENERATE, PruneRequest)
+@view("POST", GENERATE, schemas.PruneRequest)
 async def prune(call: Call) -> Any:
     "Drop a response and all that goes on from it, or say what that would do"
     body, server = call.body, call.server
@@ -136,10 +118,18 @@ def _hashes(messages: Iterable[Any]) -> Iterator[str]:
 
 
 async def _write(call: Call, change: Callable[[History], Any]) -> Any:
-    "What a change of the log gives"
+    "What a change of the log gives; it is refused before anything is changed"
     database = call.datasette.get_database(call.server.database)
     if not database.is_mutable:
         raise RequestError(403, "This log cannot be changed")
-    return await database.execute_write_fn(
-        lambda connection: change(History(sqlite_utils.Database(connection)))
-    )
+
+    def work(connection: Any) -> Any:
+        try:
+            return change(History(sqlite_utils.Database(connection)))
+        except (KVBranchError, RequestError) as error:
+            return error  # datasette would print what is raised
+
+    result = await database.execute_write_fn(work)
+    if isinstance(result, Exception):
+        raise result
+    return result

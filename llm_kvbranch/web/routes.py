@@ -273,7 +273,8 @@ ROUTES: list[tuple[str, Any]] = [
     (r"^/-/kvbranch/export$", explore.export),
     (r"^/-/kvbranch/mark$", changes.mark),
     (r"^/-/kvbranch/prune$", changes.prune),
-    (r"^/-/kvbranch/?$", pages.browse),
+    (r"^/-/kvbranch$", pages.browse),
+    (r"^/-/kvbranch/$", pages.browse),
     (r"^/metrics$", metrics),
     (r"^/openapi\.json$", openapi),
     (r"^/-/kvbranch/(?P<id>[^/]+)$", pages.tree_page),  # last: it fits all of ours
