@@ -37,10 +37,12 @@ RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail")
 _CONNECT_SECONDS = 2.0
 
 
-def announce(url: str, token: str, key: dict[str, Any]) -> None:
+def announce(
+    url: str, token: str, key: dict[str, Any], asked: dict[str, Any] | None = None
+) -> None:
     """Leave word of a server that listens; ``key`` is what it serves.
 
-    Raises OSError.
+    ``asked`` is how it was started, for who would start the same again. Raises OSError.
     """
     path = _path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,6 +55,7 @@ def announce(url: str, token: str, key: dict[str, Any]) -> None:
             "pid": os.getpid(),
             "locked": _lock(descriptor),
             "key": _whole(key),
+            "asked": asked,
         }
         os.write(descriptor, json.dumps(about).encode())  # mkstemp made it 0600
         os.replace(temporary, path)
@@ -78,14 +81,21 @@ def withdraw() -> None:
         os.close(descriptor)
 
 
-def find(key: dict[str, Any]) -> Remote | None:
-    "The server that serves just this, None if none does"
+def find(
+    key: dict[str, Any], token: str | None = None, asked: dict[str, Any] | None = None
+) -> Remote | None:
+    """The server that serves just this, None if none does.
+
+    With ``asked``, only one that was started in the same way, with the same token.
+    """
     try:
         with open(_path()) as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():  # somebody else's word
                 return None
             about = json.load(file)
             if about["protocol"] != PROTOCOL or about["key"] != _whole(key):
+                return None
+            if asked is not None and (about["asked"], about["token"]) != (asked, token):
                 return None
             if about["locked"] and _lock(file.fileno(), shared=True):
                 return None
@@ -125,6 +135,7 @@ class Remote:
         from urllib.parse import urlsplit
 
         parts = urlsplit(url)
+        self.port = parts.port
         self._address = parts.hostname or "127.0.0.1", parts.port or 80
         self._base = parts.path.rstrip("/")
         self._token = token

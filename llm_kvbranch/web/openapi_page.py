@@ -21,9 +21,7 @@ _ID = query("id", "A response, the start of one, a thread, or last", TEXT, True)
 
 def page_paths() -> dict[str, Any]:
     "Addresses that only read; who may see the log may use them"
-    words = query(
-        "q", "Words; the last may go on, quotes keep them together", TEXT
-    )
+    words = query("q", "Words; the last may go on, quotes keep them together", TEXT)
     root = query("root", "Search this response's tree alone", TEXT)
     several = query(
         "id", "Responses", {**array_of(TEXT), "minItems": 2, "maxItems": 4}, True
