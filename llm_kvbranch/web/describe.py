@@ -9,22 +9,18 @@ This module does not know HTTP.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 from ..conversation import Turn, turns_of
 from ..conversation import path as path_to
 from ..history import History
-from ..listing import Listed, Wanted, list_trees, models_of, n_older
 from ..search import Found
-from ..settings import format_size
 from ..states import Known, known_states
-from ..tree import Forest, Node, outline
+from ..tree import Forest, Node
 from ..words import columns
 from .server import Server
 
 PROMPT, START, EXCERPT = 200, 160, 200  # characters of each that a tree shows
-_LINES = 10  # of a tree's outline in the list
 _READ = 1000  # that are read for them: white space is made one space
 
 
@@ -161,63 +157,6 @@ def _child(node: Node) -> dict[str, Any]:
         "end": node.end,
         "question": one_line(node.prompt, PROMPT),
         "starred": node.starred,
-    }
-
-
-def describe_list(history: History, wanted: Wanted) -> dict[str, Any]:
-    "A page of trees, and what can be chosen from"
-    page = list_trees(history, wanted)
-    ids = [node.id for tree in page.trees for node in tree.root.walk()]
-    states = known_states(ids)
-    return {
-        "trees": [_listed(tree, states, wanted) for tree in page.trees],
-        "before": page.before,
-        "models": models_of(history),
-        "n_older": n_older(history),
-    }
-
-
-def _listed(
-    tree: Listed, states: Mapping[str, Known], wanted: Wanted
-) -> dict[str, Any]:
-    "A tree in the list: what it is about, how large it is, what it looks like"
-    nodes = list(tree.root.walk())
-    newest = max(nodes, key=lambda node: node.id)
-    counted = [node.n_tokens for node in nodes if node.n_tokens is not None]
-    nbytes = sum(states[node.id].nbytes for node in nodes if node.id in states)
-    fitting = set() if wanted.is_all else set(tree.fitting)
-    drawn = ((lead, node) for lead, node in outline(tree.root))
-    if fitting:  # else what was looked for may be far down
-        drawn = (("", node) for node in nodes if node.id in fitting)
-    lines = [_line(lead, node) for lead, node in islice(drawn, _LINES)]
-    return {
-        "id": tree.root.id,
-        "open": newest.id if wanted.is_all else tree.fitting[0],
-        "question": one_line(tree.root.prompt, PROMPT) or "(no text)",
-        "newest": one_line(newest.prompt, PROMPT),
-        "changed": newest.created,
-        "models": sorted({node.model for node in nodes if node.model}),
-        "n_responses": len(nodes),
-        "n_branches": sum(max(0, len(node.children) - 1) for node in nodes),
-        "n_starred": sum(node.starred for node in nodes),
-        "n_fitting": 0 if wanted.is_all else len(tree.fitting),
-        "tokens": sum(counted) if counted else None,
-        "size": format_size(nbytes) if nbytes else None,
-        "lines": lines,
-        "n_more": len(fitting or nodes) - len(lines),
-    }
-
-
-def _line(lead: str, node: Node) -> dict[str, Any]:
-    "A response in a tree's outline"
-    return {
-        "lead": lead,
-        "id": node.id,
-        "question": one_line(node.prompt, 120) or "(no text)",
-        "verb": "fresh" if node.mode == "fresh" else node.verb,
-        "excerpt": one_line(node.excerpt, 60),
-        "starred": node.starred,
-        "note": one_line(node.note, 120),
     }
 
 

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from ..errors import HistoryError
 from ..history import HASH_PREFIX, History
 from ..listing import Wanted
 from ..tree import at_message
 from .access import GENERATE, PLUGIN, allowed
-from .describe import describe_list
+from .describe import one_line, slots_of
+from .describe_list import describe_list
 from .log import Log, find_log, logs_of
 from .openai import RequestError
 from .views import check_method, told
@@ -30,7 +32,7 @@ HOME = "/-/kvbranch"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 _HEADERS = {
     "content-security-policy": POLICY,
@@ -78,7 +80,8 @@ async def browse(log: Log, request: Any) -> Any:
         args.get("starred") == "1",
         args.get("before") or None,
     )
-    listing = await log.read(lambda history: describe_list(history, wanted))
+    hot = slots_of(log.server)
+    listing = await log.read(lambda history: describe_list(history, wanted, hot))
     config = await config_of(log, request, None)
     kept = {"db": args.get("db"), "q": wanted.words, "model": wanted.model}
     kept["starred"] = "1" if wanted.starred else None
@@ -104,19 +107,39 @@ async def tree_page(log: Log, request: Any) -> Any:
     from datasette.utils.asgi import Response
 
     wanted = request.url_vars["id"]
-    id = await log.read(lambda history: _resolve(history, wanted))
+    id, title = await log.read(lambda history: _resolve(history, wanted))
     if id != wanted:
         query = f"?{request.query_string}" if request.query_string else ""
-        return Response.redirect(log.datasette.urls.path(f"{HOME}/{id}") + query)
-    config = await config_of(log, request, id)
-    return await _render(log.datasette, request, "tree", {"config": config})
+        path = log.datasette.urls.path(f"{HOME}/{quote(id)}")
+        return Response.redirect(path + query)
+    values = {
+        "config": await config_of(log, request, id),
+        "title": title,
+        "modules": modules(),
+    }
+    return await _render(log.datasette, request, "tree", values)
 
 
-def _resolve(history: History, wanted: str) -> str:
-    "A response by what people and datasette's tables call it, be that a message"
+def _resolve(history: History, wanted: str) -> tuple[str, str]:
+    """A response by what people and datasette's tables call it, be that a message.
+
+    And what its thread is called.
+    """
     if wanted.startswith(HASH_PREFIX):
-        return at_message(history, wanted)
-    return history.resolve(wanted, threads=True)
+        id = at_message(history, wanted)
+    else:
+        id = history.resolve(wanted, threads=True)
+    name = history.thread_name(history.turn(id)["thread_id"])
+    return id, one_line(name, 80) or "A conversation"
+
+
+@functools.cache
+def modules() -> list[str]:
+    "Scripts that the tree needs, to be fetched before one asks for the other"
+    static = Path(__file__).parent / "static"
+    found = [*static.glob("*.js"), *static.glob("*/*.js")]
+    names = {path.relative_to(static).as_posix() for path in found}
+    return sorted(names - {"early.js", "browse.js", "tree.js"})
 
 
 async def config_of(log: Log, request: Any, id: str | None) -> dict[str, Any]:
