@@ -25,10 +25,16 @@ LABEL = "Conversation trees"
 # Columns that name a response or a message, by what they are called everywhere
 _IDS = frozenset({"response_id", "from_response", "turn_id", "state_parent"})
 _HASHES = frozenset({"tip_message_hash", "message_hash"})
+# Cells beside a key that names a response, and the table that their value is of
+_BESIDE: dict[tuple[str | None, str], str] = {
+    ("kvbranch_branches", "thread_id"): "threads",
+    ("kvbranch_marks", "starred"): "",
+}
 _ID = re.compile(r"[0-9a-z]{26}")
 _HASH = re.compile(r"b2:[0-9a-f]{32}")
 _TABLES = (*READ, "kvbranch_branches", "kvbranch_marks", *VIEWS)
 
+_ORDERS = {"sort", "sort_desc"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "threads": {"label_column": "name", "sort_desc": "id"},
     "turns": {"sort_desc": "id", "facets": ["model"]},
@@ -120,37 +126,46 @@ async def row_actions(
 async def cell(
     datasette: Any, database: str, table: str | None, column: str, value: Any, row: Any
 ) -> Any:
-    "An id or a hash as a link to the tree, beside one to the row; None for others"
+    "An id or a hash with a link to the tree beside it; None for others"
     if isinstance(value, dict):  # of a row that datasette has looked up
         value = value.get("value")
-    if not isinstance(value, str):
+    linked, meant = _meaning(table, column, value, row)
+    if meant is None or not await is_log(datasette, database):
         return None
-    if column in _IDS and _ID.fullmatch(value):
-        other = "turns"
-    elif column in _HASHES and _HASH.fullmatch(value):
-        other = "messages"
-    else:
-        return None
-    if not await is_log(datasette, database):
-        return None
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
-    # Several responses may say the same: this row knows which one
-    meant = row["id"] if table in ("turns", "threads") else value
-    return Markup(
-        '<a href="{}">{}</a> <a href="{}" title="Show in its tree">tree</a>'
-    ).format(
-        datasette.urls.row(database, other, _dashed(value)),
-        value,
-        address(datasette, database, str(meant)),
+    shown = escape(value)
+    if linked:
+        href = datasette.urls.row(database, linked, _dashed(value))
+        shown = Markup('<a href="{}">{}</a>').format(href, value)
+    return Markup('{} <a href="{}" title="Show in its tree">tree</a>').format(
+        shown, address(datasette, database, meant)
     )
 
 
-def _dashed(value: str) -> str:
+def _meaning(
+    table: str | None, column: str, value: Any, row: Any
+) -> tuple[str, str | None]:
+    "The table that a cell is about a row of, and what to show in its tree"
+    beside = _BESIDE.get((table, column))
+    if beside is not None:  # datasette itself links the key of these
+        id = str(row["response_id"])
+        return beside, id if _ID.fullmatch(id) else None
+    if not isinstance(value, str):
+        return "", None
+    if column in _IDS and _ID.fullmatch(value):
+        return "turns", value
+    if column in _HASHES and _HASH.fullmatch(value):
+        # Several responses may say the same: this row knows which one
+        return "messages", row["id"] if table in ("turns", "threads") else value
+    return "", None
+
+
+def _dashed(value: Any) -> str:
     "A primary key as datasette has it in addresses"
     from datasette.utils import tilde_encode
 
-    return str(tilde_encode(value))
+    return str(tilde_encode(str(value)))
 
 
 def address(datasette: Any, database: str, id: str | None = None) -> str:
@@ -171,17 +186,32 @@ async def find_logs(datasette: Any) -> None:
     for name in logs:
         tables = datasette.config.setdefault("databases", {}).setdefault(name, {})
         tables = tables.setdefault("tables", {})
-        for table, settings in SETTINGS.items():
-            for key, value in settings.items():
-                tables.setdefault(table, {}).setdefault(key, value)
+        for table, settings in suggested(tables).items():
+            tables[table] = {**settings, **tables.get(table, {})}
         for query, about in (await queries(datasette, name)).items():
             await datasette.add_query(name, query, about["sql"], title=about["title"])
 
 
+def suggested(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    "What is suggested beside what somebody has set for tables; one order is enough"
+    return {
+        table: {
+            key: value
+            for key, value in deepcopy(settings).items()
+            if not (key in _ORDERS and _ORDERS & set(tables.get(table, {})))
+        }
+        for table, settings in SETTINGS.items()
+    }
+
+
 def metadata(datasette: Any) -> dict[str, Any]:
     "What is suggested for the tables of each log, as datasette 0.65 asks for it"
-    logs = known_logs(datasette)
-    return {"databases": {name: {"tables": deepcopy(SETTINGS)} for name in logs}}
+    own = getattr(datasette, "_metadata_local", None) or {}
+    databases = {}
+    for name in known_logs(datasette):
+        tables = ((own.get("databases") or {}).get(name) or {}).get("tables") or {}
+        databases[name] = {"tables": suggested(tables)}
+    return {"databases": databases}
 
 
 async def queries(datasette: Any, database: str) -> dict[str, dict[str, str]]:
