@@ -8,6 +8,9 @@ import { openNote } from "./overlay/note.js"
 import { openPrune } from "./overlay/prune.js"
 import { openRetry } from "./overlay/retry.js"
 
+const EDIT = "A branch beside this one: the old prompt and what came of it stay."
+const EDIT_ROOT = "A conversation of its own begins with it. This one stays as it is."
+
 /** @param {object} app the page's parts: state, api, runs, asking, say */
 export function actions(app) {
   const { state, api, runs, say } = app
@@ -54,8 +57,7 @@ function retry({ state, runs }, id, n) {
   const node = state.tree.get(id)
   const turn = state.turns.get(id)
   const about = { verb: "retry", parent: node.parent ?? id, from: id, question: turn?.question ?? node.prompt, quoted: turn?.quoted }
-  if (turn?.cutBefore) Object.assign(about, { cut: turn.cutBefore })
-  runs.start(about, { route: "retry", body: { message_id: id }, n })
+  runs.start({ ...about, cutBefore: turn?.cutBefore ?? null }, { route: "retry", body: { message_id: id }, n })
 }
 
 /** A branch from a part of an answer, or all of it (`range` null), in some mode. */
@@ -80,7 +82,7 @@ function edited(app, id, prompt, place) {
   const turn = state.turns.get(id)
   if (parent === null) {
     const body = { prompt, ...(turn?.system ? { system: turn.system } : {}) }
-    runs.start({ verb: null, parent: null, from: null, question: prompt }, { route: "generate", body, place })
+    runs.start({ verb: null, parent: null, back: id, from: null, question: prompt }, { route: "generate", body, place })
     return
   }
   const above = state.turns.get(parent)
@@ -116,6 +118,7 @@ function asking(app) {
       view.prompt.hidden = true
       app.asking.edit({
         prompt: view.turn.question,
+        about: view.about.node.parent === null ? EDIT_ROOT : EDIT,
         place,
         after: view.prompt,
         send: (text) => edited(app, id, text, place),

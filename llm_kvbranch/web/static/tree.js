@@ -40,6 +40,8 @@ async function start() {
   app.bindings = bindings(app)
   listenToKeys(app)
   keepPlace(app)
+  // Others may have gone on with it meanwhile, such as llm in a terminal
+  document.addEventListener("visibilitychange", () => document.hidden || state.loadTree().catch(() => {}))
   state.on("problem", (error) => say(error.message, true))
   state.on("leave", (run) => location.assign(api.page(run.id)))
   await Promise.all([state.loadTree().then(() => state.loadPath()), document.fonts?.ready])

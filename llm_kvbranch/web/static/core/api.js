@@ -27,9 +27,11 @@ export class Api {
     return url
   }
 
-  /** The page of a response. */
+  /** The page of a response, in the log that this page is of. */
   page(id) {
-    return `${this.config.urls.home}/${encodeURIComponent(id)}`
+    const db = new URLSearchParams(location.search).get("db")
+    const query = db === null ? "" : `?${new URLSearchParams({ db })}`
+    return `${this.config.urls.home}/${encodeURIComponent(id)}${query}`
   }
 
   async get(name, parameters, signal) {

@@ -12,6 +12,7 @@ export class Camera {
     this.x = 0 // of the plane, at the left edge of the view
     this.y = 0
     this.zoom = 1
+    this.smallest = SMALLEST
     this.width = 0 // of the view
     this.height = 0
     this.changed = changed
@@ -37,7 +38,7 @@ export class Camera {
   #put(x, y, zoom) {
     this.x = x
     this.y = y
-    this.zoom = Math.min(LARGEST, Math.max(SMALLEST, zoom))
+    this.zoom = Math.min(LARGEST, Math.max(this.smallest, zoom))
     this.changed()
   }
 
@@ -49,14 +50,14 @@ export class Camera {
   /** Zoom by a factor; what is at a place of the view stays there. */
   zoomBy(factor, x = this.width / 2, y = this.height / 2) {
     const at = this.world(x, y)
-    const zoom = Math.min(LARGEST, Math.max(SMALLEST, this.zoom * factor))
+    const zoom = Math.min(LARGEST, Math.max(this.smallest, this.zoom * factor))
     this.set(at.x - x / zoom, at.y - y / zoom, zoom)
   }
 
   /** Go somewhere in a moment, or at once where nothing may move. */
   go(x, y, zoom = this.zoom) {
     this.stop()
-    zoom = Math.min(LARGEST, Math.max(SMALLEST, zoom))
+    zoom = Math.min(LARGEST, Math.max(this.smallest, zoom))
     if (!mayMove() || document.hidden) return this.#put(x, y, zoom)
     const [from, begin] = [{ x: this.x, y: this.y, zoom: this.zoom }, performance.now()]
     const step = (now) => {
@@ -82,7 +83,8 @@ export class Camera {
       (this.width - 2 * margin) / Math.max(1, w),
       (this.height - 2 * margin) / Math.max(1, h),
     )
-    const k = Math.max(SMALLEST, zoom)
+    this.smallest = Math.min(SMALLEST, zoom) // all of it, however small
+    const k = Math.max(this.smallest, zoom)
     this.go(x + w / 2 - this.width / k / 2, y + h / 2 - this.height / k / 2, k)
   }
 

@@ -11,38 +11,48 @@ export class Cards {
   constructor(state) {
     this.state = state
     this.element = h("div.cards", { role: "tree", "aria-label": "Conversation tree" })
-    this.shown = new Map() // node to its card
+    this.shown = new Map() // cards by their node's id
     this.made = new WeakMap() // card to what it was made from
+    state.on("renamed", ({ before, id }) => {
+      const card = this.shown.get(before)
+      if (!card) return
+      this.shown.delete(before)
+      this.shown.set(id, card)
+      card.id = `card-${id}`
+      card.dataset.id = id
+    })
   }
 
   /** Show the cards of a plane that a camera sees, all of them or those around the selected one. */
   sync(camera, plane, isReadable) {
     this.element.style.transform = `scale(${camera.zoom}) translate(${-camera.x}px, ${-camera.y}px)`
     this.element.classList.toggle("is-brief", !isReadable)
-    const wanted = new Set(this.#around(plane))
-    if (isReadable) for (const node of plane.within(wider(camera.seen))) wanted.add(node)
-    for (const [node, card] of this.shown) {
-      if (wanted.has(node)) continue
+    const wanted = new Map()
+    for (const node of this.#around(plane)) wanted.set(node.id, node)
+    if (isReadable) for (const node of plane.within(wider(camera.seen))) wanted.set(node.id, node)
+    for (const [id, card] of this.shown) {
+      if (wanted.has(id)) continue
       card.remove()
-      this.shown.delete(node)
+      this.shown.delete(id)
     }
-    for (const node of wanted) if (!this.shown.has(node)) this.#add(node, plane)
+    for (const [id, node] of wanted) if (!this.shown.has(id)) this.#add(node, plane)
   }
 
   /** Bring cards up to date after something has changed, without making others anew. */
   refresh(plane) {
-    for (const [node, card] of this.shown) {
-      if (this.state.tree.get(node.id) === node && plane.has(node)) this.#fill(node, card, plane)
+    for (const [id, card] of this.shown) {
+      const node = this.state.tree.get(id)
+      if (node && plane.has(node)) this.#fill(node, card, plane)
       else {
         card.remove()
-        this.shown.delete(node)
+        this.shown.delete(id)
       }
     }
   }
 
   /** The card of a node, if it is there. */
   card(node) {
-    return this.shown.get(node)
+    return this.shown.get(node.id)
   }
 
   /** The node of a card. */
@@ -59,7 +69,7 @@ export class Cards {
 
   #add(node, plane) {
     const card = h("div.card", { role: "treeitem", id: `card-${node.id}` })
-    this.shown.set(node, card)
+    this.shown.set(node.id, card)
     this.#fill(node, card, plane)
     this.element.append(card)
   }

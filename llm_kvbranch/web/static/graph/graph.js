@@ -109,7 +109,7 @@ export class Graph {
   focus() {
     this.draw()
     const node = this.state.tree.get(this.state.selected)
-    this.cards.card(node)?.focus({ preventScroll: true })
+    if (node) this.cards.card(node)?.focus({ preventScroll: true })
   }
 
   draw() {

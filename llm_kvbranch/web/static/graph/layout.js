@@ -3,7 +3,7 @@
 // The idea: a first child stands beside its parent, at the same height, so that a
 // conversation is a straight line however often others leave from it; those come
 // below, as high as they can without touching. So an answer that is added moves
-// nothing above it. The edges of a column never cross: in each gutter, a parent's
+// nothing above the line that it is on. The edges of a column never cross: in each gutter, a parent's
 // lines end above where those of the next parent begin.
 //
 // A subtree is known by its contours, the highest and lowest place at each depth.

@@ -18,7 +18,8 @@ export class Minimap {
       if (event.buttons !== 1) return
       this.element.setPointerCapture(event.pointerId)
       const box = this.element.getBoundingClientRect()
-      this.#centre(event.clientX - box.left, event.clientY - box.top)
+      const ratio = this.element.offsetWidth / box.width // it may be shown smaller
+      this.#centre((event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio)
     }
     this.element.addEventListener("pointerdown", go)
     this.element.addEventListener("pointermove", go)

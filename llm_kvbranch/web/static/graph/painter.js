@@ -86,30 +86,50 @@ export class GraphPainter {
   }
 
   #nodes(camera, plane, shown) {
-    const { pen, colours: c } = this
-    const margin = 4
-    const kinds = { plain: new Path2D(), path: new Path2D(), hit: new Path2D() }
     const seen = [...plane.within(camera.seen)]
+    if (camera.zoom < WORDS) this.#blocks(seen, plane, shown)
+    else {
+      this.#outlines(seen, plane, shown, camera)
+      for (const node of seen) this.#words(node, plane, shown)
+    }
+    this.#signs(seen, plane, camera)
+    this.#ring(shown.selected, plane, camera)
+  }
+
+  /** Nodes as blocks in the colour of how they were reached. */
+  #blocks(seen, plane, shown) {
+    const { pen, colours: c } = this
+    const kinds = new Map()
+    for (const node of seen) {
+      const kind = shown.hits.has(node.id) ? "star" : shown.path.has(node) ? "accent" : reached(node)
+      if (!kinds.has(kind)) kinds.set(kind, new Path2D())
+      const { x, y, w, h } = plane.box(node)
+      kinds.get(kind).rect(x, y, w, h)
+    }
+    for (const [kind, shape] of kinds) {
+      const isPlain = kind === "continue" || kind === "begin"
+      pen.globalAlpha = isPlain || kind === "accent" || kind === "star" ? 1 : 0.6
+      pen.fillStyle = c[isPlain ? "line-strong" : kind]
+      pen.fill(shape)
+    }
+    pen.globalAlpha = 1
+  }
+
+  #outlines(seen, plane, shown, camera) {
+    const { pen, colours: c } = this
+    const kinds = { plain: new Path2D(), path: new Path2D(), hit: new Path2D() }
     for (const node of seen) {
       const { x, y, w, h } = plane.box(node)
       const kind = shown.hits.has(node.id) ? "hit" : shown.path.has(node) ? "path" : "plain"
-      if (camera.zoom < WORDS) kinds[kind].rect(x, y, w, h - margin)
-      else kinds[kind].roundRect(x, y, w, h, 8)
+      kinds[kind].roundRect(x, y, w, h, 8)
     }
-    const thick = 1.2 / camera.zoom
+    pen.lineWidth = 1.2 / camera.zoom
     for (const [kind, shape] of Object.entries(kinds)) {
-      pen.fillStyle = camera.zoom < WORDS && kind === "plain" ? c["line-strong"] : c.surface
-      if (camera.zoom < WORDS && kind === "path") pen.fillStyle = c.accent
-      if (kind === "hit") pen.fillStyle = c.star
-      pen.fill(shape)
-      if (camera.zoom < WORDS && kind === "plain") continue
+      pen.fillStyle = kind === "hit" ? c.star : c.surface
       pen.strokeStyle = kind === "path" ? c.accent : c["line-strong"]
-      pen.lineWidth = thick
+      pen.fill(shape)
       pen.stroke(shape)
     }
-    if (camera.zoom >= WORDS) for (const node of seen) this.#words(node, plane, shown)
-    this.#signs(seen, plane, camera)
-    this.#ring(shown.selected, plane, camera)
   }
 
   #words(node, plane, shown) {

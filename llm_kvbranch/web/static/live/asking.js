@@ -68,14 +68,14 @@ export class Asking {
   }
 
   /** Ask something else in place of a prompt. */
-  edit({ prompt, place, after, send, closed }) {
+  edit({ prompt, about, place, after, send, closed }) {
     this.close()
     this.closed = closed
     const field = this.#field(place, "The prompt", send, prompt)
     this.#show(
       h("div.asking.is-edit", { role: "group", "aria-label": "Edit the prompt" },
         h("div.composer-field", {}, field.area, field.button),
-        h("p.asking-hint", {}, "A branch beside this one: the old prompt and what came of it stay.")),
+        h("p.asking-hint", {}, about)),
       after,
       field,
     )

@@ -33,7 +33,7 @@ export class Runs {
     }
     this.state.group = n > 1 ? group : null
     this.state.emit("tree", this.state.tree)
-    if (about.parent !== null) this.state.select(group.runs[0].id, { push: false })
+    this.state.select(group.runs[0].id, { push: false })
     this.#answer(group)
     return group
   }
@@ -69,7 +69,7 @@ export class Runs {
       if (!run.isLogged) state.tree.remove(run.id)
     }
     if (state.group === group) state.group = null
-    return isSelected ? group.about.parent : null
+    return isSelected ? (group.about.parent ?? group.about.back) : null
   }
 
   async #answer(group) {

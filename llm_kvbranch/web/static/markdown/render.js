@@ -13,9 +13,9 @@ export function render(block, paint) {
 }
 
 const RENDER = {
-  paragraph: (block, paint) => inline(h("p", { dir: "auto" }), block.lines, paint),
+  paragraph: (block, paint) => inline(h("p"), block.lines, paint),
   heading: (block, paint) =>
-    inline(h(`h${Math.min(6, block.level + 2)}.h${block.level}`, { dir: "auto" }), block.lines, paint),
+    inline(h(`h${Math.min(6, block.level + 2)}.h${block.level}`), block.lines, paint),
   rule: () => h("hr"),
   code,
   table,
@@ -56,19 +56,21 @@ function table(block, paint) {
       "tr",
       {},
       block.head.map((_, i) => {
-        const cell = h(tag, { dir: "auto", class: block.align[i] ? `is-${block.align[i]}` : "" })
+        const cell = h(tag, { class: block.align[i] ? `is-${block.align[i]}` : "" })
         return cells[i] ? inline(cell, [cells[i]], paint) : cell
       }),
     )
-  const body = h("tbody", {}, block.rows.map((cells) => row("td", cells)))
-  const whole = h("table", {}, h("thead", {}, row("th", block.head)), body)
+  const head = h("thead", {}, row("th", block.head)) // made first: pieces are in order
+  const whole = h("table", {}, head, h("tbody", {}, block.rows.map((cells) => row("td", cells))))
   return h("div.table", { tabindex: "0", role: "region", "aria-label": "Table" }, whole)
 }
 
-/** Lines' text with its inline markup, put into an element. */
+/** Lines' text with its inline markup, put into an element. Its direction is for the
+ * browser to find when all of it is there: it would look again at every part. */
 function inline(element, lines, paint) {
   const text = lines.map(({ at, end }) => paint.source.slice(at, end)).join("\n")
   put(element, inlineOf(text), paint, segmentsOf(lines))
+  element.setAttribute("dir", "auto")
   return element
 }
 

@@ -41,13 +41,16 @@ export class MarkdownView {
   }
 
   draw(keep) {
-    const from = this.blocks[keep]?.at ?? 0
-    for (const { element } of this.blocks.splice(keep)) element.remove()
-    for (const block of blocksOf(this.source, keep ? from : 0)) {
+    const from = keep ? this.blocks[keep].at : 0
+    const old = this.blocks.splice(keep)
+    for (const block of blocksOf(this.source, from)) {
       const paint = new Painter(this.source, this.marks, this.cut)
       const element = render(block, paint)
+      const before = old.shift()?.element // in its place, for others may stand between
+      if (before) before.replaceWith(element)
+      else this.element.append(element)
       this.blocks.push({ at: block.at, element, pieces: paint.pieces })
-      this.element.append(element)
     }
+    for (const { element } of old) element.remove()
   }
 }

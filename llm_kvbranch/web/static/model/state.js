@@ -30,11 +30,16 @@ export class State extends Emitter {
     this.runs = new Set()
     this.group = null // siblings that are shown side by side
     this.pathIds = new Set()
+    this.treesAsked = 0
+    this.treeShown = 0
   }
 
   /** Read the tree; what is selected stays, if it is still there. */
   async loadTree() {
+    const asked = ++this.treesAsked
     const data = await this.api.get("tree", { id: this.config.id })
+    if (asked < this.treeShown) return // a later one came first
+    this.treeShown = asked
     const isFirst = this.tree.root !== data.root || this.tree.nodes.size === 0
     this.tree = new Tree(data, this.runs)
     if (isFirst) this.folded = new Set(kept.get(`folded:${data.root}`, []))

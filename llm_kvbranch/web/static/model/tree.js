@@ -28,13 +28,14 @@ export class Tree {
     return node
   }
 
-  /** Show an answer that is coming, unless the log has it. */
+  /** Show an answer that is coming, unless the log has it. One that begins a conversation
+   * has no place in this tree; it is alone on its path. */
   addRun(run) {
     const have = this.nodes.get(run.id)
     if (have) {
       run.isLogged = true
       if (run.isRunning) have.run = run
-    } else if (this.nodes.has(run.parent)) this.#add(run.asNode())
+    } else if (run.parent === null || this.nodes.has(run.parent)) this.#add(run.asNode())
   }
 
   /** The server told the id of an answer that is coming. */

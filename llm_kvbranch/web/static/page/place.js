@@ -6,7 +6,7 @@ const QUICKLY = 700 // ms between steps of a walk that is one step back
 export function keepPlace({ state, api }) {
   let last = 0
   const to = (id, replace) => {
-    const url = api.page(id) + location.search
+    const url = api.page(id)
     if (replace) history.replaceState({ id }, "", url)
     else history.pushState({ id }, "", url)
   }

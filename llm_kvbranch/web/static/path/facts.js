@@ -6,10 +6,11 @@ import { icon } from "../core/icons.js"
 
 const ENDED = { length: "reached the token limit", cancelled: "stopped", stopped: "stopped" }
 
-/** The line under an answer. @param {object} turn as path.json has it */
-export function factsLine(turn) {
+/** The line under an answer; it names the model if that is not the one before.
+ * @param {object} turn as path.json has it @param {string} [model] of the turn before */
+export function factsLine(turn, model) {
   const facts = turn.facts ?? {}
-  const parts = [...reuse(facts), ...speed(facts), ENDED[facts.finish_reason], turn.model?.replace(/^kvllama\//, "")]
+  const parts = [...reuse(facts), ...speed(facts), ENDED[facts.finish_reason], turn.model === model ? null : turn.model?.replace(/^kvllama\//, "")]
   const line = h("p.facts", {}, reuseBar(facts), parts.filter(Boolean).map((part) => h("span", {}, part)))
   if (facts.miss_reason) {
     line.append(h("span.miss", { title: "Why no more of its prompt was restored" }, `miss: ${facts.miss_reason}`))

@@ -70,7 +70,7 @@ export class PathPane {
       view.element.remove()
       this.views.delete(id)
     }
-    const elements = alone.map((turn, index) => this.#place(turn, index, turn.id === selected))
+    const elements = alone.map((turn, index) => this.#place(turn, index, alone[index - 1], turn.id === selected))
     if (inRow.length) elements.push(this.row.show(inRow, alone.length))
     arrange(this.turns, elements)
     this.turns.classList.toggle("is-partial", !path.isWhole)
@@ -78,10 +78,10 @@ export class PathPane {
     if (this.arriving && path.isWhole) this.#arrive()
   }
 
-  #place(turn, index, isLast) {
+  #place(turn, index, before, isLast) {
     const node = this.state.tree.get(turn.id)
     const view = this.viewFor(turn.id)
-    view.update(turn, { node, index, isLast })
+    view.update(turn, { node, index, before, isLast })
     return view.element
   }
 

@@ -68,7 +68,7 @@ export class TurnView {
     const anew = this.turn.apart && index > 0 && h("span.anew", { title: "Nothing above is in its context" }, "begins anew")
     const number = h("a.turn-number", { href: this.pane.pageOf(node), title: isLast ? "Selected" : "End the path here", data: { select: node.id } }, `${index + 1}`)
     this.head.replaceChildren(
-      ...[number, verb, anew, from, siblingSwitch(this.pane, node), h("span.space"), badge, toolsOf(this.pane, node, this.turn)].filter(Boolean),
+      ...[number, verb, anew, from, siblingSwitch(this.pane, node), h("span.space"), toolsOf(this.pane, node, this.turn), badge].filter(Boolean),
     )
   }
 
@@ -119,11 +119,11 @@ export class TurnView {
       return
     }
     const isCut = this.element.classList.contains("has-cut")
-    this.#once("foot", [turn.facts, turn.note, turn.model, turn.calls, isCut, run?.status, run?.error?.message], () => {
+    this.#once("foot", [turn.facts, turn.note, turn.model, about.before?.model, turn.calls, isCut, run?.status, run?.error?.message], () => {
       const calls = (turn.calls ?? []).map((call) =>
         h("p.call", {}, h("code", {}, `${call.name}(${JSON.stringify(call.arguments)})`)))
       const failed = run && run.status === "failed" ? failure(run, this.pane.does) : null
-      const line = failed || run?.status === "stopped" ? null : factsLine(turn)
+      const line = failed || run?.status === "stopped" ? null : factsLine(turn, about.before?.model)
       const stopped = run?.status === "stopped" ? h("p.facts", {}, h("span", {}, icon("stop"), "stopped")) : null
       const parts = [calls, isCut && cutNote(), failed, stopped, line, note(this.pane, turn)]
       this.foot.replaceChildren(...parts.flat().filter(Boolean))
