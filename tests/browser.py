@@ -96,13 +96,27 @@ class Tab:
         "Have complaints be no failure that a test brings about itself"
         self.expected.append(pattern)
 
+    def reset(self) -> None:
+        "Forget what this tab was used for, and see that nothing bad happened in it"
+        self.page.unroute_all(behavior="ignoreErrors")
+        with contextlib.suppress(Exception):
+            self.js("localStorage.clear(), sessionStorage.clear()")
+        self.page.goto("about:blank")
+        self.check()
+
     def close(self) -> None:
         self.context.close()
+        self.check()
+
+    def check(self) -> None:
+        "Fail if something happened that must not"
         bad = [
             each
             for each in self.complaints
             if not any(re.search(pattern, each) for pattern in self.expected)
         ]
+        self.complaints.clear()
+        self.expected.clear()
         assert bad == [], "\n".join(bad)
 
     # -- looking -----------------------------------------------------------
@@ -216,7 +230,9 @@ def accessible(tab: Tab) -> list[str]:
     "What axe-core finds that is serious or critical"
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(tab.page).response["violations"]
+    n = len(tab.complaints)
+    found = Axe().run(tab.page, options={"preload": False}).response["violations"]
+    del tab.complaints[n:]  # axe puts styles of its own into the page, in vain
     return [
         f"{each['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
         for each in found

@@ -168,7 +168,7 @@ export class Graph {
     const box = (node && plane.box(node)) ?? plane.box(state.tree.get(state.tree.root))
     if (was) {
       camera.set(was.x, was.y, was.zoom)
-      camera.reveal(box)
+      camera.reveal(box, 0)
       return
     }
     const zoom = Math.min((camera.width - 64) / plane.width, (camera.height - 64) / plane.height)

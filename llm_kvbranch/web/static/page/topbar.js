@@ -11,7 +11,7 @@ export function topbar(app) {
   const { state, config, panes } = app
   const title = h("h1", { dir: "auto" })
   const size = h("span.tree-size")
-  const search = h("button.search-button", { type: "button", "aria-keyshortcuts": "/", on: { click: () => app.openSearch() } },
+  const search = h("button.search-button", { type: "button", "aria-label": "Search", "aria-keyshortcuts": "/", on: { click: () => app.openSearch() } },
     icon("search"), h("span", {}, "Search"), h("kbd", {}, "/"))
   const help = h("button.quiet", { type: "button", "aria-label": "Keys", title: "Keys (?)", on: { click: () => app.openHelp() } }, icon("help"))
   const home = `${config.urls.home}?${new URLSearchParams({ db: config.db })}`
