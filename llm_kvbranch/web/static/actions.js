@@ -25,7 +25,8 @@ export function actions(app) {
     exportFrom: (id) => openExport(app, id),
     note: (id) => openNote(app, id),
     prune: (id) => openPrune(app, id),
-    copyAnswer: async (turn) => say((await copy(turn.text)) ? "The answer is copied" : "It could not be copied"),
+    copyAnswer: async (turn) =>
+      say((await copy(turn.text)) ? "The answer is copied" : "It could not be copied"),
     copyLink: async (id) => {
       const url = new URL(api.page(id), location.href).href
       say((await copy(url)) ? "The link is copied" : "It could not be copied")
@@ -50,27 +51,52 @@ export async function mark({ state, api, say }, id, values, words) {
 
 function continueFrom({ runs }, id, prompt) {
   const place = `continue:${id}`
-  runs.start({ verb: "continue", parent: id, from: id, question: prompt }, { route: "continue", body: { message_id: id, prompt }, place })
+  runs.start(
+    { verb: "continue", parent: id, from: id, question: prompt },
+    { route: "continue", body: { message_id: id, prompt }, place },
+  )
 }
 
 function retry({ state, runs }, id, n) {
   const node = state.tree.get(id)
   const turn = state.turns.get(id)
-  const about = { verb: "retry", parent: node.parent ?? id, from: id, question: turn?.question ?? node.prompt, quoted: turn?.quoted }
-  runs.start({ ...about, cutBefore: turn?.cutBefore ?? null }, { route: "retry", body: { message_id: id }, n })
+  const about = {
+    verb: "retry",
+    parent: node.parent ?? id,
+    from: id,
+    question: turn?.question ?? node.prompt,
+    quoted: turn?.quoted,
+  }
+  runs.start(
+    { ...about, cutBefore: turn?.cutBefore ?? null },
+    { route: "retry", body: { message_id: id }, n },
+  )
 }
 
 /** A branch from a part of an answer, or all of it (`range` null), in some mode. */
 function branch({ runs }, mode, id, range, excerpt, prompt, place) {
   const [start, end] = range ?? [null, null]
-  const about = { verb: mode === "focus" ? "focus" : "branch", parent: id, from: id, question: prompt, excerpt, start, end }
+  const about = {
+    verb: mode === "focus" ? "focus" : "branch",
+    parent: id,
+    from: id,
+    question: prompt,
+    excerpt,
+    start,
+    end,
+  }
   if (mode === "focus") {
     const body = { message_id: id, char_start: start, char_end: end, followup: prompt }
     runs.start({ ...about, quoted: excerpt }, { route: "focus", body, place })
     return
   }
   const branch_mode = mode === "fresh" ? "fresh" : "reuse_kv"
-  const body = { parent_id: id, prompt, branch_mode, ...(range ? { char_range: range } : {}) }
+  const body = {
+    parent_id: id,
+    prompt,
+    branch_mode,
+    ...(range ? { char_range: range } : {}),
+  }
   const quoted = mode === "fresh" ? excerpt : null
   runs.start({ ...about, mode: branch_mode, quoted }, { route: "branch", body, place })
 }
@@ -82,7 +108,10 @@ function edited(app, id, prompt, place) {
   const turn = state.turns.get(id)
   if (parent === null) {
     const body = { prompt, ...(turn?.system ? { system: turn.system } : {}) }
-    runs.start({ verb: null, parent: null, back: id, from: null, question: prompt }, { route: "generate", body, place })
+    runs.start(
+      { verb: null, parent: null, back: id, from: null, question: prompt },
+      { route: "generate", body, place },
+    )
     return
   }
   const above = state.turns.get(parent)
@@ -94,7 +123,8 @@ function edited(app, id, prompt, place) {
     const excerpt = above.text.slice(...range.map((each) => points.unit(each)))
     const mode = way.verb === "focus" ? "focus" : way.mode === "fresh" ? "fresh" : "branch"
     branch(app, mode, parent, range, excerpt, prompt, place)
-  } else if (turn?.cutBefore) branch(app, "branch", parent, [0, turn.cutBefore], null, prompt, place)
+  } else if (turn?.cutBefore)
+    branch(app, "branch", parent, [0, turn.cutBefore], null, prompt, place)
   else {
     const about = { verb: "continue", parent, from: parent, question: prompt }
     runs.start(about, { route: "continue", body: { message_id: parent, prompt }, place })
@@ -111,9 +141,10 @@ function asking(app) {
       else if (mode === "focus") app.say("Select some words of an answer first")
       else askWhole(app, mode)
     },
-    edit(id) {
-      const view = app.pane.view(id)
-      if (!view || !state.isLive) return
+    async edit(id) {
+      if (!state.isLive) return
+      const view = await viewOf(app, id)
+      if (!view) return
       const place = `edit:${id}`
       view.prompt.hidden = true
       app.asking.edit({
@@ -133,8 +164,13 @@ function askAbout(app, mode, { id, start, end, range }) {
   const points = pointsOf(view.turn.text)
   const place = [points.point(start), points.point(end)]
   const excerpt = view.turn.text.slice(start, end)
-  const last = range.endContainer.nodeType === 1 ? range.endContainer : range.endContainer.parentElement
-  const block = view.markdown.blocks.findLast(({ element }) => element.contains(last) || range.intersectsNode(element))
+  const last =
+    range.endContainer.nodeType === 1
+      ? range.endContainer
+      : range.endContainer.parentElement
+  const block = view.markdown.blocks.findLast(
+    ({ element }) => element.contains(last) || range.intersectsNode(element),
+  )
   highlight(range)
   app.toolbar.hide()
   document.getSelection().removeAllRanges()
@@ -143,14 +179,21 @@ function askAbout(app, mode, { id, start, end, range }) {
     excerpt,
     place: `ask:${id}:${place}`,
     after: block?.element ?? view.answer,
-    send: (chosen, text) => branch(app, chosen, id, place, excerpt, text, `ask:${id}:${place}`),
+    send: (chosen, text) =>
+      branch(app, chosen, id, place, excerpt, text, `ask:${id}:${place}`),
     closed: () => highlight(null),
   })
 }
 
-function askWhole(app, mode) {
+/** The view of what is selected, which may have to be read first. */
+async function viewOf({ state, pane }, id) {
+  if (!pane.view(id)) await state.loadPath()
+  return pane.view(id)
+}
+
+async function askWhole(app, mode) {
   const id = app.state.selected
-  const view = app.pane.view(id)
+  const view = await viewOf(app, id)
   if (!view || view.about.node.run) return
   app.asking.open({
     mode,

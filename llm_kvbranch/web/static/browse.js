@@ -35,7 +35,10 @@ function filter() {
   if (!summary) return
   summary.dataset.all ??= summary.textContent
   const says = n ? `${n} of these ${n === 1 ? "fits" : "fit"}` : "None of these fits"
-  summary.textContent = words.length && search.value !== search.defaultValue ? `${says}: Enter searches all that was said` : summary.dataset.all
+  summary.textContent =
+    words.length && search.value !== search.defaultValue
+      ? `${says}: Enter searches all that was said`
+      : summary.dataset.all
 }
 
 function key(event) {
@@ -71,10 +74,23 @@ for (const time of document.querySelectorAll("time[datetime]")) {
 for (const tree of trees) {
   const first = tree.querySelector(".outline li")
   const title = tree.querySelector(".title").textContent.trim()
-  if (first && !first.querySelector(".lead").textContent && first.querySelector("a").textContent.trim() === title) first.hidden = true
+  if (
+    first &&
+    !first.querySelector(".lead").textContent &&
+    first.querySelector("a").textContent.trim() === title
+  )
+    first.hidden = true
 }
 document.querySelector(".home")?.prepend(icon("branch"))
 document.querySelector(".top")?.append(theme)
-document.querySelector(".browse-page main")?.append(
-  h("p.browse-keys", {}, h("span", {}, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " walk"), h("span", {}, h("kbd", {}, "⏎"), " open"), h("span", {}, h("kbd", {}, "/"), " search")),
-)
+document
+  .querySelector(".browse-page main")
+  ?.append(
+    h(
+      "p.browse-keys",
+      {},
+      h("span", {}, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " walk"),
+      h("span", {}, h("kbd", {}, "⏎"), " open"),
+      h("span", {}, h("kbd", {}, "/"), " search"),
+    ),
+  )

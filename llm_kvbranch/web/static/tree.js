@@ -41,7 +41,10 @@ async function start() {
   listenToKeys(app)
   keepPlace(app)
   // Others may have gone on with it meanwhile, such as llm in a terminal
-  document.addEventListener("visibilitychange", () => document.hidden || state.loadTree().catch(() => {}))
+  document.addEventListener(
+    "visibilitychange",
+    () => document.hidden || state.loadTree().catch(() => {}),
+  )
   state.on("problem", (error) => say(error.message, true))
   state.on("leave", (run) => location.assign(api.page(run.id)))
   await Promise.all([state.loadTree().then(() => state.loadPath()), document.fonts?.ready])
@@ -69,7 +72,13 @@ function writing(app) {
 }
 
 start().catch((error) => {
-  const again = h("button", { type: "button", on: { click: () => location.reload() } }, "Try again")
-  root.append(h("div.broken", { role: "alert" }, icon("alert"), h("p", {}, error.message), again))
+  const again = h(
+    "button",
+    { type: "button", on: { click: () => location.reload() } },
+    "Try again",
+  )
+  root.append(
+    h("div.broken", { role: "alert" }, icon("alert"), h("p", {}, error.message), again),
+  )
   throw error
 })

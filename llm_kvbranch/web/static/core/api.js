@@ -2,8 +2,8 @@
 
 /** What the server refused, in its words. `retryAfter` is in seconds. */
 export class ApiError extends Error {
-  constructor(message, status = 0, retryAfter = null) {
-    super(message)
+  constructor(words, status = 0, retryAfter = null) {
+    super(words)
     this.status = status
     this.retryAfter = retryAfter
   }

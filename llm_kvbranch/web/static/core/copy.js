@@ -22,7 +22,11 @@ export async function copy(text) {
 
 /** A button that copies what a function gives. @param {() => string} text */
 export function copyButton(text, label = "Copy") {
-  const button = h("button.quiet.copy", { type: "button", "aria-label": label, title: label }, icon("copy"))
+  const button = h(
+    "button.quiet.copy",
+    { type: "button", "aria-label": label, title: label },
+    icon("copy"),
+  )
   button.addEventListener("click", async () => {
     const worked = await copy(text())
     button.replaceChildren(icon(worked ? "check" : "alert"))

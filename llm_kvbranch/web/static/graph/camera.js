@@ -90,7 +90,8 @@ export class Camera {
 
   /** Have a box well inside the view, moving no more than that takes. */
   reveal({ x, y, w, h }, margin = 48) {
-    const room = (size, view) => Math.max(0, Math.min(margin, (view - size * this.zoom) / 2)) / this.zoom
+    const room = (size, view) =>
+      Math.max(0, Math.min(margin, (view - size * this.zoom) / 2)) / this.zoom
     const { seen } = this
     const [mx, my] = [room(w, this.width), room(h, this.height)]
     const along = (at, size, from, length, m) => {

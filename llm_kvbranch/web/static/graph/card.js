@@ -30,7 +30,12 @@ export function stateBadge(node) {
 function runBadge(run) {
   const words = { waiting: "waiting", stopped: "stopped", failed: "failed", done: "done" }
   const speed = run.rate === null ? "answering" : rate(run.rate)
-  return h("span", { class: `state is-${run.status}` }, h("i.pulse"), words[run.status] ?? speed)
+  return h(
+    "span",
+    { class: `state is-${run.status}` },
+    h("i.pulse"),
+    words[run.status] ?? speed,
+  )
 }
 
 /** The card's content and what it says of itself.
@@ -41,27 +46,45 @@ function runBadge(run) {
 export function fillCard(card, node, size, { isCurrent, folded }) {
   const word = reached(node)
   const { input, output } = node.tokens ?? {}
-  const tokens = output === null || output === undefined ? null : number(output + (input ?? 0))
+  const tokens =
+    output === null || output === undefined ? null : number(output + (input ?? 0))
   const time = node.ms ? `, ${duration(node.ms)}` : ""
   card.replaceChildren(
     ...[
       node.excerpt && h("span.card-excerpt", { dir: "auto" }, node.excerpt),
-      h("span.card-prompt", { dir: "auto", class: `lines-${size.prompt}` }, node.prompt || "(no prompt)"),
+      h(
+        "span.card-prompt",
+        { dir: "auto", class: `lines-${size.prompt}` },
+        node.prompt || "(no prompt)",
+      ),
       size.answer &&
-        h("span.card-answer", { dir: "auto", class: `lines-${size.answer}` }, plain(node.start) || "…"),
+        h(
+          "span.card-answer",
+          { dir: "auto", class: `lines-${size.answer}` },
+          plain(node.start) || "…",
+        ),
       node.note && h("span.card-note", { dir: "auto" }, icon("note"), node.note),
       h(
         "span.card-foot",
         {},
         h("span", { class: `reached is-${word}` }, reachedIcon(word), word),
-        tokens && h("span.card-tokens", { title: `${input ?? "?"} + ${output} tokens${time}` }, `${tokens} tok`),
-        isCurrent && h("span.card-current", { title: "llm -c goes on from here" }, "llm -c"),
-        node.starred && h("span.card-star", { role: "img", "aria-label": "starred" }, icon("star")),
+        tokens &&
+          h(
+            "span.card-tokens",
+            { title: `${input ?? "?"} + ${output} tokens${time}` },
+            `${tokens} tok`,
+          ),
+        isCurrent &&
+          h("span.card-current", { title: "llm -c goes on from here" }, "llm -c"),
+        node.starred &&
+          h("span.card-star", { role: "img", "aria-label": "starred" }, icon("star")),
         h("span.space"),
         stateBadge(node),
       ),
       folded && h("span.card-folded", { data: { fold: "" } }, `+${number(folded)}`),
-      !folded && node.children.length && h("span.card-fold", { data: { fold: "" } }, icon("minus")),
+      !folded &&
+        node.children.length &&
+        h("span.card-fold", { data: { fold: "" } }, icon("minus")),
     ].filter(Boolean),
   )
 }

@@ -29,7 +29,8 @@ export class Cards {
     this.element.classList.toggle("is-brief", !isReadable)
     const wanted = new Map()
     for (const node of this.#around(plane)) wanted.set(node.id, node)
-    if (isReadable) for (const node of plane.within(wider(camera.seen))) wanted.set(node.id, node)
+    if (isReadable)
+      for (const node of plane.within(wider(camera.seen))) wanted.set(node.id, node)
     for (const [id, card] of this.shown) {
       if (wanted.has(id)) continue
       card.remove()
@@ -63,7 +64,12 @@ export class Cards {
   *#around(plane) {
     const { tree, selected } = this.state
     const node = tree.get(selected) ?? tree.get(tree.root)
-    const near = [node, tree.parent(node?.id), ...tree.siblings(node?.id).slice(0, 20), ...(node?.children ?? []).slice(0, 20)]
+    const near = [
+      node,
+      tree.parent(node?.id),
+      ...tree.siblings(node?.id).slice(0, 20),
+      ...(node?.children ?? []).slice(0, 20),
+    ]
     for (const each of near) if (each && plane.has(each)) yield each
   }
 
@@ -99,9 +105,24 @@ export class Cards {
     card.setAttribute("aria-posinset", siblings.indexOf(node) + 1)
     if (node.children.length) card.setAttribute("aria-expanded", !isFolded)
     else card.removeAttribute("aria-expanded")
-    const about = { isCurrent: tree.current === node.id, folded: isFolded ? tree.below(node.id) : 0 }
-    const made = [node.prompt, node.start, node.state, node.why, node.starred, node.note, about.isCurrent, about.folded,
-      node.children.length > 0, node.run?.status, node.run?.tokens, box.h].join("\u0001")
+    const about = {
+      isCurrent: tree.current === node.id,
+      folded: isFolded ? tree.below(node.id) : 0,
+    }
+    const made = [
+      node.prompt,
+      node.start,
+      node.state,
+      node.why,
+      node.starred,
+      node.note,
+      about.isCurrent,
+      about.folded,
+      node.children.length > 0,
+      node.run?.status,
+      node.run?.tokens,
+      box.h,
+    ].join("\u0001")
     if (this.made.get(card) === made) return
     this.made.set(card, made)
     fillCard(card, node, plane.sizes.get(node), about)

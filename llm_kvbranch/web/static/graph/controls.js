@@ -8,7 +8,13 @@ export function controls(graph) {
   const button = (name, label, key, does) =>
     h(
       "button.quiet",
-      { type: "button", "aria-label": label, title: `${label} (${key})`, "aria-keyshortcuts": key, on: { click: does } },
+      {
+        type: "button",
+        "aria-label": label,
+        title: `${label} (${key})`,
+        "aria-keyshortcuts": key,
+        on: { click: does },
+      },
       icon(name),
     )
   return h(

@@ -70,12 +70,17 @@ function wheel(element, camera) {
     "wheel",
     (event) => {
       event.preventDefault()
-      const unit = event.deltaMode === 1 ? LINE : event.deltaMode === 2 ? element.clientHeight : 1
+      const unit =
+        event.deltaMode === 1 ? LINE : event.deltaMode === 2 ? element.clientHeight : 1
       let [dx, dy] = [event.deltaX * unit, event.deltaY * unit]
       const box = element.getBoundingClientRect()
       if (event.ctrlKey || event.metaKey) {
         const step = Math.max(-60, Math.min(60, dy))
-        camera.zoomBy(Math.exp(-step / 180), event.clientX - box.left, event.clientY - box.top)
+        camera.zoomBy(
+          Math.exp(-step / 180),
+          event.clientX - box.left,
+          event.clientY - box.top,
+        )
         return
       }
       if (event.shiftKey && !dx) [dx, dy] = [dy, 0]

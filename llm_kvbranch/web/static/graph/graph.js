@@ -64,7 +64,12 @@ export class Graph {
   /** What is drawn in which way. */
   get shown() {
     const { tree, selected, hits, compared } = this.state
-    return { path: new Set(tree.path(selected)), selected: tree.get(selected), hits, compared }
+    return {
+      path: new Set(tree.path(selected)),
+      selected: tree.get(selected),
+      hits,
+      compared,
+    }
   }
 
   /** Lay the tree out; what is selected stays where it is on the screen. */
@@ -171,10 +176,17 @@ export class Graph {
       camera.reveal(box, 0)
       return
     }
-    const zoom = Math.min((camera.width - 64) / plane.width, (camera.height - 64) / plane.height)
+    const zoom = Math.min(
+      (camera.width - 64) / plane.width,
+      (camera.height - 64) / plane.height,
+    )
     if (zoom >= 0.7) {
       const k = Math.min(1, zoom)
-      camera.set(plane.width / 2 - camera.width / k / 2, plane.height / 2 - camera.height / k / 2, k)
+      camera.set(
+        plane.width / 2 - camera.width / k / 2,
+        plane.height / 2 - camera.height / k / 2,
+        k,
+      )
       return
     }
     const k = 0.85

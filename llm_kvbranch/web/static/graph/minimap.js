@@ -12,7 +12,12 @@ export class Minimap {
     this.camera = camera
     this.canvas = h("canvas")
     this.view = h("div.minimap-view")
-    this.element = h("div.minimap", { "aria-hidden": "true", data: { noPan: "" } }, this.canvas, this.view)
+    this.element = h(
+      "div.minimap",
+      { "aria-hidden": "true", data: { noPan: "" } },
+      this.canvas,
+      this.view,
+    )
     this.drawSoon = perFrame(() => this.#draw())
     const go = (event) => {
       if (event.buttons !== 1) return
@@ -28,7 +33,11 @@ export class Minimap {
   /** Show a plane. @param {import("./plane.js").Plane} plane */
   show(plane, shown, colours) {
     Object.assign(this, { plane, shown, colours })
-    this.scale = Math.min((WIDTH - 2 * MARGIN) / plane.width, (HEIGHT - 2 * MARGIN) / plane.height, 0.12)
+    this.scale = Math.min(
+      (WIDTH - 2 * MARGIN) / plane.width,
+      (HEIGHT - 2 * MARGIN) / plane.height,
+      0.12,
+    )
     this.left = (WIDTH - plane.width * this.scale) / 2
     this.top = (HEIGHT - plane.height * this.scale) / 2
     this.drawSoon()
@@ -45,7 +54,10 @@ export class Minimap {
     const [x, y] = [this.left + seen.x * this.scale, this.top + seen.y * this.scale]
     const clip = (value, most) => Math.max(0, Math.min(most, value))
     const [x1, y1] = [clip(x, WIDTH), clip(y, HEIGHT)]
-    const [x2, y2] = [clip(x + seen.w * this.scale, WIDTH), clip(y + seen.h * this.scale, HEIGHT)]
+    const [x2, y2] = [
+      clip(x + seen.w * this.scale, WIDTH),
+      clip(y + seen.h * this.scale, HEIGHT),
+    ]
     const { style } = this.view
     style.transform = `translate(${x1}px, ${y1}px)`
     style.width = `${Math.max(4, x2 - x1)}px`
@@ -69,8 +81,8 @@ export class Minimap {
       const onPath = shown.path.has(node)
       pen.fillStyle = onPath ? c.accent : c["line-strong"]
       const [x, y] = [this.left + box.x * scale, this.top + box.y * scale]
-      const [w, h] = [Math.max(1.5, box.w * scale), Math.max(1, box.h * scale - 0.5)]
-      pen.fillRect(x, y, w, h)
+      const [w, tall] = [Math.max(1.5, box.w * scale), Math.max(1, box.h * scale - 0.5)]
+      pen.fillRect(x, y, w, tall)
       if (!node.starred) continue
       pen.fillStyle = c.star
       pen.fillRect(x + w - 2, y, 3, 3)

@@ -13,7 +13,18 @@ const GUTTER = 24 // from a node to the line that its children share
 export function colours() {
   const style = getComputedStyle(document.documentElement)
   const read = (name) => style.getPropertyValue(`--${name}`).trim()
-  const names = ["line-strong", "accent", "surface", "raised", "line", "text", "dim", "hot", "star", "canvas"]
+  const names = [
+    "line-strong",
+    "accent",
+    "surface",
+    "raised",
+    "line",
+    "text",
+    "dim",
+    "hot",
+    "star",
+    "canvas",
+  ]
   const verbs = ["continue", "branch", "focus", "fresh", "retry", "begin"]
   const all = Object.fromEntries([...names, ...verbs].map((name) => [name, read(name)]))
   return { ...all, family: getComputedStyle(document.body).fontFamily }
@@ -101,7 +112,11 @@ export class GraphPainter {
     const { pen, colours: c } = this
     const kinds = new Map()
     for (const node of seen) {
-      const kind = shown.hits.has(node.id) ? "star" : shown.path.has(node) ? "accent" : reached(node)
+      const kind = shown.hits.has(node.id)
+        ? "star"
+        : shown.path.has(node)
+          ? "accent"
+          : reached(node)
       if (!kinds.has(kind)) kinds.set(kind, new Path2D())
       const { x, y, w, h } = plane.box(node)
       kinds.get(kind).rect(x, y, w, h)
@@ -139,7 +154,9 @@ export class GraphPainter {
     pen.fillStyle = shown.hits.has(node.id) ? c.canvas : c.text
     pen.textBaseline = "alphabetic"
     const lines = this.#wrap(node, Math.max(1, Math.floor((h - 14) / (FONT * 1.22))))
-    lines.forEach((line, i) => pen.fillText(line, x + 14, y + 12 + FONT * (0.85 + 1.22 * i)))
+    lines.forEach((line, i) =>
+      pen.fillText(line, x + 14, y + 12 + FONT * (0.85 + 1.22 * i)),
+    )
   }
 
   /** A prompt's first words, in lines that fit. */

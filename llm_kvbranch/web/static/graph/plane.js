@@ -24,7 +24,9 @@ export class Plane {
     this.folded = folded
     this.lefts = this.columns.map((column) => this.boxes.get(column[0]).x)
     // Those that lines leave from, by column, in order
-    this.parents = this.columns.map((column) => column.filter((node) => childrenOf(node).length))
+    this.parents = this.columns.map((column) =>
+      column.filter((node) => childrenOf(node).length),
+    )
   }
 
   box(node) {
@@ -53,7 +55,10 @@ export class Plane {
     for (let depth = this.#depthAt(x); depth < this.parents.length; depth++) {
       if (this.lefts[depth] > right) return
       const parents = this.parents[depth]
-      const begin = first(parents, (node) => this.boxes.get(node.children.at(-1)).y + PORT >= y)
+      const begin = first(
+        parents,
+        (node) => this.boxes.get(node.children.at(-1)).y + PORT >= y,
+      )
       for (let i = begin; i < parents.length; i++) {
         if (this.boxes.get(parents[i]).y > bottom) break
         yield parents[i]

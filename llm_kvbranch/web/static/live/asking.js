@@ -10,7 +10,8 @@ export const MODES = {
   branch: {
     key: "b",
     label: "Branch here",
-    about: "The answer ends behind the selection: what comes after it is not in the new branch.",
+    about:
+      "The answer ends behind the selection: what comes after it is not in the new branch.",
     whole: "A new branch after the whole answer.",
   },
   focus: {
@@ -51,17 +52,26 @@ export class Asking {
       const radio = h("input", { type: "radio", name: "asking-mode", value: name })
       radio.checked = name === mode
       radio.addEventListener("change", () => choose(name))
-      return h("label", { class: `is-${name}` }, radio, reachedIcon(name), MODES[name].label)
+      return h(
+        "label",
+        { class: `is-${name}` },
+        radio,
+        reachedIcon(name),
+        MODES[name].label,
+      )
     })
     choose(modes.includes(mode) ? mode : modes[0])
     const words = excerpt === null ? null : shortened(excerpt)
     const field = this.#field(place, "What do you ask?", (text) => send(mode, text))
     this.#show(
-      h("div.asking", { role: "group", "aria-label": "Ask about this" },
+      h(
+        "div.asking",
+        { role: "group", "aria-label": "Ask about this" },
         h("div.asking-modes", { role: "radiogroup", "aria-label": "How to ask" }, radios),
         words && h("blockquote.asking-excerpt", { dir: "auto" }, words),
         h("div.composer-field", {}, field.area, field.button),
-        hint),
+        hint,
+      ),
       after,
       field,
     )
@@ -73,9 +83,12 @@ export class Asking {
     this.closed = closed
     const field = this.#field(place, "The prompt", send, prompt)
     this.#show(
-      h("div.asking.is-edit", { role: "group", "aria-label": "Edit the prompt" },
+      h(
+        "div.asking.is-edit",
+        { role: "group", "aria-label": "Edit the prompt" },
         h("div.composer-field", {}, field.area, field.button),
-        h("p.asking-hint", {}, about)),
+        h("p.asking-hint", {}, about),
+      ),
       after,
       field,
     )
@@ -97,7 +110,11 @@ export class Asking {
   }
 
   #show(element, after, field) {
-    const cancel = h("button.quiet.asking-close", { type: "button", on: { click: () => this.close(true) } }, "Cancel")
+    const cancel = h(
+      "button.quiet.asking-close",
+      { type: "button", on: { click: () => this.close(true) } },
+      "Cancel",
+    )
     element.lastChild.append(cancel)
     element.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return

@@ -13,8 +13,19 @@ export class AskField {
     this.send = send
     this.cancel = cancel
     this.place = null
-    this.area = h("textarea", { rows: "1", "aria-label": label, placeholder: hint, dir: "auto", spellcheck: "true", enterkeyhint: "send" })
-    this.button = h("button.send", { type: "button", title: `${word} (Enter)`, "aria-label": word }, icon("send"))
+    this.area = h("textarea", {
+      rows: "1",
+      "aria-label": label,
+      placeholder: hint,
+      dir: "auto",
+      spellcheck: "true",
+      enterkeyhint: "send",
+    })
+    this.button = h(
+      "button.send",
+      { type: "button", title: `${word} (Enter)`, "aria-label": word },
+      icon("send"),
+    )
     this.area.addEventListener("input", () => this.#changed())
     this.area.addEventListener("keydown", (event) => this.#key(event))
     this.button.addEventListener("click", () => this.submit())

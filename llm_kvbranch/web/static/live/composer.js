@@ -16,13 +16,42 @@ export class Composer {
       send: (text) => does.continueFrom(state.selected, text),
     })
     this.where = h("span.composer-where")
-    this.stop = h("button.stop", { type: "button", title: "Stop (Esc)", on: { click: () => does.stop(this.run) } }, icon("stop"), "Stop")
-    const sampling = h("details.sampling", {}, h("summary", { title: "How answers are made" }, icon("gear"), h("span.off-screen", {}, "Sampling")), h("div.sampling-fields", {}, samplingFields()))
+    this.stop = h(
+      "button.stop",
+      { type: "button", title: "Stop (Esc)", on: { click: () => does.stop(this.run) } },
+      icon("stop"),
+      "Stop",
+    )
+    const sampling = h(
+      "details.sampling",
+      {},
+      h(
+        "summary",
+        { title: "How answers are made" },
+        icon("gear"),
+        h("span.off-screen", {}, "Sampling"),
+      ),
+      h("div.sampling-fields", {}, samplingFields()),
+    )
     this.element = h(
       "div.composer",
       {},
       h("div.composer-field", {}, this.field.area, this.stop, this.field.button),
-      h("div.composer-foot", {}, this.where, h("span.space"), h("span.composer-keys", {}, h("kbd", {}, "⏎"), " send ", h("kbd", {}, "⇧⏎"), " new line"), sampling),
+      h(
+        "div.composer-foot",
+        {},
+        this.where,
+        h("span.space"),
+        h(
+          "span.composer-keys",
+          {},
+          h("kbd", {}, "⏎"),
+          " send ",
+          h("kbd", {}, "⇧⏎"),
+          " new line",
+        ),
+        sampling,
+      ),
     )
     document.addEventListener("pointerdown", (event) => {
       if (!sampling.contains(event.target)) sampling.open = false
@@ -53,13 +82,23 @@ export class Composer {
     const coming = Boolean(run?.isRunning)
     this.stop.hidden = !coming
     this.field.button.hidden = coming
-    this.field.allow(!run, coming ? "This answer is still coming" : "This answer is not in the log")
+    this.field.allow(
+      !run,
+      coming ? "This answer is still coming" : "This answer is not in the log",
+    )
     const model = state.config.model ?? "the model"
-    this.where.textContent = node.children.length ? `A new branch here, answered by ${model}` : `Answered by ${model}`
+    this.where.textContent = node.children.length
+      ? `A new branch here, answered by ${model}`
+      : `Answered by ${model}`
   }
 }
 
 /** What stands in its place where nobody answers. */
 export function readOnly() {
-  return h("p.read-only", {}, "Read only. To go on from any response: ", h("code", {}, "llm kvbranch serve"))
+  return h(
+    "p.read-only",
+    {},
+    "Read only. To go on from any response: ",
+    h("code", {}, "llm kvbranch serve"),
+  )
 }

@@ -11,7 +11,11 @@ export class Run {
   constructor(about) {
     this.key = `run-${++counter}`
     this.id = this.key // until the server says which it is
-    Object.assign(this, { mode: null, excerpt: null, quoted: null, start: null, end: null }, about)
+    Object.assign(
+      this,
+      { mode: null, excerpt: null, quoted: null, start: null, end: null },
+      about,
+    )
     /** @type {Status} */
     this.status = "waiting"
     this.text = ""
@@ -32,7 +36,9 @@ export class Run {
   /** Tokens per second so far. */
   get rate() {
     const seconds = (performance.now() - this.first) / 1000
-    return this.first !== null && this.tokens > 1 && seconds > 0 ? (this.tokens - 1) / seconds : null
+    return this.first !== null && this.tokens > 1 && seconds > 0
+      ? (this.tokens - 1) / seconds
+      : null
   }
 
   /** Take in a piece of the answer. */
@@ -82,7 +88,9 @@ export class Run {
       quoted: this.quoted,
       text: this.text,
       cut: null,
-      cutBefore: this.cutBefore ?? (this.verb === "branch" && this.mode !== "fresh" ? this.end : null),
+      cutBefore:
+        this.cutBefore ??
+        (this.verb === "branch" && this.mode !== "fresh" ? this.end : null),
       apart: this.mode === "fresh",
       model: null,
       created: null,

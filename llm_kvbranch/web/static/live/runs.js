@@ -79,7 +79,8 @@ export class Runs {
       const response = await this.state.api.send(route, sent, abort.signal)
       for await (const event of events(response.body)) this.#take(group, event)
       const short = group.runs.filter((run) => run.isRunning)
-      for (const run of short) this.#fail(run, new ApiError("The answer broke off: the server may have stopped"))
+      for (const run of short)
+        this.#fail(run, new ApiError("The answer broke off: the server may have stopped"))
     } catch (error) {
       for (const run of group.runs.filter((each) => each.isRunning)) {
         if (abort.signal.aborted) run.status = "stopped"
@@ -128,7 +129,9 @@ export class Runs {
   /** Wait until the log has what there is of the answers, and show it from there. */
   async #settle(group) {
     const { state } = this
-    const done = group.runs.filter((run) => run.status === "done" || (run.status === "stopped" && run.text))
+    const done = group.runs.filter(
+      (run) => run.status === "done" || (run.status === "stopped" && run.text),
+    )
     const empty = group.runs.filter((run) => run.status === "stopped" && !run.text)
     this.#announce(group)
     if (empty.length === group.runs.length) {
@@ -162,7 +165,11 @@ export class Runs {
       if (run.isLogged) {
         state.runs.delete(run)
         if (!state.turns.has(run.id)) state.turns.set(run.id, run.asTurn()) // until it is read
-      } else if (run.status !== "failed") this.#fail(run, new ApiError("The answer is not in the log: was logging turned off?"))
+      } else if (run.status !== "failed")
+        this.#fail(
+          run,
+          new ApiError("The answer is not in the log: was logging turned off?"),
+        )
     }
     const chosen = runs.find((run) => run.id === state.selected)
     if (chosen?.isLogged) state.emit("logged", chosen)
@@ -182,5 +189,7 @@ export class Runs {
 }
 
 function withoutNone(facts = {}) {
-  return Object.fromEntries(Object.entries(facts ?? {}).filter(([, value]) => value !== null))
+  return Object.fromEntries(
+    Object.entries(facts ?? {}).filter(([, value]) => value !== null),
+  )
 }

@@ -12,16 +12,30 @@ const FIELDS = [
 /** What to send with a request. */
 export function sampling() {
   const known = kept.get("sampling", {})
-  return Object.fromEntries(FIELDS.filter(({ name }) => typeof known[name] === "number").map(({ name }) => [name, known[name]]))
+  return Object.fromEntries(
+    FIELDS.filter(({ name }) => typeof known[name] === "number").map(({ name }) => [
+      name,
+      known[name],
+    ]),
+  )
 }
 
 /** Fields for it, which keep what is put into them. */
 export function samplingFields() {
   const known = sampling()
   return FIELDS.map(({ name, label, min, max, step }) => {
-    const field = h("input", { type: "number", name, min, max, step, placeholder: "model's", value: known[name] ?? "" })
+    const field = h("input", {
+      type: "number",
+      name,
+      min,
+      max,
+      step,
+      placeholder: "model's",
+      value: known[name] ?? "",
+    })
     field.addEventListener("change", () => {
-      const value = field.value.trim() === "" || !field.checkValidity() ? null : Number(field.value)
+      const value =
+        field.value.trim() === "" || !field.checkValidity() ? null : Number(field.value)
       kept.set("sampling", { ...sampling(), [name]: value })
     })
     return h("label.field", {}, h("span", {}, label), field)

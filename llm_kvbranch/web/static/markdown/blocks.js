@@ -16,7 +16,7 @@ export function blocksOf(source, from = 0) {
 
 function read(source, lines, depth) {
   const blocks = []
-  for (let i = 0; i < lines.length; ) {
+  for (let i = 0; i < lines.length;) {
     if (indent(source, lines[i]).blank) {
       i += 1
       continue
@@ -96,7 +96,13 @@ function quote(source, lines, i, depth) {
 function list(source, lines, i, open, depth) {
   const ordered = open.found[1] === undefined
   const mark = open.found[1] ?? open.found[3]
-  const block = { type: "list", ordered, start: Number(open.found[2] ?? 1), tight: true, items: [] }
+  const block = {
+    type: "list",
+    ordered,
+    start: Number(open.found[2] ?? 1),
+    tight: true,
+    items: [],
+  }
   let next = i
   while (next < lines.length) {
     let at = next
@@ -164,7 +170,9 @@ function paragraph(source, lines, i) {
     }
     own.push({ at, end: line.end })
   }
-  const block = level ? { type: "heading", level, lines: own } : { type: "paragraph", lines: own }
+  const block = level
+    ? { type: "heading", level, lines: own }
+    : { type: "paragraph", lines: own }
   return { block, next }
 }
 

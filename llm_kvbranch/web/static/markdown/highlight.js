@@ -13,7 +13,8 @@ const WORDS =
   "using|var|void|when|where|while|with|yield|select|insert|update|create|table|group|order|by|" +
   "join|left|on|limit|having|values|into|set|SELECT|INSERT|UPDATE|DELETE|CREATE|TABLE|FROM|WHERE|" +
   "GROUP|ORDER|BY|JOIN|LEFT|ON|AND|OR|NOT|NULL|AS|LIMIT|HAVING|VALUES|INTO|SET|IN|IS"
-const HASH = /^(py|python|python3|sh|bash|zsh|shell|console|rb|ruby|yaml|yml|toml|ini|r|perl|make|makefile|dockerfile|conf)$/i
+const HASH =
+  /^(py|python|python3|sh|bash|zsh|shell|console|rb|ruby|yaml|yml|toml|ini|r|perl|make|makefile|dockerfile|conf)$/i
 const DASH = /^(sql|sqlite|lua|haskell|hs|elm|ada)$/i
 const PLAIN = /^(|text|txt|plain|plaintext|markdown|md|output|log)$/i
 const LONGEST = 20_000 // units; longer code stays plain
@@ -27,7 +28,9 @@ export function* highlight(text, language) {
     for (const found of text.matchAll(pattern(language))) {
       if (found.index > at) yield { from: at, to: found.index, kind: "" }
       at = found.index + found[0].length
-      const kind = Object.keys(found.groups).find((name) => found.groups[name] !== undefined)
+      const kind = Object.keys(found.groups).find(
+        (name) => found.groups[name] !== undefined,
+      )
       yield { from: found.index, to: at, kind: `code-${kind}` }
     }
   }

@@ -157,7 +157,7 @@ class Reader {
     let to = at
     while (text[to] === sign) to += 1
     const length = to - at
-    let run = { sign, length, left: length, from: at, ...flanks(text, at, to, sign) }
+    const run = { sign, length, left: length, from: at, ...flanks(text, at, to, sign) }
     while (run.closes && run.left && this.wrap(run)) continue
     if (!run.left) {
       this.at = to
@@ -244,7 +244,8 @@ function joined(items) {
   for (const item of items) {
     const last = out.at(-1)
     if (item.type === "skip" || item.from === item.to) continue
-    if (item.type === "text" && last?.type === "text" && last.to === item.from) last.to = item.to
+    if (item.type === "text" && last?.type === "text" && last.to === item.from)
+      last.to = item.to
     else out.push(item.type === "text" ? { ...item } : item)
   }
   return out

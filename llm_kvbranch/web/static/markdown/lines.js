@@ -62,7 +62,8 @@ export function opening(source, line) {
   const open = (kind, found) => ({ kind, at, columns, found })
   if (first === ">") return open("quote")
   let found
-  if ("`~".includes(first) && (found = match(FENCE, source, at))) return open("fence", found)
+  if ("`~".includes(first) && (found = match(FENCE, source, at)))
+    return open("fence", found)
   if (first === "#" && (found = match(HEADING, source, at))) return open("heading", found)
   if ("*-_".includes(first) && isRule(source, at, line.end)) return open("rule")
   if (/[-*+\d]/.test(first) && (found = match(ITEM, source, at))) return open("list", found)

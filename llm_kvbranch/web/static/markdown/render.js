@@ -21,20 +21,29 @@ const RENDER = {
   table,
   list,
   quote: (block, paint) =>
-    h("blockquote", { dir: "auto" }, block.blocks.map((each) => render(each, paint))),
+    h(
+      "blockquote",
+      { dir: "auto" },
+      block.blocks.map((each) => render(each, paint)),
+    ),
 }
 
 function code(block, paint) {
   const { lines, language } = block
   const element = h("code")
   const text = lines.map(({ at, end }) => paint.source.slice(at, end)).join("\n")
-  const put = painterOfLines(lines, paint, element)
-  for (const { from, to, kind } of highlight(text, language)) put(from, to, kind)
+  const show = painterOfLines(lines, paint, element)
+  for (const { from, to, kind } of highlight(text, language)) show(from, to, kind)
   const name = language || "text"
   return h(
     "figure.code",
     { dir: "ltr" },
-    h("figcaption", {}, h("span", {}, name), copyButton(() => text, "Copy code")),
+    h(
+      "figcaption",
+      {},
+      h("span", {}, name),
+      copyButton(() => text, "Copy code"),
+    ),
     h("pre", { tabindex: "0", role: "region", "aria-label": `Code: ${name}` }, element),
   )
 }
@@ -44,8 +53,22 @@ function list(block, paint) {
   const element = h(ordered ? "ol" : "ul", { class: tight ? "is-tight" : "" })
   if (ordered && start !== 1) element.setAttribute("start", start)
   for (const { blocks, task } of items) {
-    const box = task === null ? null : h("span.task", { role: "img", "aria-label": task ? "done" : "to do" }, task ? "☑" : "☐")
-    element.append(h("li", { dir: "auto" }, box, blocks.map((each) => render(each, paint))))
+    const box =
+      task === null
+        ? null
+        : h(
+            "span.task",
+            { role: "img", "aria-label": task ? "done" : "to do" },
+            task ? "☑" : "☐",
+          )
+    element.append(
+      h(
+        "li",
+        { dir: "auto" },
+        box,
+        blocks.map((each) => render(each, paint)),
+      ),
+    )
   }
   return element
 }
@@ -61,7 +84,16 @@ function table(block, paint) {
       }),
     )
   const head = h("thead", {}, row("th", block.head)) // made first: pieces are in order
-  const whole = h("table", {}, head, h("tbody", {}, block.rows.map((cells) => row("td", cells))))
+  const whole = h(
+    "table",
+    {},
+    head,
+    h(
+      "tbody",
+      {},
+      block.rows.map((cells) => row("td", cells)),
+    ),
+  )
   return h("div.table", { tabindex: "0", role: "region", "aria-label": "Table" }, whole)
 }
 
@@ -79,7 +111,10 @@ function put(parent, items, paint, segments) {
     if (item.type === "text") spread(parent, item.from, item.to, paint, segments)
     else if (item.type === "break") parent.append(h("br"))
     else if (item.type === "entity") {
-      const [start, end] = [sourceOf(segments, item.from), sourceOf(segments, item.to - 1) + 1]
+      const [start, end] = [
+        sourceOf(segments, item.from),
+        sourceOf(segments, item.to - 1) + 1,
+      ]
       paint.piece(parent, item.value, start, end)
     } else {
       const element = inlineElement(item)

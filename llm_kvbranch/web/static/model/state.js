@@ -43,7 +43,8 @@ export class State extends Emitter {
     const isFirst = this.tree.root !== data.root || this.tree.nodes.size === 0
     this.tree = new Tree(data, this.runs)
     if (isFirst) this.folded = new Set(kept.get(`folded:${data.root}`, []))
-    if (!this.tree.get(this.selected)) this.selected = this.tree.get(this.config.id) ? this.config.id : data.root
+    if (!this.tree.get(this.selected))
+      this.selected = this.tree.get(this.config.id) ? this.config.id : data.root
     this.unfoldTo(this.selected)
     this.#remember()
     this.emit("tree", this.tree)
@@ -98,7 +99,9 @@ export class State extends Emitter {
   /** The path to what is selected, from what is known. */
   showPath() {
     const path = this.tree.path(this.selected)
-    const turns = path.map((node) => (isComing(node) ? node.run.asTurn() : this.turns.get(node.id)))
+    const turns = path.map((node) =>
+      isComing(node) ? node.run.asTurn() : this.turns.get(node.id),
+    )
     const isWhole = turns.every(Boolean)
     turns.forEach((turn, i) => {
       if (turn) turns[i] = { ...turn, cut: turns[i + 1]?.cutBefore ?? null }
@@ -118,7 +121,9 @@ export class State extends Emitter {
 
   /** Fold everything that branches off the path, or unfold all of it. */
   foldOthers() {
-    const others = [...this.tree.nodes.values()].filter((node) => node.children.length && !this.pathIds.has(node.id))
+    const others = [...this.tree.nodes.values()].filter(
+      (node) => node.children.length && !this.pathIds.has(node.id),
+    )
     if (this.folded.size) this.folded.clear()
     else for (const node of others) this.folded.add(node.id)
     this.#keepFolded()
@@ -141,7 +146,8 @@ export class State extends Emitter {
   compare(id) {
     const without = this.compared.filter((each) => each !== id)
     if (without.length < this.compared.length) this.compared = without
-    else if (!isComing(this.tree.get(id))) this.compared = [...without, id].slice(-MOST_COMPARED)
+    else if (!isComing(this.tree.get(id)))
+      this.compared = [...without, id].slice(-MOST_COMPARED)
     this.emit("compared", this.compared)
     this.emit("node", null)
   }

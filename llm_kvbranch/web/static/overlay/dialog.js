@@ -8,11 +8,20 @@ import { icon } from "../core/icons.js"
  * @returns {HTMLDialogElement} */
 export function openDialog({ title, name, body, foot = [], closed, isTitled = true }) {
   for (const other of document.querySelectorAll("dialog[open]")) other.close()
-  const close = h("button.quiet", { type: "button", "aria-label": "Close", title: "Close (Esc)" }, icon("close"))
-  const head = isTitled ? h("header", {}, h("h2", { id: "dialog-title" }, title), h("span.space"), close) : null
+  const close = h(
+    "button.quiet",
+    { type: "button", "aria-label": "Close", title: "Close (Esc)" },
+    icon("close"),
+  )
+  const head = isTitled
+    ? h("header", {}, h("h2", { id: "dialog-title" }, title), h("span.space"), close)
+    : null
   const dialog = h(
     "dialog",
-    { class: `dialog-${name}`, ...(isTitled ? { "aria-labelledby": "dialog-title" } : { "aria-label": title }) },
+    {
+      class: `dialog-${name}`,
+      ...(isTitled ? { "aria-labelledby": "dialog-title" } : { "aria-label": title }),
+    },
     head,
     h("div.dialog-body", {}, body),
     foot.length ? h("footer", {}, foot) : null,
@@ -35,5 +44,10 @@ export function openDialog({ title, name, body, foot = [], closed, isTitled = tr
 
 /** A line that says what went wrong in a dialog. */
 export function problem(error) {
-  return h("p.problem", { role: "alert" }, icon("alert"), h("span", {}, error.message ?? String(error)))
+  return h(
+    "p.problem",
+    { role: "alert" },
+    icon("alert"),
+    h("span", {}, error.message ?? String(error)),
+  )
 }

@@ -9,13 +9,42 @@ export function openHelp(bindings, isLive) {
   const shown = bindings.filter((each) => each.about && (isLive || !each.live))
   const groups = [...new Set(shown.map((each) => each.group))]
   const sections = groups.map((group) =>
-    h("section", {}, h("h3", {}, group),
-      h("dl", {}, shown.filter((each) => each.group === group).map(({ keys, about }) =>
-        h("div", {}, h("dt", {}, keys.map((key) => h("kbd", {}, shownKey(key)))), h("dd", {}, about))))))
+    h(
+      "section",
+      {},
+      h("h3", {}, group),
+      h(
+        "dl",
+        {},
+        shown
+          .filter((each) => each.group === group)
+          .map(({ keys, about }) =>
+            h(
+              "div",
+              {},
+              h(
+                "dt",
+                {},
+                keys.map((key) => h("kbd", {}, shownKey(key))),
+              ),
+              h("dd", {}, about),
+            ),
+          ),
+      ),
+    ),
+  )
   openDialog({ title: "Keys", name: "help", body: [h("div.help", {}, sections)] })
 }
 
-const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Enter: "⏎", Escape: "Esc", " ": "Space" }
+const NAMES = {
+  ArrowLeft: "←",
+  ArrowRight: "→",
+  ArrowUp: "↑",
+  ArrowDown: "↓",
+  Enter: "⏎",
+  Escape: "Esc",
+  " ": "Space",
+}
 
 function shownKey(key) {
   return NAMES[key] ?? key

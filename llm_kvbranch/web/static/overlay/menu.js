@@ -10,7 +10,13 @@ let open = null
 export function menuButton(label, items, sign = "more") {
   const button = h(
     "button.quiet",
-    { type: "button", "aria-label": label, title: label, "aria-haspopup": "menu", "aria-expanded": "false" },
+    {
+      type: "button",
+      "aria-label": label,
+      title: label,
+      "aria-haspopup": "menu",
+      "aria-expanded": "false",
+    },
     icon(sign),
   )
   button.addEventListener("click", () => {
@@ -37,7 +43,12 @@ function show(button, label, items) {
   const entries = items.map((item) =>
     h(
       "button",
-      { type: "button", role: "menuitem", tabindex: "-1", class: item.isDanger ? "is-danger" : "" },
+      {
+        type: "button",
+        role: "menuitem",
+        tabindex: "-1",
+        class: item.isDanger ? "is-danger" : "",
+      },
       icon(item.icon),
       h("span", {}, item.label),
       item.key ? h("kbd", {}, item.key) : null,
@@ -58,7 +69,12 @@ function show(button, label, items) {
   entries[0]?.focus()
   const { signal } = abort
   menu.addEventListener("keydown", (event) => walk(event, entries), { signal })
-  addEventListener("pointerdown", (event) => !menu.contains(event.target) && !button.contains(event.target) && closeMenu(), { signal, capture: true })
+  addEventListener(
+    "pointerdown",
+    (event) =>
+      !menu.contains(event.target) && !button.contains(event.target) && closeMenu(),
+    { signal, capture: true },
+  )
   addEventListener("resize", () => closeMenu(), { signal })
   document.addEventListener("scroll", () => closeMenu(), { signal, capture: true })
 }
@@ -73,7 +89,9 @@ function place(menu, button) {
 
 function walk(event, entries) {
   const at = entries.indexOf(document.activeElement)
-  const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: entries.length - 1 }[event.key]
+  const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: entries.length - 1 }[
+    event.key
+  ]
   event.stopPropagation()
   if (event.key === "Escape" || event.key === "Tab") {
     event.preventDefault()

@@ -11,15 +11,33 @@ export async function openPrune(app, id) {
   const says = h("div.prune-says", { role: "status" }, "Looking…")
   const go = h("button.danger", { type: "button", disabled: true }, "Drop the state")
   const choice = (what, title, about) =>
-    h("label", {}, radio(what, what === "state"), h("span", {}, h("strong", {}, title), h("span", {}, about)))
-  const radios = h("div.prune-what", { role: "radiogroup", "aria-label": "What to drop" },
-    choice("state", "KV state", "The conversation stays. A branch from there reads it again."),
-    choice("log", "State and log", "The responses are deleted. This cannot be undone."))
+    h(
+      "label",
+      {},
+      radio(what, what === "state"),
+      h("span", {}, h("strong", {}, title), h("span", {}, about)),
+    )
+  const radios = h(
+    "div.prune-what",
+    { role: "radiogroup", "aria-label": "What to drop" },
+    choice(
+      "state",
+      "KV state",
+      "The conversation stays. A branch from there reads it again.",
+    ),
+    choice("log", "State and log", "The responses are deleted. This cannot be undone."),
+  )
   const dialog = openDialog({
-    title: below ? `Prune this response and ${counted(below, "other")} below it` : "Prune this response",
+    title: below
+      ? `Prune this response and ${counted(below, "other")} below it`
+      : "Prune this response",
     name: "prune",
     body: [radios, says],
-    foot: [h("span.space"), h("button.quiet", { type: "button", on: { click: () => dialog.close() } }, "Cancel"), go],
+    foot: [
+      h("span.space"),
+      h("button.quiet", { type: "button", on: { click: () => dialog.close() } }, "Cancel"),
+      go,
+    ],
   })
   const chosen = () => radios.querySelector("input:checked").value
   const look = () => dryRun(app, id, chosen(), says, go)
@@ -50,8 +68,15 @@ function tell({ responses, states, nbytes_text: size, kept }, what) {
   const reclaims = states
     ? `${size} of ${counted(states, "state")} will be free.`
     : "There is no state to be dropped."
-  const deletes = what === "log" ? h("p", {}, `${counted(responses, "response")} will be deleted from the log.`) : null
-  return [deletes, h("p", {}, reclaims), ...kept.map((why) => h("p.kept", {}, `Kept: ${why}`))].filter(Boolean)
+  const deletes =
+    what === "log"
+      ? h("p", {}, `${counted(responses, "response")} will be deleted from the log.`)
+      : null
+  return [
+    deletes,
+    h("p", {}, reclaims),
+    ...kept.map((why) => h("p.kept", {}, `Kept: ${why}`)),
+  ].filter(Boolean)
 }
 
 async function drop({ api, state, say }, id, what, dialog, says, go) {
@@ -60,7 +85,10 @@ async function drop({ api, state, say }, id, what, dialog, says, go) {
   try {
     const did = await api.post("prune", { id, what, dry_run: false })
     dialog.close()
-    const words = what === "log" ? `${counted(did.responses, "response")} deleted` : `${counted(did.states, "state")} dropped`
+    const words =
+      what === "log"
+        ? `${counted(did.responses, "response")} deleted`
+        : `${counted(did.states, "state")} dropped`
     say(`${words}, ${did.nbytes_text} reclaimed`)
     if (what === "log") await afterDeletion(state, id, parent)
     else await state.loadTree()
@@ -77,8 +105,11 @@ async function afterDeletion(state, id, parent) {
     return
   }
   const isGone = state.tree.path(state.selected).some((node) => node.id === id)
-  if (state.tree.path(state.config.id).some((node) => node.id === id)) state.config.id = parent
-  state.compared = state.compared.filter((each) => !state.tree.path(each).some((node) => node.id === id))
+  if (state.tree.path(state.config.id).some((node) => node.id === id))
+    state.config.id = parent
+  state.compared = state.compared.filter(
+    (each) => !state.tree.path(each).some((node) => node.id === id),
+  )
   if (isGone) state.select(parent)
   await state.loadTree()
   state.emit("compared", state.compared)

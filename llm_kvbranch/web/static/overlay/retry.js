@@ -15,13 +15,25 @@ export function openRetry(go) {
     go(n)
   }
   const buttons = CHOICES.map((n) =>
-    h("button", { type: "button", class: n === last ? "is-chosen" : "", on: { click: () => choose(n) } }, String(n)),
+    h(
+      "button",
+      {
+        type: "button",
+        class: n === last ? "is-chosen" : "",
+        on: { click: () => choose(n) },
+      },
+      String(n),
+    ),
   )
   const dialog = openDialog({
     title: "Other answers to the same prompt",
     name: "retry",
     body: [
-      h("p", {}, "They share what is in memory of the conversation and are answered at once, side by side."),
+      h(
+        "p",
+        {},
+        "They share what is in memory of the conversation and are answered at once, side by side.",
+      ),
       h("div.choices", { role: "group", "aria-label": "How many" }, buttons),
     ],
   })

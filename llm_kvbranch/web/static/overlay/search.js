@@ -17,11 +17,28 @@ class Search {
     this.results = []
     this.at = 0
     this.everywhere = kept.get("search-everywhere", false)
-    this.input = h("input", { type: "text", placeholder: "Search prompts and answers", "aria-label": "Search", role: "combobox", "aria-expanded": "true",
-      "aria-controls": "search-results", "aria-autocomplete": "list", autocomplete: "off", spellcheck: "false" })
-    this.list = h("ul.results", { id: "search-results", role: "listbox", "aria-label": "Found" })
+    this.input = h("input", {
+      type: "text",
+      placeholder: "Search prompts and answers",
+      "aria-label": "Search",
+      role: "combobox",
+      "aria-expanded": "true",
+      "aria-controls": "search-results",
+      "aria-autocomplete": "list",
+      autocomplete: "off",
+      spellcheck: "false",
+    })
+    this.list = h("ul.results", {
+      id: "search-results",
+      role: "listbox",
+      "aria-label": "Found",
+    })
     this.says = h("p.search-says", { role: "status" })
-    this.scope = h("button.scope", { type: "button", title: "Tab", on: { click: () => this.#switch() } })
+    this.scope = h("button.scope", {
+      type: "button",
+      title: "Tab",
+      on: { click: () => this.#switch() },
+    })
     const soon = settled(() => this.#ask(), 110)
     this.input.addEventListener("input", soon)
     this.input.addEventListener("keydown", (event) => this.#key(event))
@@ -33,7 +50,11 @@ class Search {
       title: "Search",
       name: "search",
       isTitled: false,
-      body: [h("div.search-field", {}, icon("search"), this.input, this.scope), this.says, this.list],
+      body: [
+        h("div.search-field", {}, icon("search"), this.input, this.scope),
+        this.says,
+        this.list,
+      ],
       closed: () => {
         this.app.state.hits = new Set()
         this.app.state.emit("node", null)
@@ -63,7 +84,11 @@ class Search {
     try {
       const root = this.everywhere ? null : state.tree.root
       const { results } = await api.get("search", { q, root }, this.asking.signal)
-      const words = results.length ? "" : this.everywhere ? "Nothing found" : "Nothing found in this tree: Tab looks in all"
+      const words = results.length
+        ? ""
+        : this.everywhere
+          ? "Nothing found"
+          : "Nothing found in this tree: Tab looks in all"
       return this.#show(results, words)
     } catch (error) {
       if (error.name === "AbortError") return undefined
@@ -85,10 +110,18 @@ class Search {
 
   #item(result, i) {
     const elsewhere = result.root !== this.app.state.tree.root
-    const item = h("li", { role: "option", id: `result-${i}`, "aria-selected": "false" },
+    const item = h(
+      "li",
+      { role: "option", id: `result-${i}`, "aria-selected": "false" },
       h("span.result-prompt", { dir: "auto" }, result.prompt),
-      h("span.result-facts", {}, elsewhere ? h("span", {}, "another conversation") : null, result.created ? h("time", {}, since(result.created)) : null),
-      h("span.result-snippet", { dir: "auto" }, marked(result.snippet, result.hits)))
+      h(
+        "span.result-facts",
+        {},
+        elsewhere ? h("span", {}, "another conversation") : null,
+        result.created ? h("time", {}, since(result.created)) : null,
+      ),
+      h("span.result-snippet", { dir: "auto" }, marked(result.snippet, result.hits)),
+    )
     item.addEventListener("click", () => this.#go(i))
     item.addEventListener("pointermove", () => i !== this.at && this.#move(i))
     return item
@@ -101,7 +134,9 @@ class Search {
   }
 
   #mark() {
-    ;[...this.list.children].forEach((item, i) => item.setAttribute("aria-selected", i === this.at))
+    ;[...this.list.children].forEach((item, i) =>
+      item.setAttribute("aria-selected", i === this.at),
+    )
     const item = this.list.children[this.at]
     item?.scrollIntoView({ block: "nearest" })
     if (item) this.input.setAttribute("aria-activedescendant", item.id)
@@ -109,7 +144,8 @@ class Search {
   }
 
   #key(event) {
-    if (event.key === "ArrowDown" || event.key === "ArrowUp") this.#move(this.at + (event.key === "ArrowDown" ? 1 : -1))
+    if (event.key === "ArrowDown" || event.key === "ArrowUp")
+      this.#move(this.at + (event.key === "ArrowDown" ? 1 : -1))
     else if (event.key === "Enter") this.#go(this.at)
     else if (event.key === "Tab" && !event.shiftKey) this.#switch()
     else return
@@ -135,7 +171,10 @@ function marked(text, hits) {
   const parts = []
   let at = 0
   for (const [start, end] of hits ?? []) {
-    parts.push(points.slice(at, start).join(""), h("mark", {}, points.slice(start, end).join("")))
+    parts.push(
+      points.slice(at, start).join(""),
+      h("mark", {}, points.slice(start, end).join("")),
+    )
     at = end
   }
   return [...parts, points.slice(at).join("")]

@@ -3,45 +3,86 @@
 import { isTyping } from "../core/dom.js"
 import { closeMenu } from "../overlay/menu.js"
 
-/** @param {object} app */
+/** Every binding. Those that are `live` are for those who may ask, those that are `logged`
+ * for responses that are in the log.
+ * @param {object} app
+ * @returns {{group: string, keys: string[], about: string, act: (key: string) => void,
+ *   live?: boolean, logged?: boolean}[]} */
 export function bindings(app) {
-  const { state, does, graph, pane, panes } = app
-  const selected = () => state.selected
-  const go = (node) => node && state.select(node.id, { by: "key" })
-  const [walk, act, view] = ["Walk the tree", "Do something here", "The page"]
+  const group = (name, all) => all.map((each) => ({ group: name, ...each }))
   return [
-    { group: walk, keys: ["h", "ArrowLeft"], about: "To the parent", act: () => go(state.tree.parent(selected())) },
-    { group: walk, keys: ["l", "ArrowRight"], about: "To the child last gone to", act: () => go(nextChild(state)) },
-    { group: walk, keys: ["j", "ArrowDown"], about: "To the next sibling", act: () => go(beside(app, 1)) },
-    { group: walk, keys: ["k", "ArrowUp"], about: "To the sibling before", act: () => go(beside(app, -1)) },
-    { group: walk, keys: ["g", "Home"], about: "To the root", act: () => go(state.tree.get(state.tree.root)) },
-    { group: walk, keys: ["G", "End"], about: "To the end of this branch", act: () => go(end(state)) },
-    { group: walk, keys: [" "], about: "Fold what is below, or unfold it", act: () => state.fold(selected()) },
-    { group: walk, keys: ["Z"], about: "Fold all that is not on this path", act: () => state.foldOthers() },
-    { group: act, keys: ["Enter", "i"], about: "Write: go on from here", live: true, act: () => app.write() },
-    { group: act, keys: ["b"], about: "Branch from what is selected, or from here", live: true, act: () => ask(app, "branch") },
-    { group: act, keys: ["f"], about: "Focus on what is selected", live: true, act: () => ask(app, "focus") },
-    { group: act, keys: ["a"], about: "Ask fresh about what is selected", live: true, act: () => ask(app, "fresh") },
-    { group: act, keys: ["r"], about: "Retry: other answers, side by side", live: true, act: () => does.retry(selected()), logged: true },
-    { group: act, keys: ["e"], about: "Edit the prompt", live: true, act: () => (panes.have("path"), does.edit(selected())), logged: true },
-    { group: act, keys: ["s"], about: "Star", live: true, act: () => state.mayWrite && does.star(selected()), logged: true },
-    { group: act, keys: ["n"], about: "Note", live: true, act: () => state.mayWrite && does.note(selected()), logged: true },
-    { group: act, keys: ["c"], about: "Take among those to compare", act: () => state.compare(selected()) },
-    { group: act, keys: ["C"], about: "Compare them, or the siblings", act: () => does.compare(toCompare(state)) },
-    { group: act, keys: ["x"], about: "Prune", live: true, act: () => state.mayWrite && does.prune(selected()), logged: true },
-    { group: act, keys: ["y"], about: "Copy a link", act: () => does.copyLink(selected()), logged: true },
-    { group: act, keys: ["o"], about: "Export", act: () => does.exportFrom(selected()), logged: true },
-    { group: view, keys: ["/"], about: "Search", act: () => app.openSearch() },
-    { group: view, keys: ["+", "="], about: "Zoom in", act: () => graph.zoom(1.25) },
-    { group: view, keys: ["-"], about: "Zoom out", act: () => graph.zoom(0.8) },
-    { group: view, keys: ["0"], about: "Show the whole tree", act: () => graph.fit() },
-    { group: view, keys: ["."], about: "Go to what is selected", act: () => graph.centre() },
-    { group: view, keys: ["d"], about: "Scroll the conversation down", act: () => pane.scroll(0.5) },
-    { group: view, keys: ["u"], about: "and up", act: () => pane.scroll(-0.5) },
-    { group: view, keys: ["1", "2", "3"], about: "Map, both, conversation", act: (key) => panes.show({ 1: "graph", 2: "both", 3: "path" }[key]) },
-    { group: view, keys: ["t"], about: "Dark or light", act: () => app.themeButton.click() },
-    { group: view, keys: ["?"], about: "These keys", act: () => app.openHelp() },
-    { group: view, keys: ["Escape"], about: "Stop the answer, or close what is open", act: () => escape(app) },
+    ...group("Walk the tree", walking(app)),
+    ...group("Do something here", acting(app)),
+    ...group("The page", showing(app)),
+  ]
+}
+
+function bind(keys, about, act, more = {}) {
+  return { keys: keys.map((key) => (key === "Space" ? " " : key)), about, act, ...more }
+}
+
+function walking(app) {
+  const { state } = app
+  const go = (node) => node && state.select(node.id, { by: "key" })
+  return [
+    bind(["h", "ArrowLeft"], "To the parent", () => go(state.tree.parent(state.selected))),
+    bind(["l", "ArrowRight"], "To the child last gone to", () => go(nextChild(state))),
+    bind(["j", "ArrowDown"], "To the next sibling", () => go(beside(app, 1))),
+    bind(["k", "ArrowUp"], "To the sibling before", () => go(beside(app, -1))),
+    bind(["g", "Home"], "To the root", () => go(state.tree.get(state.tree.root))),
+    bind(["G", "End"], "To the end of this branch", () => go(end(state))),
+    bind(["Space"], "Fold what is below, or unfold it", () => state.fold(state.selected)),
+    bind(["Z"], "Fold all that is not on this path", () => state.foldOthers()),
+  ]
+}
+
+function acting(app) {
+  const { state, does, panes } = app
+  const live = { live: true }
+  const logged = { live: true, logged: true }
+  const here = (act) => () => act(state.selected)
+  const change = (act) => () => state.mayWrite && act(state.selected)
+  const edit = () => {
+    panes.have("path")
+    does.edit(state.selected)
+  }
+  return [
+    bind(["Enter", "i"], "Write: go on from here", () => app.write(), live),
+    bind(
+      ["b"],
+      "Branch from what is selected, or from here",
+      () => ask(app, "branch"),
+      live,
+    ),
+    bind(["f"], "Focus on what is selected", () => ask(app, "focus"), live),
+    bind(["a"], "Ask fresh about what is selected", () => ask(app, "fresh"), live),
+    bind(["r"], "Retry: other answers, side by side", here(does.retry), logged),
+    bind(["e"], "Edit the prompt", edit, logged),
+    bind(["s"], "Star", change(does.star), logged),
+    bind(["n"], "Note", change(does.note), logged),
+    bind(["c"], "Take among those to compare", () => state.compare(state.selected)),
+    bind(["C"], "Compare them, or the siblings", () => does.compare(toCompare(state))),
+    bind(["x"], "Prune", change(does.prune), logged),
+    bind(["y"], "Copy a link", here(does.copyLink), { logged: true }),
+    bind(["o"], "Export", here(does.exportFrom), { logged: true }),
+  ]
+}
+
+function showing(app) {
+  const { graph, pane, panes } = app
+  const views = { 1: "graph", 2: "both", 3: "path" }
+  return [
+    bind(["/"], "Search", () => app.openSearch()),
+    bind(["+", "="], "Zoom in", () => graph.zoom(1.25)),
+    bind(["-"], "Zoom out", () => graph.zoom(0.8)),
+    bind(["0"], "Show the whole tree", () => graph.fit()),
+    bind(["."], "Go to what is selected", () => graph.centre()),
+    bind(["d"], "Scroll the conversation down", () => pane.scroll(0.5)),
+    bind(["u"], "and up", () => pane.scroll(-0.5)),
+    bind(["1", "2", "3"], "Map, both, conversation", (key) => panes.show(views[key])),
+    bind(["t"], "Dark or light", () => app.themeButton.click()),
+    bind(["?"], "These keys", () => app.openHelp()),
+    bind(["Escape"], "Stop the answer, or close what is open", () => escape(app)),
   ]
 }
 
@@ -78,7 +119,9 @@ function ask(app, mode) {
 function nextChild({ tree, folded, visited, selected }) {
   const node = tree.get(selected)
   if (!node || folded.has(selected)) return null
-  return node.children.find((child) => child.id === visited.get(selected)) ?? node.children[0]
+  return (
+    node.children.find((child) => child.id === visited.get(selected)) ?? node.children[0]
+  )
 }
 
 /** The sibling beside what is selected, or else the next one in its column. */
@@ -101,9 +144,13 @@ function toCompare({ compared, group, tree, selected }) {
   if (compared.length >= 2) return compared
   const { prompt } = tree.get(selected)
   const inGroup = group?.runs.map((run) => tree.get(run.id)).filter(Boolean)
-  const all = (inGroup ?? tree.siblings(selected)).filter((node) => !node.run || node.run.isLogged)
+  const all = (inGroup ?? tree.siblings(selected)).filter(
+    (node) => !node.run || node.run.isLogged,
+  )
   const alike = all.filter((node) => node.prompt === prompt)
-  const others = (alike.length > 1 ? alike : all).map((node) => node.id).filter((id) => id !== selected)
+  const others = (alike.length > 1 ? alike : all)
+    .map((node) => node.id)
+    .filter((id) => id !== selected)
   return [selected, ...others].slice(0, 4)
 }
 

@@ -28,8 +28,23 @@ export class Panes {
     this.splitter.setAttribute("aria-controls", graph.id)
     this.element = h("main.panes", {}, graph, this.splitter, path)
     this.buttons = VIEWS.map(({ name, label, sign, key }) =>
-      h("button", { type: "button", class: `view-${name}`, title: `${label} (${key})`, on: { click: () => this.show(name) } }, icon(sign), h("span", {}, label)))
-    this.switch = h("div.views", { role: "group", "aria-label": "What is shown" }, this.buttons)
+      h(
+        "button",
+        {
+          type: "button",
+          class: `view-${name}`,
+          title: `${label} (${key})`,
+          on: { click: () => this.show(name) },
+        },
+        icon(sign),
+        h("span", {}, label),
+      ),
+    )
+    this.switch = h(
+      "div.views",
+      { role: "group", "aria-label": "What is shown" },
+      this.buttons,
+    )
     this.#listen()
     this.show(kept.get("panes", "both"), false)
     this.resize(this.share)
@@ -41,12 +56,15 @@ export class Panes {
     this.view = name
     if (keep && !NARROW.matches) kept.set("panes", name)
     this.element.dataset.view = name
-    VIEWS.forEach((view, i) => this.buttons[i].setAttribute("aria-pressed", view.name === name))
+    VIEWS.forEach((view, i) =>
+      this.buttons[i].setAttribute("aria-pressed", view.name === name),
+    )
   }
 
   /** See to it that a pane is shown. @param {"graph"|"path"} name */
   have(name) {
-    if (this.view !== name && this.view !== "both") this.show(NARROW.matches ? name : "both", false)
+    if (this.view !== name && this.view !== "both")
+      this.show(NARROW.matches ? name : "both", false)
   }
 
   resize(share) {
@@ -83,6 +101,8 @@ export class Panes {
       this.resize(this.share + step)
       kept.set("share", this.share)
     })
-    NARROW.addEventListener("change", () => this.show(NARROW.matches ? "path" : kept.get("panes", "both"), false))
+    NARROW.addEventListener("change", () =>
+      this.show(NARROW.matches ? "path" : kept.get("panes", "both"), false),
+    )
   }
 }

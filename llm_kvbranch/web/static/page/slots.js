@@ -39,14 +39,29 @@ export class Slots {
   #show({ slots, n_used: used, n_cells: cells, n_waiting: waiting }) {
     const squares = slots.map((slot) => {
       const share = slot.n_target ? slot.n_tokens / slot.n_target : 1
-      const words = [`slot ${slot.id}: ${slot.state}`, slot.n_tokens ? counted(slot.n_tokens, "token") : null, slot.n_shared ? `${number(slot.n_shared)} shared` : null]
-      const square = h("i", { class: `is-${slot.state}`, title: words.filter(Boolean).join(", "), data: slot.response_id ? { response: slot.response_id } : {} })
-      if (slot.state === "reading") square.style.setProperty("--share", `${Math.round(share * 100)}%`)
+      const words = [
+        `slot ${slot.id}: ${slot.state}`,
+        slot.n_tokens ? counted(slot.n_tokens, "token") : null,
+        slot.n_shared ? `${number(slot.n_shared)} shared` : null,
+      ]
+      const square = h("i", {
+        class: `is-${slot.state}`,
+        title: words.filter(Boolean).join(", "),
+        data: slot.response_id ? { response: slot.response_id } : {},
+      })
+      if (slot.state === "reading")
+        square.style.setProperty("--share", `${Math.round(share * 100)}%`)
       return square
     })
     this.squares.replaceChildren(...squares)
-    const busy = slots.filter((slot) => slot.state === "reading" || slot.state === "answering").length
-    const parts = [`${busy} of ${slots.length} slots busy`, `${number(used)} of ${number(cells)} cells used`, waiting ? `${waiting} waiting` : null]
+    const busy = slots.filter(
+      (slot) => slot.state === "reading" || slot.state === "answering",
+    ).length
+    const parts = [
+      `${busy} of ${slots.length} slots busy`,
+      `${number(used)} of ${number(cells)} cells used`,
+      waiting ? `${waiting} waiting` : null,
+    ]
     this.words.textContent = parts.filter(Boolean).join(", ")
     this.element.title = this.words.textContent
     this.element.hidden = false

@@ -37,8 +37,12 @@ export function linkBranches(view, children, link) {
     const piece = lastBefore(pieces, end)
     if (!piece) continue
     const around = piece.node.parentElement.closest("mark") ?? piece.node
-    const links = leaving.filter(Boolean).slice(0, MOST).map((child) => chip(child, link(child.id)))
-    if (leaving.length > MOST) links.push(h("span.leaves-more", {}, `+${leaving.length - MOST}`))
+    const links = leaving
+      .filter(Boolean)
+      .slice(0, MOST)
+      .map((child) => chip(child, link(child.id)))
+    if (leaving.length > MOST)
+      links.push(h("span.leaves-more", {}, `+${leaving.length - MOST}`))
     around.after(h("span.leaves", {}, links))
   }
 }

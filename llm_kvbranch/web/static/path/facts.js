@@ -4,24 +4,52 @@ import { h } from "../core/dom.js"
 import { counted, duration, number, rate } from "../core/format.js"
 import { icon } from "../core/icons.js"
 
-const ENDED = { length: "reached the token limit", cancelled: "stopped", stopped: "stopped" }
+const ENDED = {
+  length: "reached the token limit",
+  cancelled: "stopped",
+  stopped: "stopped",
+}
 
 /** The line under an answer; it names the model if that is not the one before.
  * @param {object} turn as path.json has it @param {string} [model] of the turn before */
 export function factsLine(turn, model) {
   const facts = turn.facts ?? {}
-  const parts = [...reuse(facts), ...speed(facts), ENDED[facts.finish_reason], turn.model === model ? null : turn.model?.replace(/^kvllama\//, "")]
-  const line = h("p.facts", {}, reuseBar(facts), parts.filter(Boolean).map((part) => h("span", {}, part)))
+  const parts = [
+    ...reuse(facts),
+    ...speed(facts),
+    ENDED[facts.finish_reason],
+    turn.model === model ? null : turn.model?.replace(/^kvllama\//, ""),
+  ]
+  const line = h(
+    "p.facts",
+    {},
+    reuseBar(facts),
+    parts.filter(Boolean).map((part) => h("span", {}, part)),
+  )
   if (facts.miss_reason) {
-    line.append(h("span.miss", { title: "Why no more of its prompt was restored" }, `miss: ${facts.miss_reason}`))
+    line.append(
+      h(
+        "span.miss",
+        { title: "Why no more of its prompt was restored" },
+        `miss: ${facts.miss_reason}`,
+      ),
+    )
   }
   return line
 }
 
 /** What of the prompt was there already, in memory or on disk, and what had to be read. */
-function reuse({ restored_tokens: restored, resident_tokens: resident, prefilled_tokens: read }) {
-  const there = restored && restored === resident ? `${number(restored)} resident` : restored !== undefined && `${number(restored)} restored`
-  const some = resident && resident < restored ? `${number(resident)} of them resident` : null
+function reuse({
+  restored_tokens: restored,
+  resident_tokens: resident,
+  prefilled_tokens: read,
+}) {
+  const there =
+    restored && restored === resident
+      ? `${number(restored)} resident`
+      : restored !== undefined && `${number(restored)} restored`
+  const some =
+    resident && resident < restored ? `${number(resident)} of them resident` : null
   return [there, some, read !== undefined ? `${number(read)} prefilled` : null]
 }
 
@@ -57,5 +85,11 @@ export function runLine(run, stop) {
     icon("stop"),
     "Stop",
   )
-  return h("p.facts.is-live", {}, h("i.pulse"), words.filter(Boolean).map((word) => h("span", {}, word)), button)
+  return h(
+    "p.facts.is-live",
+    {},
+    h("i.pulse"),
+    words.filter(Boolean).map((word) => h("span", {}, word)),
+    button,
+  )
 }

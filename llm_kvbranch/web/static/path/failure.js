@@ -6,8 +6,16 @@ import { icon } from "../core/icons.js"
 /** @param {import("../live/run.js").Run} run
  * @param {{again: Function, discard: Function}} does */
 export function failure(run, does) {
-  const again = h("button", { type: "button", on: { click: () => does.again(run) } }, "Try again")
-  const discard = h("button.quiet", { type: "button", on: { click: () => does.discard(run) } }, "Discard")
+  const again = h(
+    "button",
+    { type: "button", on: { click: () => does.again(run) } },
+    "Try again",
+  )
+  const discard = h(
+    "button.quiet",
+    { type: "button", on: { click: () => does.discard(run) } },
+    "Discard",
+  )
   const line = h(
     "div.failure",
     { role: "alert" },

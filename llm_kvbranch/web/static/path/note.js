@@ -9,5 +9,10 @@ export function note(pane, turn) {
   const text = h("span", { dir: "auto" }, turn.note)
   if (!pane.state.mayWrite) return h("p.note", {}, icon("note"), text)
   const edit = () => pane.does.note(turn.id)
-  return h("button.note", { type: "button", title: "Change the note", on: { click: edit } }, icon("note"), text)
+  return h(
+    "button.note",
+    { type: "button", title: "Change the note", on: { click: edit } },
+    icon("note"),
+    text,
+  )
 }

@@ -70,7 +70,9 @@ export class PathPane {
       view.element.remove()
       this.views.delete(id)
     }
-    const elements = alone.map((turn, index) => this.#place(turn, index, alone[index - 1], turn.id === selected))
+    const elements = alone.map((turn, index) =>
+      this.#place(turn, index, alone[index - 1], turn.id === selected),
+    )
     if (inRow.length) elements.push(this.row.show(inRow, alone.length))
     arrange(this.turns, elements)
     this.turns.classList.toggle("is-partial", !path.isWhole)
@@ -94,19 +96,32 @@ export class PathPane {
   #drawBeyond() {
     const node = this.state.tree.get(this.state.selected)
     const children = node?.children ?? []
-    const key = JSON.stringify(children.map((child) => [child.id, child.prompt, child.starred, child.verb, child.mode]))
+    const key = JSON.stringify(
+      children.map((child) => [
+        child.id,
+        child.prompt,
+        child.starred,
+        child.verb,
+        child.mode,
+      ]),
+    )
     if (key === this.beyond.dataset.key) return
     this.beyond.dataset.key = key
     const links = children.map((child) => {
       const word = reached(child)
       return h(
         "a",
-        { href: this.pageOf(child), class: `beyond-link is-${word}`, data: { select: child.id } },
+        {
+          href: this.pageOf(child),
+          class: `beyond-link is-${word}`,
+          data: { select: child.id },
+        },
         reachedIcon(word),
         h("span", { dir: "auto" }, child.prompt || word),
       )
     })
-    const title = children.length === 1 ? "Goes on with" : `Goes on in ${children.length} ways`
+    const title =
+      children.length === 1 ? "Goes on with" : `Goes on in ${children.length} ways`
     this.beyond.replaceChildren(...(links.length ? [h("h2", {}, title), ...links] : []))
     this.beyond.hidden = !links.length
   }
@@ -152,7 +167,9 @@ export class PathPane {
   /** Scroll to where a turn leaves from the one before it, and point it out. */
   showExcerpt(id) {
     const parent = this.state.tree.parent(id)
-    const link = this.views.get(parent?.id)?.element.querySelector(`.leaf[data-select="${CSS.escape(id)}"]`)
+    const link = this.views
+      .get(parent?.id)
+      ?.element.querySelector(`.leaf[data-select="${CSS.escape(id)}"]`)
     if (!link) return
     link.scrollIntoView({ block: "center", behavior: mayMove() ? "smooth" : "auto" })
     link.focus({ preventScroll: true })
@@ -169,6 +186,7 @@ function arrange(parent, elements) {
   const wanted = new Set(elements)
   for (const child of [...parent.children]) if (!wanted.has(child)) child.remove()
   elements.forEach((element, i) => {
-    if (parent.children[i] !== element) parent.insertBefore(element, parent.children[i] ?? null)
+    if (parent.children[i] !== element)
+      parent.insertBefore(element, parent.children[i] ?? null)
   })
 }

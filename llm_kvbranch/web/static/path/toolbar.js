@@ -15,16 +15,38 @@ export class SelectionToolbar {
     this.pane = pane
     this.chosen = null
     const buttons = Object.entries(MODES).map(([mode, { key, label }]) =>
-      h("button", { type: "button", class: `is-${mode}`, title: `${label} (${key})`, "aria-keyshortcuts": key, on: { click: () => ask(mode, this.chosen) } },
-        reachedIcon(mode), label))
+      h(
+        "button",
+        {
+          type: "button",
+          class: `is-${mode}`,
+          title: `${label} (${key})`,
+          "aria-keyshortcuts": key,
+          on: { click: () => ask(mode, this.chosen) },
+        },
+        reachedIcon(mode),
+        label,
+      ),
+    )
     const copyIt = () => copy(this.text()).then(() => this.hide())
-    const last = h("button", { type: "button", title: "Copy", "aria-label": "Copy", on: { click: copyIt } }, icon("copy"))
-    this.element = h("div.selection-toolbar", { role: "toolbar", "aria-label": "With the selected text", hidden: true }, buttons, last)
+    const last = h(
+      "button",
+      { type: "button", title: "Copy", "aria-label": "Copy", on: { click: copyIt } },
+      icon("copy"),
+    )
+    this.element = h(
+      "div.selection-toolbar",
+      { role: "toolbar", "aria-label": "With the selected text", hidden: true },
+      buttons,
+      last,
+    )
     // The selection stays when a button is pressed
     this.element.addEventListener("pointerdown", (event) => event.preventDefault())
     const soon = settled(() => this.update(), 80)
     document.addEventListener("selectionchange", soon)
-    pane.scroller.addEventListener("scroll", () => this.chosen && this.place(), { passive: true })
+    pane.scroller.addEventListener("scroll", () => this.chosen && this.place(), {
+      passive: true,
+    })
     addEventListener("resize", soon)
   }
 
@@ -59,9 +81,13 @@ export class SelectionToolbar {
     const pane = this.pane.scroller.getBoundingClientRect()
     const { offsetWidth: w, offsetHeight: hgt } = this.element
     const above = first.top - hgt - GAP
-    const top = above >= pane.top + 4 ? above : Math.min(last.bottom + GAP, pane.bottom - hgt - 4)
+    const top =
+      above >= pane.top + 4 ? above : Math.min(last.bottom + GAP, pane.bottom - hgt - 4)
     const left = Math.max(pane.left + 8, Math.min(first.left, pane.right - w - 8))
     this.element.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`
-    this.element.classList.toggle("is-away", last.bottom < pane.top || first.top > pane.bottom)
+    this.element.classList.toggle(
+      "is-away",
+      last.bottom < pane.top || first.top > pane.bottom,
+    )
   }
 }
