@@ -363,10 +363,12 @@ def test_escape_stops(tab, talk):
     tab.keys("Enter")
     ask(tab, "Tell me a very long story.")
     tab.until("[...kvbranch.state.runs][0]?.tokens > 2")
-    tab.page.locator(".card.is-selected").focus()
+    assert "Answering" in tab.page.locator('[aria-live="polite"]').inner_text()
     tab.keys("Escape")
     tab.answered()
     assert tab.page.locator(".is-live").count() == 0
+    tab.keys("Escape")  # and leaves the field, for the map
+    assert "card" in tab.js("document.activeElement.className")
 
 
 def test_several_answers_come_at_once(tab, talk):
@@ -384,6 +386,30 @@ def test_several_answers_come_at_once(tab, talk):
     parents = {each["prompt"]: each["parent"] for each in tab.nodes}
     assert parents["One: tell me more."] == second
     assert parents["Two: tell me more."] == first
+
+
+def test_what_is_typed_while_an_answer_comes_stays(tab, talk):
+    _, second = talk
+    opened(tab, second, max_tokens=40)
+    tab.keys("Enter")
+    ask(tab, "Tell me more.")
+    tab.type("My next quest")
+    tab.answered()
+    tab.type("ion")
+    assert tab.page.locator(".composer textarea").input_value() == "My next question"
+
+
+def test_more_answers_than_connections_leave_the_page_alive(tab, talk):
+    _, second = talk
+    opened(tab, second, max_tokens=LONG)
+    for n in range(8):
+        tab.js("(id, n) => kvbranch.does.continueFrom(id, `Story ${n}`)", second, n)
+    answering = "run => run.status === 'answering'"
+    tab.until(f"[...kvbranch.state.runs].filter({answering}).length === 5")
+    assert len(tab.nodes) == 2  # the page can still ask
+    tab.js("[...kvbranch.state.runs].forEach(run => kvbranch.does.stop(run))")
+    tab.until("!kvbranch.state.runs.size")
+    assert len(tab.nodes) == 7  # those that were waiting have said nothing
 
 
 def test_too_many_requests_say_when_to_come_back(tab, talk):

@@ -16,6 +16,7 @@ export function actions(app) {
   const { state, api, runs, say } = app
   return {
     ...asking(app),
+    leave: () => app.graph.focus(),
     stop: (run) => runs.stop(run),
     again: (run) => runs.again(run),
     discard: (run) => runs.discard(run),
@@ -152,7 +153,10 @@ function asking(app) {
         about: view.about.node.parent === null ? EDIT_ROOT : EDIT,
         place,
         after: view.prompt,
-        send: (text) => edited(app, id, text, place),
+        send: (text) => {
+          edited(app, id, text, place)
+          app.graph.focus()
+        },
         closed: () => (view.prompt.hidden = false),
       })
     },
@@ -179,8 +183,10 @@ function askAbout(app, mode, { id, start, end, range }) {
     excerpt,
     place: `ask:${id}:${place}`,
     after: block?.element ?? view.answer,
-    send: (chosen, text) =>
-      branch(app, chosen, id, place, excerpt, text, `ask:${id}:${place}`),
+    send: (chosen, text) => {
+      branch(app, chosen, id, place, excerpt, text, `ask:${id}:${place}`)
+      app.graph.focus()
+    },
     closed: () => highlight(null),
   })
 }
@@ -200,7 +206,10 @@ async function askWhole(app, mode) {
     excerpt: null,
     place: `ask:${id}`,
     after: view.foot,
-    send: (chosen, text) => branch(app, chosen, id, null, null, text, `ask:${id}`),
+    send: (chosen, text) => {
+      branch(app, chosen, id, null, null, text, `ask:${id}`)
+      app.graph.focus()
+    },
   })
 }
 

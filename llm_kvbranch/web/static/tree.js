@@ -41,10 +41,11 @@ async function start() {
   listenToKeys(app)
   keepPlace(app)
   // Others may have gone on with it meanwhile, such as llm in a terminal
-  document.addEventListener(
-    "visibilitychange",
-    () => document.hidden || state.loadTree().catch(() => {}),
-  )
+  document.addEventListener("visibilitychange", async () => {
+    if (document.hidden) return
+    await state.loadTree().catch(() => {})
+    state.loadPath()
+  })
   state.on("problem", (error) => say(error.message, true))
   state.on("leave", (run) => location.assign(api.page(run.id)))
   await Promise.all([state.loadTree().then(() => state.loadPath()), document.fonts?.ready])

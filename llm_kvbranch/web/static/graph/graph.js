@@ -46,7 +46,8 @@ export class Graph {
     state.on("folded", () => this.layOut())
     state.on("select", ({ quietly }) => this.selected(quietly))
     state.on("node", () => this.update())
-    state.on("run", () => this.update())
+    const refresh = perFrame(() => this.plane && this.cards.refresh(this.plane))
+    state.on("run", refresh)
     state.on("theme", () => this.#recolour())
     new ResizeObserver(() => this.#resized()).observe(this.element)
     // Whoever comes back to a card that is no longer selected is at the one that is

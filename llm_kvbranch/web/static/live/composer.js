@@ -3,7 +3,10 @@
 import { h } from "../core/dom.js"
 import { icon } from "../core/icons.js"
 import { AskField } from "./box.js"
+import { draft, keepDraft } from "./drafts.js"
 import { samplingFields } from "./settings.js"
+
+const placeOf = (id) => `continue:${id}`
 
 export class Composer {
   /** @param {import("../model/state.js").State} state @param {object} does */
@@ -14,6 +17,7 @@ export class Composer {
       label: "Go on from the selected response",
       hint: "Go on from here…",
       send: (text) => does.continueFrom(state.selected, text),
+      cancel: () => (this.run?.isRunning ? does.stop(this.run) : does.leave()),
     })
     this.where = h("span.composer-where")
     this.stop = h(
@@ -59,7 +63,11 @@ export class Composer {
     state.on("select", () => this.update())
     state.on("tree", () => this.update())
     state.on("run", () => this.update())
-    state.on("renamed", () => this.update())
+    state.on("renamed", ({ before, id }) => {
+      keepDraft(placeOf(id), draft(placeOf(before)))
+      keepDraft(placeOf(before), "")
+      this.update()
+    })
     state.on("drafts", (place) => place === this.field.place && this.field.at(place))
   }
 
@@ -77,7 +85,7 @@ export class Composer {
     const { state, run } = this
     const node = state.tree.get(state.selected)
     if (!node) return
-    const place = `continue:${state.selected}`
+    const place = placeOf(state.selected)
     if (this.field.place !== place) this.field.at(place)
     const coming = Boolean(run?.isRunning)
     this.stop.hidden = !coming

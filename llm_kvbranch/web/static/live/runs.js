@@ -5,10 +5,13 @@
 
 import { ApiError } from "../core/api.js"
 import { keepDraft, draft } from "./drafts.js"
+import { Lanes } from "./lanes.js"
 import { Run } from "./run.js"
 import { sampling } from "./settings.js"
 import { events } from "./sse.js"
 
+const STREAMS = 5 // at once: browsers have six connections to a server, and one is needed
+const TICK = 250 // ms
 const UNTIL_LOGGED = [0, 100, 200, 400, 800, 1600] // ms to wait for the log, again and again
 
 export class Runs {
@@ -16,6 +19,7 @@ export class Runs {
   constructor(state, say) {
     this.state = state
     this.say = say
+    this.lanes = new Lanes(STREAMS)
   }
 
   /** Ask for answers.
@@ -75,7 +79,10 @@ export class Runs {
   async #answer(group) {
     const { route, body, n, abort } = group
     const sent = { ...sampling(), ...body, stream: true, ...(n > 1 ? { n } : {}) }
+    let giveBack = () => {}
+    this.#tick()
     try {
+      giveBack = await this.lanes.take(abort.signal)
       const response = await this.state.api.send(route, sent, abort.signal)
       for await (const event of events(response.body)) this.#take(group, event)
       const short = group.runs.filter((run) => run.isRunning)
@@ -86,8 +93,20 @@ export class Runs {
         if (abort.signal.aborted) run.status = "stopped"
         else this.#fail(run, error)
       }
+    } finally {
+      giveBack()
     }
     await this.#settle(group)
+  }
+
+  /** Have the seconds that one waits be shown while one does. */
+  #tick() {
+    clearInterval(this.ticking)
+    this.ticking = setInterval(() => {
+      const waits = [...this.state.runs].find((run) => run.status === "waiting")
+      if (waits) this.state.emit("run", waits)
+      else clearInterval(this.ticking)
+    }, TICK)
   }
 
   #take(group, event) {
@@ -96,7 +115,7 @@ export class Runs {
       const run = group.runs[choice.index]
       if (run.id === run.key && event.response_id) this.#rename(run, event.response_id)
       if (choice.delta?.content) {
-        if (run.first === null && group.place) keepDraft(group.place, "")
+        if (run.first === null) this.#begin(group, run)
         run.add(choice.delta.content)
       }
       if (choice.finish_reason) {
@@ -105,6 +124,12 @@ export class Runs {
       }
       this.state.emit("run", run)
     }
+  }
+
+  /** What was typed is with the server now. */
+  #begin(group, run) {
+    if (group.place) keepDraft(group.place, "")
+    if (run === group.runs[0]) this.say("Answering")
   }
 
   #rename(run, id) {

@@ -29,7 +29,7 @@ export async function openCompare(app, ids) {
         },
       },
     },
-    "Compare others",
+    "Choose others",
   )
   const dialog = openDialog({
     title: "Compare",

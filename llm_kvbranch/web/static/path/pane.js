@@ -73,7 +73,7 @@ export class PathPane {
     const elements = alone.map((turn, index) =>
       this.#place(turn, index, alone[index - 1], turn.id === selected),
     )
-    if (inRow.length) elements.push(this.row.show(inRow, alone.length))
+    if (inRow.length) elements.push(this.row.show(inRow, alone.length, alone.at(-1)))
     arrange(this.turns, elements)
     this.turns.classList.toggle("is-partial", !path.isWhole)
     this.#drawBeyond()

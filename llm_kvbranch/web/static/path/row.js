@@ -35,8 +35,9 @@ export class SiblingRow {
       .map((run) => (run.isLogged && state.turns.get(run.id)) || run.asTurn())
   }
 
-  /** @param {object[]} turns @param {number} index of these turns in their paths */
-  show(turns, index) {
+  /** @param {object[]} turns @param {number} index of these turns in their paths
+   * @param {object} [before] the turn before them */
+  show(turns, index, before) {
     const { pane } = this
     const { state } = pane
     const { group } = state
@@ -83,6 +84,7 @@ export class SiblingRow {
       view.update(turn, {
         node: state.tree.get(turn.id),
         index,
+        before,
         isLast: turn.id === state.selected,
       })
       return this.#column(view, turn.id)
