@@ -90,6 +90,16 @@ class Log:
         branch = branching.continue_(self.history, parent, prompt)
         return self._log(branch, answer, **more)
 
+    def as_llm(self, parent: str, prompt: str, answer: str) -> str:
+        "A next turn as llm -c logs it, which says nothing of where it came from"
+        branch = branching.continue_(self.history, parent, prompt)
+        self.model.say = answer
+        response = branching.ask(branch, self.model)
+        response.text()
+        with self.history.writing():
+            self.history.store.log(response, branch.parent.thread_id)
+        return str(response.id)
+
     def branch(
         self, parent: str, start: int, end: int, prompt: str, answer: str
     ) -> str:

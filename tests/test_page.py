@@ -18,7 +18,7 @@ import pytest
 
 from llm_kvbranch.marks import mark
 from llm_kvbranch.web import access, app
-from llm_kvbranch.web.pages import modules
+from llm_kvbranch.web.files import digest, files, modules
 
 from .logged import HOSTILE, Log, datasette_on
 from .test_guard import HOST, JSON, cookie, send_to
@@ -333,7 +333,7 @@ class TestWhichLog:
         assert config["database_url"] == "/prefix/logs"
         answer = await client.get("/prefix/-/kvbranch/last")
         assert answer.headers["location"] == f"/prefix/-/kvbranch/{log.two}"
-        assert 'href="/prefix/-/static-plugins/' in page
+        assert 'href="/prefix/-/kvbranch/static/' in page
         page = (await client.get("/prefix/-/kvbranch")).text
         assert f'href="/prefix/-/kvbranch/{log.two}"' in page
         assert not re.search(r'(href|src|action)="/(?!prefix/)', page)
@@ -458,22 +458,17 @@ class TestPages:
             found = re.search(r'rel="next" href="(.*?)"', page)
             path = html.unescape(found.group(1)) if found else None
         assert seen == asked[::-1]
-        log.close()
 
-    async def test_static_files_are_where_the_page_says(self, log):
-        "Also where datasette finds the plugin by another name"
-        for datasette in (datasette_on(log.path), app.build(log.path)[0]):
-            client = Client(await started(datasette), {"id": "root"})
-            page = (await client.get(f"/-/kvbranch/{log.two}")).text
-            named = re.findall(r'(?:src|href)="(/-/static-plugins/[^"]*)"', page)
-            assert any(path.endswith("/tree.js") for path in named)
-            for path in named:
-                answer = await client.get(path)
-                assert answer.status_code == 200, path
-                kind = answer.headers["content-type"]
-                if path.endswith(".js"):
-                    assert "javascript" in kind
-            assert len(named) == len(modules()) + 4
+    async def test_the_data_comes_while_the_scripts_do(self, log):
+        client = Client(await started(datasette_on(log.path)))
+        page = (await client.get(f"/-/kvbranch/{log.two}")).text
+        named = re.findall(r'as="fetch" crossorigin href="(.*?)"', page)
+        assert [html.unescape(each) for each in named] == [
+            f"/-/kvbranch/{name}.json?db=logs&id={log.two}" for name in ("tree", "path")
+        ]
+        for each in named:
+            answer = await client.get(html.unescape(each))
+            assert answer.status_code == 200
 
     @pytest.mark.parametrize(
         "path", ["/-/kvbranch", "/-/kvbranch/last", "/-/kvbranch/nix"]
@@ -494,6 +489,7 @@ class TestPages:
         assert "<style" not in answer.text
 
 
+_PRELOAD = ("rel", "as", "crossorigin", "href")
 # All that the templates have
 OURS = {
     *((tag, ()) for tag in ("html", "head", "title", "header", "main", "h1", "p", "q")),
@@ -505,7 +501,7 @@ OURS = {
     *(("option", names) for names in (("value",), ("value", "selected"))),
     *(("input", ("type", "name", "value", *more)) for more in ((), ("checked",))),
     ("html", ("lang",)),
-    ("link", ("rel", "href")),
+    *(("link", names) for names in (("rel", "href"), _PRELOAD)),
     ("div", ("id",)),
     ("form", ("class", "role", "action", "method")),
     (
@@ -527,6 +523,77 @@ OURS = {
     ("span", ("class", "aria-hidden")),
     ("time", ("datetime",)),
 }
+
+
+class TestFiles:
+    "Fails if a browser keeps an old script, or gets what is none of ours"
+
+    @pytest.fixture
+    async def client(self, log):
+        return Client(await started(datasette_on(log.path)))
+
+    async def test_they_are_where_the_page_says(self, log):
+        served = await served_on(log.path)
+        for client in (
+            Client(await started(datasette_on(log.path))),
+            Client(served, {"id": "root"}),
+        ):
+            page = (await client.get(f"/-/kvbranch/{log.two}")).text
+            named = re.findall(r'(?:src|href)="(/-/kvbranch/static/[^"]*)"', page)
+            assert len(named) == len(modules()) + 4
+            assert any(path.endswith("/tree.js") for path in named)
+            for path in named:
+                answer = await client.get(path)
+                assert answer.status_code == 200, path
+                assert "immutable" in answer.headers["cache-control"]
+                assert "private" not in answer.headers["cache-control"]
+                wanted = {"js": "javascript", "css": "css", "svg": "svg"}
+                assert wanted[path.rpartition(".")[2]] in answer.headers["content-type"]
+        for path in named:
+            assert (await Client(served).get(path)).status_code == 401
+
+    async def test_all_that_they_name_is_there(self, client):
+        for name, path in files().items():
+            answer = await client.get(f"/-/kvbranch/static/{digest()}/{name}")
+            assert answer.content == path.read_bytes()
+            text = path.read_text()
+            named = re.findall(r"""(?:from|import)\s*\(?\s*["'](\.[^"']*)["']""", text)
+            named += re.findall(r"""@import\s+(?:url\()?["']([^"']*)["']""", text)
+            for other in named:
+                assert (path.parent / other).resolve() in set(files().values()), other
+
+    async def test_by_another_digest_they_are_not_kept(self, client):
+        answer = await client.get("/-/kvbranch/static/0123456789abcdef/tree.js")
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "no-cache"
+
+    async def test_it_changes_when_they_do(self, tmp_path, monkeypatch):
+        import os
+
+        from llm_kvbranch.web import files as module
+
+        monkeypatch.setattr(module, "STATIC", tmp_path)
+        (tmp_path / "a.js").write_text("1")
+        seen = [digest()]
+        (tmp_path / "a.js").write_text("2")
+        os.utime(tmp_path / "a.js", ns=(1, 1))
+        seen.append(digest())
+        (tmp_path / "a.js").rename(tmp_path / "b.js")
+        seen.append(digest())
+        (tmp_path / "c.txt").write_text("no part of the page")
+        assert digest() == seen[-1]
+        assert len(set(seen)) == 3
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", "x.js", "../files.py", "..%2ffiles.py", "%2e%2e/files.py", "/etc/passwd",
+         "core/../../files.py", "core", "tree.js/", "tree.js%00", "TREE.JS"],
+    )  # fmt: skip
+    async def test_nothing_else(self, client, name):
+        answer = await client.get(f"/-/kvbranch/static/{digest()}/{name}")
+        assert answer.status_code in (
+            (302, 404) if name in ("", "tree.js/") else (404,)
+        )
 
 
 class TestHostile:

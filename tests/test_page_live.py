@@ -107,7 +107,7 @@ class TestPage:
 
     def test_static_files(self, server, cookie, talk):
         _, _, text = page(server, f"/-/kvbranch/{talk[0]}", cookie)
-        named = set(re.findall(r'(?:src|href)="(/-/static-plugins/[^"]*)"', text))
+        named = set(re.findall(r'(?:src|href)="(/-/kvbranch/static/[^"]*)"', text))
         assert named
         for path in named:
             assert server.ask("GET", path, token=False, cookie=cookie)[0] == 200, path

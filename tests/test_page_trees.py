@@ -49,13 +49,15 @@ def grow(log, seed, n=40):
         answer = " ".join(chance.choices(["yes", "no"], k=chance.randint(3, 4)))
         asked = chance.choice(["Why?", "How?"])
         verb = chance.choice(
-            ["begin", *["go_on"] * 3, "branch", "focus", "fresh", "retry"]
+            ["begin", *["go_on", "as_llm"] * 2, "branch", "focus", "fresh", "retry"]
         )
         if verb == "begin" or not ids:
             ids.append(log.begin(asked, answer))
             continue
         parent = chance.choice(ids)
-        if verb == "go_on":
+        if verb == "as_llm":
+            ids.append(log.as_llm(parent, asked, answer))
+        elif verb == "go_on":
             system = chance.choice([None, None, "Be brief."])
             ids.append(log.go_on(parent, asked, answer, system=system))
         elif verb == "retry":
@@ -77,6 +79,14 @@ class TestAncestry:
             ancestry = Ancestry(log.db)
             for each in some:
                 assert ancestry.parent(each) == slow_parent(log.history, each)
+
+    def test_of_conversations_that_begin_alike(self, log):
+        "Each goes on with itself, though the messages are the same"
+        one, other = (log.begin("Why?", "Because.") for _ in range(2))
+        two = log.as_llm(one, "And?", "So.")
+        then = log.as_llm(other, "And?", "So.")
+        ancestry = Ancestry(log.db)
+        assert (ancestry.parent(two), ancestry.parent(then)) == (one, other)
 
     @pytest.mark.parametrize("seed", range(6))
     def test_every_response_is_in_one_tree(self, log, seed):

@@ -93,6 +93,19 @@ class TestStart:
         for table in ("turns", "threads", "messages", "kvbranch_branches"):
             assert serving.ask("GET", f"/logs/{table}.json")[0] == 200
 
+    def test_nothing_waits_for_more_to_be_sent(self, serving):
+        "Nagle's algorithm would have every second answer of a connection wait 40 ms"
+        with contextlib.closing(serving.connection()) as connection:
+            seconds = []
+            for _ in range(8):
+                headers = {"authorization": f"Bearer {serving.token}"}
+                started = time.monotonic()
+                connection.request("GET", "/v1/models", headers=headers)
+                connection.getresponse().read()
+                seconds.append(time.monotonic() - started)
+        assert min(seconds[1::2]) < 0.03
+        assert min(seconds[2::2]) < 0.03
+
     def test_what_is_private_is_for_us_alone(self, serving):
         for name in ("token", "server.json"):
             path = serving.home / "kvbranch" / name

@@ -204,7 +204,8 @@ def build(path: Path) -> tuple[Any, str]:
 def listen(host: str, port: int | None) -> socket.socket:
     "A socket that listens; raises SettingError in words"
     family, _, _, _, address = _resolve(host, PORT if port is None else port)
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once, without waiting for more, only where the protocol is named
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -21,9 +20,10 @@ from ..errors import HistoryError
 from ..history import HASH_PREFIX, History
 from ..listing import Wanted
 from ..tree import at_message
-from .access import GENERATE, PLUGIN, allowed
+from .access import GENERATE, allowed
 from .describe import one_line, slots_of
 from .describe_list import describe_list
+from .files import address, modules
 from .log import Log, find_log, logs_of
 from .openai import RequestError
 from .views import check_method, told
@@ -112,10 +112,13 @@ async def tree_page(log: Log, request: Any) -> Any:
         query = f"?{request.query_string}" if request.query_string else ""
         path = log.datasette.urls.path(f"{HOME}/{quote(id)}")
         return Response.redirect(path + query)
+    config = await config_of(log, request, id)
+    query = urlencode({"db": log.name, "id": id})
     values = {
-        "config": await config_of(log, request, id),
+        "config": config,
         "title": title,
         "modules": modules(),
+        "data": [f"{config['urls'][name]}?{query}" for name in ("tree", "path")],
     }
     return await _render(log.datasette, request, "tree", values)
 
@@ -131,15 +134,6 @@ def _resolve(history: History, wanted: str) -> tuple[str, str]:
         id = history.resolve(wanted, threads=True)
     name = history.thread_name(history.turn(id)["thread_id"])
     return id, one_line(name, 80) or "A conversation"
-
-
-@functools.cache
-def modules() -> list[str]:
-    "Scripts that the tree needs, to be fetched before one asks for the other"
-    static = Path(__file__).parent / "static"
-    found = [*static.glob("*.js"), *static.glob("*/*.js")]
-    names = {path.relative_to(static).as_posix() for path in found}
-    return sorted(names - {"early.js", "browse.js", "tree.js"})
 
 
 async def config_of(log: Log, request: Any, id: str | None) -> dict[str, Any]:
@@ -169,7 +163,7 @@ async def _render(
 ) -> Any:
     from datasette.utils.asgi import Response
 
-    context = {"static": static_path(datasette), "home": datasette.urls.path(HOME)}
+    context = {"static": address(datasette), "home": datasette.urls.path(HOME)}
     text = await datasette.render_template(
         f"kvbranch_{name}.html", {**context, **values}, request=request
     )
@@ -177,16 +171,6 @@ async def _render(
     return Response(
         body, status=status, headers=_HEADERS, content_type="text/html; charset=utf-8"
     )
-
-
-def static_path(datasette: Any) -> str:
-    "Where datasette has our static files: that depends on how it found this plugin"
-    from datasette.plugins import get_plugins
-
-    names = [each["name"] for each in get_plugins() if each["static_path"]]
-    ours = (PLUGIN, PLUGIN.replace("-", "_"), "llm_kvbranch.web")
-    name = next((name for name in ours if name in names), PLUGIN)
-    return str(datasette.urls.path(f"/-/static-plugins/{name}"))
 
 
 async def _refuse(

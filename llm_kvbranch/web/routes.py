@@ -14,7 +14,7 @@ from .. import branching
 from ..branching import Branch, Place
 from ..errors import HistoryError
 from ..history import History
-from . import changes, explore, pages, peers, schemas
+from . import changes, explore, files, pages, peers, schemas
 from .answers import Asked
 from .log import Log, reading
 from .openai import RequestError, json_schema_of, messages_of, tools_of
@@ -277,5 +277,6 @@ ROUTES: list[tuple[str, Any]] = [
     (r"^/-/kvbranch/$", pages.browse),
     (r"^/metrics$", metrics),
     (r"^/openapi\.json$", openapi),
+    (r"^/-/kvbranch/static/(?P<digest>[0-9a-f]+)/(?P<path>.+)$", files.static),
     (r"^/-/kvbranch/(?P<id>[^/]+)$", pages.tree_page),  # last: it fits all of ours
 ]
