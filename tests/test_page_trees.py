@@ -115,6 +115,7 @@ class TestAncestry:
             table.insert(
                 {"response_id": one, "from_response": one, "verb": verb}, replace=True
             )
+            assert Ancestry(log.db).parent(one) is None
             assert Forest(log.history).tree(one).id == one
 
     def test_few_questions_however_many_responses(self, log):
