@@ -83,12 +83,10 @@ def mend(case, real):
     And a ``real`` one about a response that is there, of messages that go together,
     as no schema can say.
     """
-    query = case.query or {}
-    if real and "id" in query:
-        query["id"] = ["last", "last"] if "compare" in case.path else "last"
-    if real and "root" in query:
-        query["root"] = "last"
-    body = case.body
+    query, body = case.query or {}, case.body
+    if real:
+        for name in {"id", "root"} & query.keys():
+            query[name] = ["last", "last"] if "compare" in case.path else "last"
     if not isinstance(body, dict):
         return
     for name in ("max_tokens", "max_completion_tokens"):
@@ -96,18 +94,20 @@ def mend(case, real):
             body[name] = 2
     if _is_number(body.get("n")):
         body["n"] = min(body["n"], 2)
-    if not real:
-        return
+    if real:
+        _make_real(case.path, body)
+
+
+def _make_real(path, body):
     body.pop("grammar", None)
-    if isinstance(body.get("id"), str):
-        body["id"] = "last"
-    if case.path == "/-/kvbranch/prune":
+    for name in ("message_id", "id"):
+        if isinstance(body.get(name), str):
+            body[name] = "last"
+    if path == "/-/kvbranch/prune":
         body["dry_run"] = True  # what is gone would be missed by the others
-    if isinstance(body.get("message_id"), str):
-        body["message_id"] = "last"
-    if case.path == "/focus":
+    if path == "/focus":
         body["char_start"], body["char_end"] = 0, 1
-    if case.path == "/v1/chat/branch":
+    if path == "/v1/chat/branch":
         body["parent_id"] = "last"
         for name in ("parent_slot_id", "token_range", "char_range", "occurrence"):
             body.pop(name, None)
