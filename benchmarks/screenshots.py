@@ -3,7 +3,8 @@
     python benchmarks/screenshots.py [--out benchmarks/results]
 
 A server of its own answers greedily in a directory that is thrown away, a real
-Chromium looks at it (needs chromium, and Pillow beside the test extra). What is asked is below, what is answered is the model's.
+Chromium looks at it. What is asked is below, what is answered is the model's. Needs
+Pillow beside the test extra.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from PIL import Image
+
 from tests.browser import PHONE, Tab, chromium
 from tests.serving import Serving
 
