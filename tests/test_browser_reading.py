@@ -289,7 +289,9 @@ def test_pan_and_zoom(tab, ids):
     assert round((before[1] - after[1]) * after[2]) == -30
     tab.page.mouse.wheel(0, 50)
     tab.until("y => Math.abs(kvbranch.graph.camera.y - y) > 10", after[1])
-    world = "(x, y) => { const p = kvbranch.graph.camera.world(x, y); return [p.x, p.y] }"
+    world = (
+        "(x, y) => { const p = kvbranch.graph.camera.world(x, y); return [p.x, p.y] }"
+    )
     here = (x + 60 - box["x"], y - 30 - box["y"])
     still = tab.js(world, *here)
     tab.page.keyboard.down("Control")
@@ -344,6 +346,24 @@ def test_answers_are_compared(tab, ids):
     assert tab.page.locator(".compare-shared").inner_text().startswith("1 turn ")
     columns.nth(1).get_by_text("Open").click()
     assert tab.selected == ids["retry"]
+
+
+def test_an_older_tree_that_comes_later_is_not_shown(tab, ids):
+    tab.open(page_of(ids["root"]))
+    asked = []
+
+    def answer(route):
+        asked.append(route)
+        if len(asked) == 2:
+            route.continue_()
+
+    tab.page.route("**/tree.json*", answer)
+    tab.js("() => { kvbranch.late = kvbranch.state.loadTree() }", 0)
+    tab.js("() => kvbranch.state.loadTree()", 0)
+    alone = {"root": ids["root"], "current": None, "nodes": []}
+    asked[0].fulfill(json=alone)
+    tab.js("() => kvbranch.late", 0)
+    assert tab.js("kvbranch.state.tree.nodes.size") == 7
 
 
 def test_exports_are_downloaded(tab, ids):
@@ -469,6 +489,9 @@ def test_a_large_tree_is_fast(tab, ids, large):
         }"""
     )
     assert max(ms.values()) < 16, ms  # all below 3 on a quiet machine
+    tab.js("kvbranch.graph.camera.set(kvbranch.graph.plane.lefts[9] - 200, 9000, 1)")
+    tab.page.wait_for_timeout(100)
+    assert 3 < tab.page.locator(".card").count() < 60
     cards = tab.page.locator(".card").evaluate_all(
         """all => all.map(card => {
             const clipped = [...card.children].some(
@@ -500,7 +523,9 @@ def test_the_list_is_walked_by_keys_and_filtered(tab, ids):
     assert tab.selected == ids["other"]
     tab.page.goto(f"{tab.url}/-/kvbranch?q=whales")
     assert tab.page.locator(".tree").count() == 1
-    assert tab.page.locator(".snippet mark, .outline mark").first.inner_text() == "whales"
+    assert (
+        tab.page.locator(".snippet mark, .outline mark").first.inner_text() == "whales"
+    )
 
 
 # -- for everybody -----------------------------------------------------------

@@ -20,6 +20,7 @@ export class PathPane {
     this.row = new SiblingRow(this)
     this.updateSoon = perFrame(() => this.#live())
     this.slow = 0
+    this.isDrawn = false
     this.#follow()
   }
 
@@ -77,6 +78,8 @@ export class PathPane {
     arrange(this.turns, elements)
     this.turns.classList.toggle("is-partial", !path.isWhole)
     this.#drawBeyond()
+    if (path.isWhole && !this.isDrawn) performance.mark("kvbranch:path")
+    this.isDrawn ||= path.isWhole
     if (this.arriving && path.isWhole) this.#arrive()
   }
 
