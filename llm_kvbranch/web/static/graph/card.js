@@ -1,7 +1,7 @@
 // A node of the graph as an element.
 
 import { h } from "../core/dom.js"
-import { duration, number, rate } from "../core/format.js"
+import { duration, number, plain, rate } from "../core/format.js"
 import { icon, reached, reachedIcon } from "../core/icons.js"
 
 /** What states are called. */
@@ -51,7 +51,7 @@ export function fillCard(card, node, size, { isCurrent, folded }) {
   const time = node.ms ? `, ${duration(node.ms)}` : ""
   card.replaceChildren(
     ...[
-      node.excerpt && h("span.card-excerpt", { dir: "auto" }, node.excerpt),
+      node.excerpt && h("span.card-excerpt", { dir: "auto" }, plain(node.excerpt)),
       h(
         "span.card-prompt",
         { dir: "auto", class: `lines-${size.prompt}` },
@@ -87,13 +87,4 @@ export function fillCard(card, node, size, { isCurrent, folded }) {
         h("span.card-fold", { data: { fold: "" } }, icon("minus")),
     ].filter(Boolean),
   )
-}
-
-/** The words of a beginning of Markdown. */
-function plain(text) {
-  return (text ?? "")
-    .replace(/`{1,3}\w*\s?|\*{1,3}|~~|\|/g, "")
-    .replace(/(^|\s)(?:#{1,6}|>|[-+]|_{1,3}(?=\w))\s?/g, "$1")
-    .replace(/(?<=\w)_{1,3}(?=\s|$)/g, "")
-    .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
 }
