@@ -564,6 +564,36 @@ def test_nothing_keeps_anybody_out(browser, url, ids, scheme, size):
     tab.close()
 
 
+def test_two_fingers_zoom_and_one_pans(browser, url, ids):
+    tab = Tab(browser, url, viewport=PHONE, has_touch=True, is_mobile=True)
+    tab.open(page_of(ids["root"]))
+    tab.page.get_by_role("button", name="Map").click()
+    tab.page.wait_for_timeout(200)
+    touches = tab.context.new_cdp_session(tab.page)
+
+    def touch(kind, *points):
+        spots = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
+        event = {"type": f"touch{kind}", "touchPoints": spots}
+        touches.send("Input.dispatchTouchEvent", event)
+
+    camera = "(({x, y, zoom}) => [x, y, zoom])(kvbranch.graph.camera)"
+    before = tab.js(camera)
+    touch("Start", (200, 500))
+    touch("Move", (190, 500))
+    touch("Move", (140, 470))
+    touch("End")
+    after = tab.js(camera)
+    assert after[2] == before[2]
+    assert (after[0] - before[0]) * after[2] == pytest.approx(60, abs=12)
+    touch("Start", (150, 400), (250, 400))
+    touch("Move", (145, 400), (255, 400))
+    touch("Move", (100, 400), (300, 400))
+    touch("End")
+    assert tab.js(camera)[2] == pytest.approx(2 * after[2], rel=0.15)
+    assert tab.selected == ids["root"]
+    tab.close()
+
+
 def test_nothing_moves_for_those_who_do_not_want_it(browser, url, ids):
     tab = Tab(browser, url, reduced_motion="reduce")
     tab.open(page_of(ids["root"]))

@@ -18,10 +18,10 @@ const ABOUT = {
   none: "It has no state: a branch reads the conversation",
 }
 
-/** A badge that says where a node's state is. */
-export function stateBadge(node) {
+/** A badge that says where a node's state is. Where nobody asks, having none is no news. */
+export function stateBadge(node, isLive = false) {
   if (node.run && node.run.status !== "done") return runBadge(node.run)
-  if (node.state === "none" && !node.why) return null
+  if (node.state === "none" && !node.why && !isLive) return null
   const title = [ABOUT[node.state], node.why].filter(Boolean).join(". ")
   const sign = node.state === "none" ? null : icon(node.state)
   return h("span", { class: `state is-${node.state}`, title }, sign, STATES[node.state])
@@ -42,8 +42,8 @@ function runBadge(run) {
  * @param {HTMLElement} card
  * @param {import("../model/tree.js").Node} node
  * @param {object} size of `measure.js`
- * @param {{isCurrent: boolean, folded: number}} about `folded` nodes are hidden below it */
-export function fillCard(card, node, size, { isCurrent, folded }) {
+ * @param {{isCurrent: boolean, folded: number, isLive: boolean}} about `folded` nodes are hidden below it */
+export function fillCard(card, node, size, { isCurrent, folded, isLive }) {
   const word = reached(node)
   const { input, output } = node.tokens ?? {}
   const tokens =
@@ -79,7 +79,7 @@ export function fillCard(card, node, size, { isCurrent, folded }) {
         node.starred &&
           h("span.card-star", { role: "img", "aria-label": "starred" }, icon("star")),
         h("span.space"),
-        stateBadge(node),
+        stateBadge(node, isLive),
       ),
       folded && h("span.card-folded", { data: { fold: "" } }, `+${number(folded)}`),
       !folded &&

@@ -1,6 +1,6 @@
 // The conversation from the root to what is selected, one turn after the other.
 
-import { h, mayMove, perFrame } from "../core/dom.js"
+import { h, perFrame } from "../core/dom.js"
 import { reached, reachedIcon } from "../core/icons.js"
 import { SiblingRow } from "./row.js"
 import { TurnView } from "./turn.js"
@@ -174,7 +174,7 @@ export class PathPane {
       .get(parent?.id)
       ?.element.querySelector(`.leaf[data-select="${CSS.escape(id)}"]`)
     if (!link) return
-    link.scrollIntoView({ block: "center", behavior: mayMove() ? "smooth" : "auto" })
+    link.scrollIntoView({ block: "center" })
     link.focus({ preventScroll: true })
   }
 
