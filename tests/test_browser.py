@@ -11,7 +11,7 @@ import json
 
 import pytest
 
-from .browser import CHROMIUM, PHONE, Tab, accessible, chromium
+from .browser import CHROMIUM, DESKTOP, PHONE, Tab, accessible, chromium
 from .logged import Log
 from .servers import Server
 
@@ -20,7 +20,9 @@ pytestmark = [
     pytest.mark.model,
     pytest.mark.skipif(not CHROMIUM, reason="no chromium here"),
 ]
-FIRST = "👋 Light is **scattered** by the small things in air, the more the bluer it is."
+FIRST = (
+    "👋 Light is **scattered** by the small things in air, the more the bluer it is."
+)
 SECOND = "In the evening its way through the air is long, so that red is left over."
 LONG = 700  # tokens of an answer that is there to be stopped
 
@@ -135,10 +137,34 @@ def test_a_new_node_is_there_before_its_answer(tab, talk):
     assert card.locator(".card-prompt").inner_text() == "Tell me more."
     assert tab.js("kvbranch.state.tree.nodes.size") == before + 1
     tab.page.locator(".turn.is-last .facts.is-live").wait_for()
-    tab.until("document.querySelector('.turn.is-last .facts')?.innerText.match(/tok.s/)")
+    tab.until(
+        "document.querySelector('.turn.is-last .facts')?.innerText.match(/tok.s/)"
+    )
     tab.answered()
     assert tab.page.locator(".card.is-running").count() == 0
     assert len(tab.nodes) == before + 1
+
+
+def test_the_end_of_an_answer_is_followed_by_those_who_are_there(tab, talk):
+    _, second = talk
+    tab.page.set_viewport_size({"width": 900, "height": 420})
+    opened(tab, second, max_tokens=LONG)
+    tab.keys("Enter")
+    ask(tab, "Tell me a very long story about the sky.")
+    left = """() => {
+        const {scrollTop, clientHeight, scrollHeight} = kvbranch.pane.scroller
+        return scrollHeight - scrollTop - clientHeight
+    }"""
+    tall = "document.querySelector('.turn.is-last').offsetHeight > 220"
+    tab.until(tall)
+    assert tab.js(left, 0) < 80
+    tab.js("() => { kvbranch.pane.scroller.scrollTop = 0 }", 0)
+    n = tab.js("[...kvbranch.state.runs][0].tokens")
+    tab.until("n => [...kvbranch.state.runs][0].tokens > n + 8", n)
+    assert tab.js("kvbranch.pane.scroller.scrollTop") == 0
+    tab.keys("Escape")
+    tab.answered()
+    tab.page.set_viewport_size(DESKTOP)
 
 
 def test_the_view_stays_when_an_answer_comes(tab, talk):
@@ -218,7 +244,7 @@ def test_fresh_begins_anew(tab, talk):
 
 
 def test_a_branch_from_a_whole_answer(tab, talk):
-    first, second = talk
+    _, second = talk
     opened(tab, second)
     tab.keys("f")  # has nothing to focus on
     assert tab.page.locator(".asking").count() == 0
@@ -227,7 +253,10 @@ def test_a_branch_from_a_whole_answer(tab, talk):
     assert modes == ["Branch here", "Ask fresh"]
     ask(tab, "What else?")
     branch = tab.answered()
-    assert (node(tab, branch)["parent"], node(tab, branch)["verb"]) == (second, "branch")
+    assert (node(tab, branch)["parent"], node(tab, branch)["verb"]) == (
+        second,
+        "branch",
+    )
 
 
 def test_what_is_typed_about_words_is_not_lost(tab, talk):
@@ -365,7 +394,8 @@ def test_escape_stops(tab, talk):
     tab.until("[...kvbranch.state.runs][0]?.tokens > 2")
     assert "Answering" in tab.page.locator('[aria-live="polite"]').inner_text()
     tab.keys("Escape")
-    tab.answered()
+    stopped = tab.answered()
+    assert turns(tab, stopped)[-1]["facts"]["generated_tokens"] < LONG
     assert tab.page.locator(".is-live").count() == 0
     tab.keys("Escape")  # and leaves the field, for the map
     assert "card" in tab.js("document.activeElement.className")
@@ -378,9 +408,8 @@ def test_several_answers_come_at_once(tab, talk):
         tab.js("id => kvbranch.state.select(id)", id)
         tab.page.locator(".composer textarea").fill(f"{text}: tell me more.")
         tab.keys("Enter")
-    tab.until(
-        "[...kvbranch.state.runs].filter(run => run.status === 'answering').length === 2"
-    )
+    answering = "run => run.status === 'answering'"
+    tab.until(f"[...kvbranch.state.runs].filter({answering}).length === 2")
     assert tab.page.locator(".card.is-running").count() == 2
     tab.answered()
     parents = {each["prompt"]: each["parent"] for each in tab.nodes}
@@ -470,9 +499,7 @@ def test_an_answer_that_breaks_off_says_so(tab, talk):
     ]
     body = "".join(f"data: {json.dumps(each)}\n\n" for each in events)
     kind = {"content-type": "text/event-stream"}
-    tab.page.route(
-        "**/continue", lambda route: route.fulfill(body=body, headers=kind)
-    )
+    tab.page.route("**/continue", lambda route: route.fulfill(body=body, headers=kind))
     tab.keys("Enter")
     ask(tab, "And?")
     turn = tab.page.locator(".turn.is-last")

@@ -45,7 +45,7 @@ def a_tree(chance, n, kind):
     children = [[] for _ in range(n)]
     for each in range(1, n):
         parent = {
-            "bushy": lambda e: chance.randrange(e),
+            "bushy": chance.randrange,
             "chain": lambda e: e - 1,
             "fan": lambda e: 0 if chance.random() < 0.5 else chance.randrange(e),
             "talk": lambda e: max(0, e - 1 - int(chance.expovariate(0.5))),
@@ -219,11 +219,14 @@ CASES = {
     ),
     "fence": (
         "```py\nx = 1\n\n  y\n```\nafter",
-        "<figure><pre><code>x = <span class=\"code-number\">1</span>\n\n  y</code></pre>"
+        '<figure><pre><code>x = <span class="code-number">1</span>\n\n  y</code></pre>'
         "</figure><p>after</p>",
     ),
     "open fence": ("~~~\na\n```", "<figure><pre><code>a\n```</code></pre></figure>"),
-    "indented": ("    a\n\n      b", "<figure><pre><code>a\n\n  b</code></pre></figure>"),
+    "indented": (
+        "    a\n\n      b",
+        "<figure><pre><code>a\n\n  b</code></pre></figure>",
+    ),
     "quote": (
         "> a\n> > b\nlazy\n\nc",
         "<blockquote><p>a</p><blockquote><p>b\nlazy</p></blockquote></blockquote>"
@@ -234,7 +237,10 @@ CASES = {
         "<ul><li><p>a</p><ul><li><p>b</p></li></ul></li><li><p>c</p></li></ul>"
         "<ol><li><p>d</p></li><li><p>e</p></li></ol>",
     ),
-    "list from": ("3) a\n4) b", '<ol start="3"><li><p>a</p></li><li><p>b</p></li></ol>'),
+    "list from": (
+        "3) a\n4) b",
+        '<ol start="3"><li><p>a</p></li><li><p>b</p></li></ol>',
+    ),
     "list with code": (
         "1. a\n   ```\n   x\n     y\n   ```\n2. b",
         "<ol><li><p>a</p><figure><pre><code>x\n  y</code></pre></figure></li>"
@@ -254,7 +260,10 @@ CASES = {
         ' <a href="https://e.f/(g)">https://e.f/(g)</a>. </p>',
     ),
     "mail": ("[me](mailto:a@b.c)", '<p><a href="mailto:a@b.c">me</a></p>'),
-    "image": ("![alt](https://x.y/i.png)", '<p><a href="https://x.y/i.png">alt</a></p>'),
+    "image": (
+        "![alt](https://x.y/i.png)",
+        '<p><a href="https://x.y/i.png">alt</a></p>',
+    ),
     "break": ("a<br>b<BR/>", "<p>a<br>b<br></p>"),
     "markup": (
         "<b>x</b><script>y</script>",
@@ -287,7 +296,12 @@ def test_markdown(tab, name):
     ],
 )
 def test_links_that_lead_nowhere(tab, target):
-    for source in (f"[x]({target})", f"[x](<{target}>)", f"<{target}>", f"![x]({target})"):
+    for source in (
+        f"[x]({target})",
+        f"[x](<{target}>)",
+        f"<{target}>",
+        f"![x]({target})",
+    ):
         shown = call(tab, "markdown/view", SHOW, source)
         assert "<a" not in shown
         assert "href" not in shown
@@ -325,15 +339,33 @@ def test_every_text_knows_its_place(tab):
     pieces = call(tab, "markdown/view", PLACES, SAMPLE)
     check_places(SAMPLE, pieces)
     shown = "".join(text for text, _, _ in pieces)
-    for words in ("bold ", "quoted ", "words\n", "const", "two ", "2 ", "< ", "y\n"[:1]):
+    for words in (
+        "bold ",
+        "quoted ",
+        "words\n",
+        "const",
+        "two ",
+        "2 ",
+        "< ",
+        "y\n"[:1],
+    ):
         assert words.strip() in shown
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_texts_know_their_place_whatever_the_source(tab, seed):
     chance = random.Random(seed)
-    parts = [*"*_`~[]()<>!#-+|>\\&\n\n\t .1😀a", "  ", "```", "**", "](http://a)", "&lt;"]
-    sources = ["".join(chance.choices(parts, k=chance.randint(1, 80))) for _ in range(150)]
+    parts = [
+        *"*_`~[]()<>!#-+|>\\&\n\n\t .1😀a",
+        "  ",
+        "```",
+        "**",
+        "](http://a)",
+        "&lt;",
+    ]
+    sources = [
+        "".join(chance.choices(parts, k=chance.randint(1, 80))) for _ in range(150)
+    ]
     found = call(
         tab,
         "markdown/view",
@@ -346,7 +378,8 @@ def test_texts_know_their_place_whatever_the_source(tab, seed):
 
 GROWING = """({MarkdownView}, source, step) => {
     const growing = new MarkdownView(), whole = new MarkdownView()
-    for (let i = 0; i < source.length + step; i += step) growing.show(source.slice(0, i))
+    const end = source.length + step
+    for (let i = 0; i < end; i += step) growing.show(source.slice(0, i))
     whole.show(source)
     const places = view => JSON.stringify(view.pieces().map(p => [p.start, p.end]))
     return growing.element.innerHTML === whole.element.innerHTML
@@ -370,7 +403,8 @@ def test_what_branches_leave_from_is_marked(tab):
     )
     assert shown == (
         '<p>one <strong><mark class=" marked-branch">two</mark></strong>'
-        '<mark class=" marked-branch"> three</mark><span class="is-cut"> four</span></p>'
+        '<mark class=" marked-branch"> three</mark>'
+        '<span class="is-cut"> four</span></p>'
     )
 
 
@@ -489,7 +523,9 @@ def test_what_is_selected_is_a_place_in_the_source(tab, start, end, words):
 
 
 def test_nothing_is_selected_outside_of_answers(tab):
-    code = CHOOSE.replace("range.setEnd(...", "range.setEnd(document.body, 0); 0 && (...")
+    code = CHOOSE.replace(
+        "range.setEnd(...", "range.setEnd(document.body, 0); 0 && (..."
+    )
     assert code != CHOOSE
     empty = call(tab, "path/selection", CHOOSE, TEXT, [0, 0, 0, 2], [0, 0, 0, 2])
     assert empty is None

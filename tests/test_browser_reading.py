@@ -289,7 +289,9 @@ def test_pan_and_zoom(tab, ids):
     assert round((before[1] - after[1]) * after[2]) == -30
     tab.page.mouse.wheel(0, 50)
     tab.until("y => Math.abs(kvbranch.graph.camera.y - y) > 10", after[1])
-    world = "(x, y) => { const p = kvbranch.graph.camera.world(x, y); return [p.x, p.y] }"
+    world = (
+        "(x, y) => { const p = kvbranch.graph.camera.world(x, y); return [p.x, p.y] }"
+    )
     here = (x + 60 - box["x"], y - 30 - box["y"])
     still = tab.js(world, *here)
     tab.page.keyboard.down("Control")
@@ -344,6 +346,24 @@ def test_answers_are_compared(tab, ids):
     assert tab.page.locator(".compare-shared").inner_text().startswith("1 turn ")
     columns.nth(1).get_by_text("Open").click()
     assert tab.selected == ids["retry"]
+
+
+def test_an_older_tree_that_comes_later_is_not_shown(tab, ids):
+    tab.open(page_of(ids["root"]))
+    asked = []
+
+    def answer(route):
+        asked.append(route)
+        if len(asked) == 2:
+            route.continue_()
+
+    tab.page.route("**/tree.json*", answer)
+    tab.js("() => { kvbranch.late = kvbranch.state.loadTree() }", 0)
+    tab.js("() => kvbranch.state.loadTree()", 0)
+    alone = {"root": ids["root"], "current": None, "nodes": []}
+    asked[0].fulfill(json=alone)
+    tab.js("() => kvbranch.late", 0)
+    assert tab.js("kvbranch.state.tree.nodes.size") == 7
 
 
 def test_exports_are_downloaded(tab, ids):
@@ -469,6 +489,9 @@ def test_a_large_tree_is_fast(tab, ids, large):
         }"""
     )
     assert max(ms.values()) < 16, ms  # all below 3 on a quiet machine
+    tab.js("kvbranch.graph.camera.set(kvbranch.graph.plane.lefts[9] - 200, 9000, 1)")
+    tab.page.wait_for_timeout(100)
+    assert 3 < tab.page.locator(".card").count() < 60
     cards = tab.page.locator(".card").evaluate_all(
         """all => all.map(card => {
             const clipped = [...card.children].some(
@@ -500,7 +523,9 @@ def test_the_list_is_walked_by_keys_and_filtered(tab, ids):
     assert tab.selected == ids["other"]
     tab.page.goto(f"{tab.url}/-/kvbranch?q=whales")
     assert tab.page.locator(".tree").count() == 1
-    assert tab.page.locator(".snippet mark, .outline mark").first.inner_text() == "whales"
+    assert (
+        tab.page.locator(".snippet mark, .outline mark").first.inner_text() == "whales"
+    )
 
 
 # -- for everybody -----------------------------------------------------------
@@ -536,6 +561,36 @@ def test_nothing_keeps_anybody_out(browser, url, ids, scheme, size):
     tab.page.goto(f"{url}/-/kvbranch/nosuchresponse")
     tab.expect("404")
     assert accessible(tab) == []
+    tab.close()
+
+
+def test_two_fingers_zoom_and_one_pans(browser, url, ids):
+    tab = Tab(browser, url, viewport=PHONE, has_touch=True, is_mobile=True)
+    tab.open(page_of(ids["root"]))
+    tab.page.get_by_role("button", name="Map").click()
+    tab.page.wait_for_timeout(200)
+    touches = tab.context.new_cdp_session(tab.page)
+
+    def touch(kind, *points):
+        spots = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
+        event = {"type": f"touch{kind}", "touchPoints": spots}
+        touches.send("Input.dispatchTouchEvent", event)
+
+    camera = "(({x, y, zoom}) => [x, y, zoom])(kvbranch.graph.camera)"
+    before = tab.js(camera)
+    touch("Start", (200, 500))
+    touch("Move", (190, 500))
+    touch("Move", (140, 470))
+    touch("End")
+    after = tab.js(camera)
+    assert after[2] == before[2]
+    assert (after[0] - before[0]) * after[2] == pytest.approx(60, abs=12)
+    touch("Start", (150, 400), (250, 400))
+    touch("Move", (145, 400), (255, 400))
+    touch("Move", (100, 400), (300, 400))
+    touch("End")
+    assert tab.js(camera)[2] == pytest.approx(2 * after[2], rel=0.15)
+    assert tab.selected == ids["root"]
     tab.close()
 
 

@@ -48,11 +48,22 @@ async function start() {
   })
   state.on("problem", (error) => say(error.message, true))
   state.on("leave", (run) => location.assign(api.page(run.id)))
-  await Promise.all([state.loadTree().then(() => state.loadPath()), document.fonts?.ready])
+  await read(state)
   state.emit("select", { id: state.selected, before: null, push: false, quietly: true })
   state.emit("path", state.path)
   app.graph.focus()
   globalThis.kvbranch = app // for people at the console, and tests
+}
+
+/** Read the tree and the first path at once. */
+async function read(state) {
+  const path = state.readPath(config.id).then(
+    () => true,
+    () => false, // asked for again, and told then
+  )
+  await state.loadTree()
+  if (await path) state.showPath()
+  else await state.loadPath()
 }
 
 /** What only those see who may ask. */

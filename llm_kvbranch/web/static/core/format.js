@@ -42,3 +42,12 @@ export function since(iso, now = Date.now()) {
   const year = sameYear ? {} : { year: "numeric" }
   return date.toLocaleDateString("en", { day: "numeric", month: "short", ...year })
 }
+
+/** The words of a part of Markdown, without its signs. @param {?string} text */
+export function plain(text) {
+  return (text ?? "")
+    .replace(/`{1,3}\w*\s?|\*{1,3}|~~|\|/g, "")
+    .replace(/(^|\s)(?:#{1,6}|>|[-+]|_{1,3}(?=\w))\s?/g, "$1")
+    .replace(/(?<=\w)_{1,3}(?=\s|$)/g, "")
+    .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
+}

@@ -1,7 +1,7 @@
 // A node of the graph as an element.
 
 import { h } from "../core/dom.js"
-import { duration, number, rate } from "../core/format.js"
+import { duration, number, plain, rate } from "../core/format.js"
 import { icon, reached, reachedIcon } from "../core/icons.js"
 
 /** What states are called. */
@@ -18,10 +18,10 @@ const ABOUT = {
   none: "It has no state: a branch reads the conversation",
 }
 
-/** A badge that says where a node's state is. */
-export function stateBadge(node) {
+/** A badge that says where a node's state is. Where nobody asks, having none is no news. */
+export function stateBadge(node, isLive = false) {
   if (node.run && node.run.status !== "done") return runBadge(node.run)
-  if (node.state === "none" && !node.why) return null
+  if (node.state === "none" && !node.why && !isLive) return null
   const title = [ABOUT[node.state], node.why].filter(Boolean).join(". ")
   const sign = node.state === "none" ? null : icon(node.state)
   return h("span", { class: `state is-${node.state}`, title }, sign, STATES[node.state])
@@ -42,8 +42,8 @@ function runBadge(run) {
  * @param {HTMLElement} card
  * @param {import("../model/tree.js").Node} node
  * @param {object} size of `measure.js`
- * @param {{isCurrent: boolean, folded: number}} about `folded` nodes are hidden below it */
-export function fillCard(card, node, size, { isCurrent, folded }) {
+ * @param {{isCurrent: boolean, folded: number, isLive: boolean}} about `folded` nodes are hidden below it */
+export function fillCard(card, node, size, { isCurrent, folded, isLive }) {
   const word = reached(node)
   const { input, output } = node.tokens ?? {}
   const tokens =
@@ -51,7 +51,7 @@ export function fillCard(card, node, size, { isCurrent, folded }) {
   const time = node.ms ? `, ${duration(node.ms)}` : ""
   card.replaceChildren(
     ...[
-      node.excerpt && h("span.card-excerpt", { dir: "auto" }, node.excerpt),
+      node.excerpt && h("span.card-excerpt", { dir: "auto" }, plain(node.excerpt)),
       h(
         "span.card-prompt",
         { dir: "auto", class: `lines-${size.prompt}` },
@@ -79,7 +79,7 @@ export function fillCard(card, node, size, { isCurrent, folded }) {
         node.starred &&
           h("span.card-star", { role: "img", "aria-label": "starred" }, icon("star")),
         h("span.space"),
-        stateBadge(node),
+        stateBadge(node, isLive),
       ),
       folded && h("span.card-folded", { data: { fold: "" } }, `+${number(folded)}`),
       !folded &&
@@ -87,13 +87,4 @@ export function fillCard(card, node, size, { isCurrent, folded }) {
         h("span.card-fold", { data: { fold: "" } }, icon("minus")),
     ].filter(Boolean),
   )
-}
-
-/** The words of a beginning of Markdown. */
-function plain(text) {
-  return (text ?? "")
-    .replace(/`{1,3}\w*\s?|\*{1,3}|~~|\|/g, "")
-    .replace(/(^|\s)(?:#{1,6}|>|[-+]|_{1,3}(?=\w))\s?/g, "$1")
-    .replace(/(?<=\w)_{1,3}(?=\s|$)/g, "")
-    .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
 }

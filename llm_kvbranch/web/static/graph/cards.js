@@ -108,6 +108,7 @@ export class Cards {
     const about = {
       isCurrent: tree.current === node.id,
       folded: isFolded ? tree.below(node.id) : 0,
+      isLive: this.state.isLive,
     }
     const made = [
       node.prompt,

@@ -17,6 +17,7 @@ export class Graph {
   /** @param {import("../model/state.js").State} state */
   constructor(state) {
     this.state = state
+    this.isDrawn = false
     this.drawSoon = perFrame(() => this.draw())
     this.keepSoon = settled(() => this.#keep(), 300)
     this.camera = new Camera(() => {
@@ -83,9 +84,9 @@ export class Graph {
     if (before && after) {
       camera.set(camera.x + after.x - before.x, camera.y + after.y - before.y)
     }
-    this.cards.refresh(this.plane)
-    this.update()
+    this.#measure()
     if (!this.hasView && camera.width) this.#firstView()
+    this.update()
   }
 
   #lastBox(id) {
@@ -122,6 +123,8 @@ export class Graph {
     if (!this.plane || !this.camera.width) return
     this.cards.sync(this.camera, this.plane, this.camera.zoom >= READABLE)
     this.painter.draw(this.camera, this.plane, this.shown)
+    if (!this.isDrawn) performance.mark("kvbranch:map")
+    this.isDrawn = true
   }
 
   /** Show the whole tree. */
@@ -157,10 +160,14 @@ export class Graph {
     }
   }
 
+  #measure() {
+    const { clientWidth: width, clientHeight: height } = this.element
+    Object.assign(this.camera, { width, height })
+  }
+
   #resized() {
-    const { clientWidth, clientHeight } = this.element
-    Object.assign(this.camera, { width: clientWidth, height: clientHeight })
-    if (!clientWidth || !this.plane) return
+    this.#measure()
+    if (!this.camera.width || !this.plane) return
     if (this.hasView) this.camera.changed()
     else this.#firstView()
   }

@@ -39,7 +39,7 @@ export function sizer() {
 }
 
 function measured(node, family) {
-  const prompt = Math.max(1, lines(node.prompt, `560 13px ${family}`))
+  const prompt = Math.max(1, lines(node.prompt, `600 13px ${family}`))
   const answer = node.run?.isRunning ? 2 : lines(node.start, `12.5px ${family}`)
   let height = AROUND + prompt * LINE.prompt + answer * LINE.answer + LINE.foot
   if (node.excerpt) height += LINE.excerpt

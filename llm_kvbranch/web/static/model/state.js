@@ -86,14 +86,19 @@ export class State extends Emitter {
     if (!logged.length) return
     await new Promise((done) => (asking.timer = setTimeout(done, delay)))
     try {
-      const data = await this.api.get("path", { id: logged.at(-1).id }, asking.abort.signal)
-      data.turns.forEach((turn, i) => {
-        this.turns.set(turn.id, { ...turn, cutBefore: data.turns[i - 1]?.cut ?? null })
-      })
+      await this.readPath(logged.at(-1).id, asking.abort.signal)
       if (this.asking === asking) this.showPath()
     } catch (error) {
       if (error.name !== "AbortError") this.emit("problem", error)
     }
+  }
+
+  /** Read the turns that lead to a response. */
+  async readPath(id, signal) {
+    const { turns } = await this.api.get("path", { id }, signal)
+    turns.forEach((turn, i) => {
+      this.turns.set(turn.id, { ...turn, cutBefore: turns[i - 1]?.cut ?? null })
+    })
   }
 
   /** The path to what is selected, from what is known. */

@@ -1,6 +1,6 @@
 // The conversation from the root to what is selected, one turn after the other.
 
-import { h, mayMove, perFrame } from "../core/dom.js"
+import { h, perFrame } from "../core/dom.js"
 import { reached, reachedIcon } from "../core/icons.js"
 import { SiblingRow } from "./row.js"
 import { TurnView } from "./turn.js"
@@ -20,6 +20,7 @@ export class PathPane {
     this.row = new SiblingRow(this)
     this.updateSoon = perFrame(() => this.#live())
     this.slow = 0
+    this.isDrawn = false
     this.#follow()
   }
 
@@ -77,6 +78,8 @@ export class PathPane {
     arrange(this.turns, elements)
     this.turns.classList.toggle("is-partial", !path.isWhole)
     this.#drawBeyond()
+    if (path.isWhole && !this.isDrawn) performance.mark("kvbranch:path")
+    this.isDrawn ||= path.isWhole
     if (this.arriving && path.isWhole) this.#arrive()
   }
 
@@ -171,7 +174,7 @@ export class PathPane {
       .get(parent?.id)
       ?.element.querySelector(`.leaf[data-select="${CSS.escape(id)}"]`)
     if (!link) return
-    link.scrollIntoView({ block: "center", behavior: mayMove() ? "smooth" : "auto" })
+    link.scrollIntoView({ block: "center" })
     link.focus({ preventScroll: true })
   }
 

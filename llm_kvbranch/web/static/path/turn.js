@@ -4,6 +4,7 @@
 // is shown of it is made anew only when that has changed.
 
 import { h } from "../core/dom.js"
+import { plain } from "../core/format.js"
 import { icon, reached, reachedIcon } from "../core/icons.js"
 import { stateBadge } from "../graph/card.js"
 import { MarkdownView } from "../markdown/view.js"
@@ -105,7 +106,7 @@ export class TurnView {
             title: "Show where it leaves from",
             on: { click: () => this.pane.showExcerpt(this.turn.id) },
           },
-          h("q", { dir: "auto" }, node.excerpt.replace(/\s+/g, " ").slice(0, 90)),
+          h("q", { dir: "auto" }, plain(node.excerpt).replace(/\s+/g, " ").slice(0, 90)),
         )
       : null
     const anew =
@@ -164,7 +165,12 @@ export class TurnView {
           h("p", { dir: "auto" }, system),
         ),
       sentAlong(this.turn),
-      quoted && h("blockquote.quoted", { dir: "auto" }, quoted),
+      quoted &&
+        h(
+          "blockquote.quoted",
+          { dir: "auto", class: `is-${reached(this.about.node)}` },
+          quoted,
+        ),
       text,
       more,
     ]
