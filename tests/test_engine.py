@@ -967,7 +967,7 @@ class TestBindings:
 
 
 class TestThreads:
-    "Fails if llama.cpp's threads spin for as long as they like, or against a user's word"
+    "Fails if llama.cpp's threads spin for long, or not as long as a user wants"
 
     @pytest.mark.parametrize(
         ("chosen", "spins"),
