@@ -237,15 +237,15 @@ async def command(bench: Bench) -> None:
 
 
 def last_facts(settings: dict[str, str]) -> dict[str, Any]:
-    "What was logged of the last answer"
+    "What is known of the last answer"
     done = subprocess.run(
-        [*LLM, "logs", "list", "-n", "1", "--json"],
+        [*LLM, "kvbranch", "show", "last", "--json"],
         env=settings,
         capture_output=True,
         check=True,
     )
-    facts: dict[str, Any] = json.loads(json.loads(done.stdout)[0]["response_json"])
-    return dict(facts["kvbranch"])
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
 
 
 SCENARIOS = {
