@@ -15,6 +15,7 @@ missed, an answer is wrong or a measurement fails.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import traceback
@@ -97,7 +98,12 @@ def verdicts(one: Measurement, result: Result) -> list[str]:
 
 def run(arguments: argparse.Namespace, chosen: list[Measurement]) -> list[str]:
     "Measure; what is short"
+    arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.build = arguments.build.resolve()
+    if arguments.llama_server:
+        arguments.llama_server = arguments.llama_server.resolve()
+    os.chdir(HERE.parent)  # python -m looks there first, in all that is started
     tools = peers.find(arguments.build, arguments.llama_server)
     for what, why in tools.missing.items():
         print(f"without {what}: {why}", file=sys.stderr)

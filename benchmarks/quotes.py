@@ -65,6 +65,40 @@ def store_scale() -> str | None:
     return block([markdown(header, rows)])
 
 
+def servers() -> str | None:
+    "The server beside llama-server"
+    found, many, state = map(result, ("resident", "streams", "disk"))
+    if found is None or many is None or not found.values("hot", "follow-up", LLAMA):
+        return None
+
+    def row(of: Result, title: str, *name: object, other: str = LLAMA) -> list[str]:
+        ours, theirs = of.median(*name, OURS), of.median(*name, other)
+        by_hand = ", its slot restored by hand" if other == SLOTS else ""
+        return [title, seconds(ours), seconds(theirs) + by_hand]
+
+    def rate(n: int, name: str) -> str:
+        return f"{plain(many.median('streams', n, name))} tokens/s"
+
+    rows = [
+        row(found, "follow-up, in memory", "hot", "follow-up"),
+        row(found, "branch inside the last answer, in memory", "hot", "branch"),
+        row(
+            found,
+            "follow-up after a restart",
+            *("restart", "cached", "follow-up"),
+            other=SLOTS,
+        ),
+        ["eight answers at once", rate(8, OURS), rate(8, LLAMA)],
+        row(many, "longest stop of four answers while 3,000 tokens are read", "stall"),
+        row(many, "until the first token of those 3,000", "stall ttft"),
+        ["one answer", rate(1, OURS), rate(1, LLAMA)],
+    ]
+    if state is not None:
+        rows.insert(3, disk()[0][:1] + disk()[0][2:4])
+    header = ["time to first token, or what is said", "`llm kvbranch serve`"]
+    return block([markdown([*header, "`llama-server`"], rows)])
+
+
 def beside_others() -> str | None:
     "Ratios of what people would use instead, one line for each thing"
     rows = [*cold(), *resident(), *disk(), *decode()]

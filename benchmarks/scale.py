@@ -41,7 +41,7 @@ def measure(run: Run) -> None:
     rounds, few = run.choose((200, 20), (10, 2))
     result = run.result
     result.settings = {"sizes": sizes, "trees": trees, "rounds": rounds}
-    run.begin(2 * len(sizes) + 1 + run.choose(6, 2))
+    run.begin(2 * len(sizes) + 1 + run.choose(6, 2) + len(trees))
     os.environ["LLM_KVBRANCH_BUDGET"] = str(PLENTY)
     try:
         forests = []

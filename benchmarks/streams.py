@@ -156,17 +156,14 @@ async def command(run: Run, some: list[Contender], rounds: int) -> None:
 
 
 def last_facts(settings: dict[str, str]) -> dict[str, float]:
-    "What was logged of the last answer"
+    "What is known of the last answer"
     done = subprocess.run(
-        [sys.executable, "-m", "llm", "logs", "list", "-n", "1", "--json"],
+        [sys.executable, "-m", "llm", "kvbranch", "show", "last", "--json"],
         env=settings,
         capture_output=True,
         check=True,
     )
-    facts = json.loads(done.stdout)[0]["response_json"]
-    if isinstance(facts, str):  # as some versions of llm give it
-        facts = json.loads(facts)
-    return dict(facts["kvbranch"])
+    return dict(json.loads(done.stdout))
 
 
 MEASUREMENT = Measurement(

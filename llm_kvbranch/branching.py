@@ -27,11 +27,13 @@ from .history import History, Logged, message_text
 
 _FOCUS = "About this part of your answer:\n\n"
 _FRESH = "About this text:\n\n"
+QUOTING = (_FOCUS + ">", _FRESH + ">")
+"What prompts begin with that quote a part of an answer"
 
 
 def question(prompt: str) -> str:
     "What a prompt asks, without the part of an answer that it quotes"
-    if prompt.startswith((_FOCUS + ">", _FRESH + ">")):
+    if prompt.startswith(QUOTING):
         return prompt.rpartition("\n\n")[2]
     return prompt
 

@@ -158,6 +158,13 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def connect_reading(path: Path) -> sqlite3.Connection:
+    "A connection that cannot change anything; raises sqlite3.Error"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+    db.row_factory = sqlite3.Row
+    return db
+
+
 def version(db: sqlite3.Connection) -> int:
     return int(db.execute("pragma user_version").fetchone()[0])
 

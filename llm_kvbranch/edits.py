@@ -26,6 +26,7 @@ _ABOUT_TURNS = {
     "turn_search": "turn_id",
     "tool_instantiations": "turn_id",
     "kvbranch_branches": "response_id",
+    "kvbranch_marks": "response_id",
 }
 
 
@@ -96,6 +97,7 @@ def forget(history: History, response_ids: Sequence[str]) -> None:
 
 def _forget_turn(db: Any, response_id: str) -> None:
     (turn,) = db.query("select * from turns where id = ?", [response_id])
+    _hand_on(db, response_id)
     for table, column in _ABOUT_TURNS.items():
         if db[table].exists():
             db.execute(f"delete from {table} where {column} = ?", [response_id])
@@ -110,6 +112,19 @@ def _forget_turn(db: Any, response_id: str) -> None:
         db.execute("delete from parts where message_hash = ?", [at])
         db.execute("delete from messages where hash = ?", [at])
         at = message["parent_hash"]
+
+
+def _hand_on(db: Any, response_id: str) -> None:
+    "Let those that asked the same again stand where they stood because of this one"
+    if db["kvbranch_branches"].exists():
+        columns = "from_response, verb, mode, excerpt, start, end"
+        db.execute(
+            f"update kvbranch_branches set ({columns}) = (select {columns}"
+            " from kvbranch_branches where response_id = ?1)"
+            " where from_response = ?1 and verb = 'retry'"
+            " and exists (select 1 from kvbranch_branches where response_id = ?1)",
+            [response_id],
+        )
 
 
 def _correct_thread(db: Any, thread_id: str) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import llm
 import sqlite_utils
-from sqlite_utils.migrations import Migrations
 
 from .errors import HistoryError
+from .tables import migrations
 
 
 def open_log(
@@ -36,6 +36,10 @@ def open_log(
 
         migrate(db)
     return db
+
+
+HASH_PREFIX = "b2:"
+"What llm's names for messages begin with"
 
 
 @dataclass(frozen=True)
@@ -71,38 +75,22 @@ def message_text(message: Any) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
-migrations = Migrations("llm-kvbranch")
-
-
-@migrations()
-def m001_branches(db: sqlite_utils.Database) -> None:
-    "Where a response came from that a command of ours asked for"
-    db.table("kvbranch_branches").create(
-        {
-            "response_id": str,
-            "thread_id": str,
-            "from_response": str,
-            "verb": str,
-            "mode": str,
-            "excerpt": str,
-            "start": int,
-            "end": int,
-            "created": str,
-        },
-        pk="response_id",
-    )
-    db.table("kvbranch_branches").create_index(["from_response"])
-    db.table("kvbranch_branches").create_index(["thread_id"])
-
-
 class History:
     "Responses in one log database"
 
-    def __init__(self, db: sqlite_utils.Database):
+    def __init__(self, db: sqlite_utils.Database, readable: bool = False):
+        """``readable``: the log is read as it is, be it an older one.
+
+        Otherwise it is brought up to date first, as llm's own store does.
+        """
         from llm.logs import LogStore
 
         self.db = db
-        self.store = LogStore(db)
+        if readable:
+            self.store = LogStore.__new__(LogStore)
+            self.store.db = db
+        else:
+            self.store = LogStore(db)
 
     def resolve(self, reference: str, threads: bool = False) -> str:
         """The id of a response from a full id, a unique prefix, or "last".

@@ -38,10 +38,12 @@ _CONNECT_SECONDS = 2.0
 _SILENT_SECONDS = 30.0  # a server says every few seconds that it is still there
 
 
-def announce(url: str, token: str, key: dict[str, Any]) -> None:
+def announce(
+    url: str, token: str, key: dict[str, Any], asked: dict[str, Any] | None = None
+) -> None:
     """Leave word of a server that listens; ``key`` is what it serves.
 
-    Raises OSError.
+    ``asked`` is how it was started, for who would start the same again. Raises OSError.
     """
     path = _path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,6 +56,7 @@ def announce(url: str, token: str, key: dict[str, Any]) -> None:
             "pid": os.getpid(),
             "locked": _lock(descriptor),
             "key": _whole(key),
+            "asked": asked,
         }
         os.write(descriptor, json.dumps(about).encode())  # mkstemp made it 0600
         os.replace(temporary, path)
@@ -79,14 +82,21 @@ def withdraw() -> None:
         os.close(descriptor)
 
 
-def find(key: dict[str, Any]) -> Remote | None:
-    "The server that serves just this, None if none does"
+def find(
+    key: dict[str, Any], token: str | None = None, asked: dict[str, Any] | None = None
+) -> Remote | None:
+    """The server that serves just this, None if none does.
+
+    With ``asked``, only one that was started in the same way, with the same token.
+    """
     try:
         with open(_path()) as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():  # somebody else's word
                 return None
             about = json.load(file)
             if about["protocol"] != PROTOCOL or about["key"] != _whole(key):
+                return None
+            if asked is not None and (about["asked"], about["token"]) != (asked, token):
                 return None
             if about["locked"] and _lock(file.fileno(), shared=True):
                 return None
@@ -126,6 +136,7 @@ class Remote:
         from urllib.parse import urlsplit
 
         parts = urlsplit(url)
+        self.port = parts.port
         self._address = parts.hostname or "127.0.0.1", parts.port or 80
         self._base = parts.path.rstrip("/")
         self._token = token

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from .history import History, message_text
 from .settings import budget, data_directory
 from .store import Store
 from .tree import Forest, outline
+from .words import changes
 
 # In the order in which they are shown
 FACTS = (
@@ -106,7 +105,7 @@ def describe_tree(
 
     A line has the keys lead (what connects it to its parent), id (as short as
     tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes,
-    state_gone.
+    state_gone, starred, note.
     """
     forest, store = Forest(history), open_store()
     if reference is None:
@@ -130,6 +129,8 @@ def describe_tree(
                     "tokens": node.n_tokens,
                     "state_bytes": entry.nbytes if entry else 0,
                     "state_gone": entry.gone if entry else None,
+                    "starred": node.starred,
+                    "note": node.note,
                 }
             )
         yield lines
@@ -159,25 +160,11 @@ def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
         "messages": [
             {
                 "role": left[0] or right[0],
-                "changes": _word_changes(left[1], right[1]),
+                "changes": changes(left[1], right[1]),
             }
             for left, right in pairs
         ],
     }
-
-
-def _word_changes(left: str, right: str) -> list[tuple[str, str]]:
-    "Both texts as runs of words that are equal, gone or new"
-    words = [re.findall(r"\S+\s*|\s+", text) for text in (left, right)]
-    matcher = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
-    changes = []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        if kind == "equal":
-            changes.append((" ", "".join(words[0][a:b])))
-            continue
-        changes += [("-", "".join(words[0][a:b]))] if b > a else []
-        changes += [("+", "".join(words[1][c:d]))] if d > c else []
-    return changes
 
 
 def describe_store(history: History | None = None) -> dict[str, Any]:

@@ -164,6 +164,12 @@ class Scheduler:
         running = [(t.generation.slot, t) for t in list(self._running)]
         return {slot.seq: ticket for slot, ticket in running if slot is not None}
 
+    def requests(self) -> list[Request]:
+        "What is being answered, or waits for it"
+        with self._wake:
+            waiting = [ticket for queue in self._queues.values() for ticket in queue]
+        return [ticket.generation.request for ticket in (*self._running, *waiting)]
+
     def seconds_to_wait(self) -> int:
         "When a refused request may be let in, by how long answers took lately"
         n = max(1, self.session.engine.settings.n_seq)

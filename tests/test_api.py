@@ -35,6 +35,7 @@ pytestmark = pytest.mark.model
 # A greedy answer to this goes on for as long as it may
 ENDLESS = "Count from one to ten thousand, and write every number in words."
 SKY = "Why is the sky blue?"
+AHEAD = 5  # tokens that any next turn begins with, read while nobody waits
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ class TestFollowUp:
                     reply = server.chat(messages)
                     usage = reply.json["usage"]
                     if before is not None:
-                        assert reply.cached == before
+                        assert before <= reply.cached <= before + AHEAD
                         assert reply.facts["miss_reason"] is None
                         assert reply.facts["prefilled_tokens"] < 20
                     messages += [assistant(reply.text), user("And then?")]
@@ -631,7 +632,8 @@ class TestBranch:
             server, "/v1/chat/branch", parent_slot_id=held, prompt="Say it again."
         )
         assert provenance(server, branched.id)["from_response"] == reply.id
-        assert branched.facts["resident_tokens"] == reply.json["usage"]["total_tokens"]
+        ahead = branched.facts["resident_tokens"] - reply.json["usage"]["total_tokens"]
+        assert 0 <= ahead <= AHEAD
         assert second.id != branched.id
 
     @pytest.mark.parametrize("n", [0, 5])
@@ -815,7 +817,8 @@ class TestLooking:
         assert set(slots) == set(ids)
         for slot in slots.values():
             assert slot["state"] == "idle"
-            assert slot["n_tokens"] == done.usage.prompt_tokens + 16
+            ahead = slot["n_tokens"] - done.usage.prompt_tokens - 16
+            assert 0 <= ahead <= AHEAD
             assert slot["n_shared"] >= done.usage.prompt_tokens - 1
         whole = server.slots()
         assert whole["n_used"] < sum(slot["n_tokens"] for slot in whole["slots"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
 import struct
 import subprocess
@@ -963,3 +964,31 @@ class TestBindings:
             "from llm_kvbranch.engine.lib import llama\n"
             "assert llama() is llama_cpp.llama_cpp\n"
         )
+
+
+class TestThreads:
+    "Fails if llama.cpp's threads spin for long, or not as long as a user wants"
+
+    @pytest.mark.parametrize(
+        ("chosen", "spins"),
+        [
+            ({}, "300"),
+            ({"GOMP_SPINCOUNT": "7"}, "7"),
+            ({"OMP_WAIT_POLICY": "active"}, ""),
+        ],
+    )
+    def test_how_long_they_spin(self, chosen, spins):
+        code = (
+            "import os; from llm_kvbranch.engine.lib import llama; llama();"
+            "print(os.environ.get('GOMP_SPINCOUNT', ''))"
+        )
+        names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        env = {k: v for k, v in os.environ.items() if k not in names}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**env, **chosen},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == spins

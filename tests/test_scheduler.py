@@ -8,6 +8,7 @@ import random
 import threading
 import time
 
+import llm
 import pytest
 
 from llm_kvbranch.errors import ContextError, OverloadedError
@@ -122,6 +123,80 @@ class TestAnswers:
 
 def _fail():
     raise RuntimeError("nobody foresaw this")
+
+
+class TestReadAhead:
+    "Idle time is wasted, or what is read in it harms what is asked next"
+
+    def idle(self, scheduler, asked):
+        "The slot of an answer, after a while in which nobody asked anything"
+        slot, n = asked.ticket.generation.slot, len(asked.ticket.generation.tokens)
+        deadline = time.monotonic() + 5
+        while len(slot.tokens) == n and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return slot
+
+    def after(self, asked, text):
+        said = [*asked.ticket.generation.request.messages, llm.assistant(asked.text)]
+        return {"text": text, "before": said}
+
+    @pytest.mark.parametrize("text", ["And then?", "1", "", "😀", "<|im_end|>"])
+    def test_what_any_turn_begins_with(self, text):
+        with scheduled() as scheduler:
+            first = Asked(scheduler, LONG).check()
+            generation, slot = first.ticket.generation, self.idle(scheduler, first)
+            ahead = len(slot.tokens) - len(generation.tokens)
+            assert ahead > 3
+            then = Asked(scheduler, **self.after(first, text)).check()
+            resident = then.ticket.generation.facts["resident_tokens"]
+            assert resident == len(generation.tokens) + ahead
+
+    def test_a_branch_is_none_the_worse(self):
+        with scheduled() as scheduler:
+            first = Asked(scheduler, LONG).check()
+            self.idle(scheduler, first)
+            request = first.ticket.generation.request
+            cut = llm.assistant(first.text[: len(first.text) // 2])
+            Asked(scheduler, "Why?", before=[*request.messages, cut]).check()
+
+    def test_it_is_not_part_of_the_state(self, tmp_path):
+        with scheduled(tmp_path) as scheduler:
+            first = Asked(scheduler, LONG).check()
+            self.idle(scheduler, first)
+            generation = first.ticket.generation
+            entry = scheduler.call(generation.commit, "first").result(5)
+            assert entry.state.end == len(generation.tokens)
+        assert not list(verify(scheduler.session.store))
+        with scheduled(tmp_path) as scheduler:
+            then = Asked(scheduler, **self.after(first, "And then?")).check()
+            facts = then.ticket.generation.facts
+            assert facts["restored_tokens"] == entry.state.end
+
+    def test_who_asks_meanwhile_does_not_wait(self):
+        with scheduled() as scheduler:
+            decode, begun = scheduler.session.engine.decode, threading.Event()
+
+            def forever(feeds, stop=None):
+                if scheduler.n_running():
+                    return decode(feeds, stop)
+                begun.set()
+                while not stop():
+                    time.sleep(0.001)
+                raise KeyboardInterrupt
+
+            scheduler.session.engine.decode = forever
+            first = Asked(scheduler, LONG).check()
+            assert begun.wait(5)
+            assert scheduler.call(lambda: "at once").result(5) == "at once"
+            Asked(scheduler, **self.after(first, "And then?")).check()
+
+    @pytest.mark.parametrize("kind", [{"recurrent": True}, {"window": 12}])
+    def test_not_where_a_branch_could_not_go_back(self, kind):
+        with scheduled(**kind) as scheduler:
+            first = Asked(scheduler, LONG).check()
+            time.sleep(0.1)
+            generation = first.ticket.generation
+            assert generation.slot.tokens == generation.tokens
 
 
 class TestTurns:

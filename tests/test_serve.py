@@ -12,9 +12,11 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+from llm_kvbranch.web import app
 from llm_kvbranch.web.guard import MAX_BODY
 
 from .serving import Serving, environment
@@ -90,6 +92,19 @@ class TestStart:
     def test_the_log_is_there_with_all_its_tables(self, serving):
         for table in ("turns", "threads", "messages", "kvbranch_branches"):
             assert serving.ask("GET", f"/logs/{table}.json")[0] == 200
+
+    def test_nothing_waits_for_more_to_be_sent(self, serving):
+        "Nagle's algorithm would have every second answer of a connection wait 40 ms"
+        with contextlib.closing(serving.connection()) as connection:
+            seconds = []
+            for _ in range(8):
+                headers = {"authorization": f"Bearer {serving.token}"}
+                started = time.monotonic()
+                connection.request("GET", "/v1/models", headers=headers)
+                connection.getresponse().read()
+                seconds.append(time.monotonic() - started)
+        assert min(seconds[1::2]) < 0.03
+        assert min(seconds[2::2]) < 0.03
 
     def test_what_is_private_is_for_us_alone(self, serving):
         for name in ("token", "server.json"):
@@ -270,6 +285,58 @@ class TestSecrets:
                 _, headers, _ = serving.ask("GET", path, token=False)
                 cookies.append(headers["set-cookie"].partition(";")[0])
         assert cookies[0] != cookies[1]
+
+
+class TestAgain:
+    "Fails if who has lost the link has to stop the server to get another one"
+
+    def again(self, serving, *arguments):
+        "What another start says"
+        done = subprocess.run(
+            [sys.executable, "-m", "llm", "kvbranch", "serve", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment(serving.home.parent),
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    def test_the_same_is_not_served_twice(self, tmp_path, monkeypatch):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with Serving(tmp_path, "--port", str(port)) as serving:
+            for arguments in ((), ("--port", str(port))):
+                said = self.again(serving, *arguments)
+                assert "is served already" in said
+                assert f"{serving.url}/-/kvbranch/login?token=" in said
+                assert serving.token in said
+                path = said.split(serving.url)[1].split()[0]
+                assert serving.ask("GET", path, token=False)[0] == 302
+                assert serving.ask("GET", path, token=False)[0] == 403
+            old = serving.login.removeprefix(serving.url)
+            assert serving.ask("GET", old, token=False)[0] == 403
+            monkeypatch.setenv("LLM_USER_PATH", str(serving.home))
+            self.only_the_same(serving)
+            assert serving.stop()[0] == 0
+            assert app.already_there(app.Wanted(), serving.token) is None
+
+    def only_the_same(self, serving):
+        "Started in another way it is another server"
+        same = app.Wanted(database=str(serving.home / "logs.db"))
+        assert app.already_there(same, serving.token).url == serving.url
+        for other in (
+            {"port": 0},
+            {"port": 1},
+            {"host": "localhost"},
+            {"allow_hosts": ("box.example",)},
+            {"slots": 2},
+            {"n_ctx": 512},
+            {"log": False},
+            {"database": str(serving.home / "other.db")},
+        ):
+            assert app.already_there(replace(same, **other), serving.token) is None
+        assert app.already_there(same, "another-token") is None
 
 
 class TestLogging:

@@ -23,7 +23,7 @@ from llm_kvbranch.history import History, message_text
 from .homes import SHORT, Homes
 from .servers import Server, assistant, one_thread, user
 from .serving import environment
-from .test_api import ENDLESS, SKY
+from .test_api import AHEAD, ENDLESS, SKY
 from .test_cli import document
 
 pytestmark = pytest.mark.model
@@ -232,7 +232,7 @@ class TestOpenAIModel:
         before = run.facts()
         second, usage = ask("-c", *options, "And the last word?")
         facts = run.facts()
-        assert facts["restored_tokens"] == before["state_end"]
+        assert 0 <= facts["restored_tokens"] - before["state_end"] <= AHEAD
         assert f'"cached_tokens": {facts["restored_tokens"]}' in usage
         (row,) = run.rows("select * from turns order by id desc limit 1")
         assert run.messages(row["thread_id"]) == [

@@ -9,7 +9,7 @@ import click
 import llm
 from click_default_group import DefaultGroup
 
-from . import ask, keep, look, models, serve, share
+from . import ask, keep, look, marks, models, serve, share
 
 
 class _Group(DefaultGroup):  # type: ignore[misc]
@@ -37,6 +37,7 @@ kvbranch: click.Group = click.group("kvbranch", cls=_Group, default="branch")(_k
 for command in (
     *(ask.branch, ask.focus, ask.continue_, ask.retry),
     *(look.show, look.tree, look.diff, look.status),
+    *(marks.star, marks.note),
     *(share.export, share.import_),
     *(models.models, models.use, models.settings, models.download, models.doctor_),
     serve.serve,

@@ -77,6 +77,9 @@ def _print_node(line: dict[str, Any]) -> None:
         how += f"“{_words(line['excerpt'], 24)}” "
     elif line["verb"] == "branch":
         how = "branch "
+    how += "★ " if line["starred"] else ""
+    if line["note"]:
+        tail += f"  “{_words(line['note'], 40)}”"
     room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
     click.echo(
         click.style(line["lead"], dim=True)

@@ -76,7 +76,8 @@ def serve(
     Keep a model in memory, for programs and for a page to explore the log
 
     Any OpenAI client can use it, with what is printed. The page is datasette on the
-    log; the link to it logs in once. Ctrl-C ends it.
+    log; the link to it logs in once. Ctrl-C ends it. Where just this is served
+    already, that is said, with another link to log in.
 
         llm kvbranch serve --open
     """
@@ -103,7 +104,8 @@ def serve(
 def _show(ready: Ready, slots: int, open_: bool) -> None:
     "What a person needs to use the server"
     answers = "one answer" if slots == 1 else f"{slots} answers"
-    click.echo(f"{click.style(ready.model, fg='yellow')} serves {answers} at once")
+    does = f"serves {answers} at once" if ready.is_new else "is served already"
+    click.echo(f"{click.style(ready.model, fg='yellow')} {does}")
     click.echo(f"  Page  {ready.login}  (works once)")
     click.echo(
         f"  API   export OPENAI_BASE_URL={ready.url}/v1 "
@@ -114,6 +116,7 @@ def _show(ready: Ready, slots: int, open_: bool) -> None:
         import webbrowser
 
         # Some browsers run in this terminal until they are left
-        threading.Thread(
-            target=webbrowser.open, args=(ready.login,), daemon=True
-        ).start()
+        opening = threading.Thread(
+            target=webbrowser.open, args=(ready.login,), daemon=ready.is_new
+        )
+        opening.start()

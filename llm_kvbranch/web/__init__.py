@@ -3,7 +3,9 @@
 This module holds the hooks and nothing else. Every ``datasette`` command loads it,
 so everything is imported inside them: neither llm nor llama.cpp, not even datasette.
 Hooks that one version of datasette does not know are ignored by it: 0.65 asks
-``permission_allowed``, 1.0 ``register_actions`` and ``permission_resources_sql``.
+``permission_allowed``, ``get_metadata`` and ``canned_queries``, 1.0
+``register_actions``, ``permission_resources_sql``, ``row_actions`` and
+``view_actions``.
 """
 
 from __future__ import annotations
@@ -70,3 +72,79 @@ def handle_exception(datasette: Any, request: Any, exception: Exception) -> Any:
     from .failures import answer
 
     return answer(datasette, request, exception)
+
+
+@hookimpl
+def startup(datasette: Any) -> Any:
+    from .links import find_logs
+
+    async def inner() -> None:
+        await find_logs(datasette)
+
+    return inner
+
+
+@hookimpl
+def menu_links(datasette: Any, actor: dict[str, Any] | None) -> Any:
+    from .links import menu
+
+    return menu(datasette, actor)
+
+
+@hookimpl
+def database_actions(
+    datasette: Any, actor: dict[str, Any] | None, database: str
+) -> Any:
+    from .links import actions
+
+    return actions(datasette, actor, database)
+
+
+@hookimpl
+def table_actions(
+    datasette: Any, actor: dict[str, Any] | None, database: str, table: str
+) -> Any:
+    from .links import actions
+
+    return actions(datasette, actor, database, table)
+
+
+@hookimpl
+def view_actions(
+    datasette: Any, actor: dict[str, Any] | None, database: str, view: str
+) -> Any:
+    from .links import actions
+
+    return actions(datasette, actor, database, view)
+
+
+@hookimpl
+def row_actions(
+    datasette: Any, actor: dict[str, Any] | None, database: str, table: str, row: Any
+) -> Any:
+    from .links import row_actions
+
+    return row_actions(datasette, actor, database, table, row)
+
+
+@hookimpl
+def render_cell(
+    datasette: Any, database: str, table: str | None, column: str, value: Any, row: Any
+) -> Any:
+    from .links import cell
+
+    return cell(datasette, database, table, column, value, row)
+
+
+@hookimpl
+def get_metadata(datasette: Any) -> Any:
+    from .links import metadata
+
+    return metadata(datasette)
+
+
+@hookimpl
+def canned_queries(datasette: Any, database: str) -> Any:
+    from .links import queries
+
+    return queries(datasette, database)

@@ -59,6 +59,8 @@ class Answer:
         self.response = self._prompt()
         self._task = asyncio.get_running_loop().create_task(self._run())
         server.keep(self._task)
+        server.answers.add(self)
+        self._task.add_done_callback(lambda _: server.answers.discard(self))
 
     def _prompt(self) -> Any:
         asked, model = self.asked, self.server.model

@@ -16,22 +16,32 @@ import asyncio
 import contextlib
 import inspect
 import ipaddress
+import json
 import os
 import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import llm
 import uvicorn
 
-from ..errors import SettingError
-from ..history import migrations, open_log
+from ..errors import KVBranchError, SettingError
+from ..history import open_log
 from ..settings import data_directory
-from .access import API_ACTOR, Door, check_token, close_door, host_names, kept_token
+from ..tables import migrations
+from .access import (
+    API_ACTOR,
+    LOGIN,
+    Door,
+    check_token,
+    close_door,
+    host_names,
+    kept_token,
+)
 from .guard import LOOPBACK, MAX_BODY
 
 PORT = 8177
@@ -63,24 +73,27 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Ready:
-    "Where the server is to be had; ``login`` works once"
+    "Where the server is to be had; ``login`` works once. It may have run before"
 
     url: str
     login: str
     token: str
     model: str
+    is_new: bool = True
 
 
 def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; ``ready`` is called when it can be used.
 
-    Raises KVBranchError.
+    Where just this is served already, that is all there is to do. Raises KVBranchError.
     """
     from ..remote import announce, withdraw
     from .server import attach, open_server
 
     hosts = _hosts(wanted)
     token = _token(wanted)
+    if running := already_there(wanted, token):
+        return ready(running)
     with listen(wanted.host, wanted.port) as listening, _signals(_interrupt):
         port = listening.getsockname()[1]
         datasette, database = build(_log_path(wanted.database))
@@ -101,7 +114,7 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
 
         def started() -> None:
             try:
-                announce(local, token, server.key)
+                announce(local, token, server.key, _asked(wanted))
             except OSError as error:
                 raise SettingError(
                     f"Cannot write {data_directory()}: {error.strerror}"
@@ -120,6 +133,33 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
         finally:
             withdraw()
             server.close()
+
+
+def already_there(wanted: Wanted, token: str) -> Ready | None:
+    "A server that runs and was started in the same way, with a new link to log in"
+    from ..remote import find
+    from .server import chosen_model
+
+    if wanted.port == 0:  # another one is wanted
+        return None
+    found, _, key = chosen_model(wanted.model)
+    remote = find(key, token, _asked(wanted))
+    if remote is None or wanted.port not in (None, remote.port):
+        return None
+    try:
+        path = remote.ask(LOGIN, {})["path"]
+    except KVBranchError:  # it is about to end
+        return None
+    public = f"http://{_public_name(wanted)}:{remote.port}"
+    return Ready(public, public + path, token, found.name, is_new=False)
+
+
+def _asked(wanted: Wanted) -> dict[str, Any]:
+    "What is wanted, as another process can compare it"
+    asked = asdict(replace(wanted, database=str(_path_of(wanted.database)), token=None))
+    del asked["port"]
+    whole: dict[str, Any] = json.loads(json.dumps(asked))
+    return whole
 
 
 async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
@@ -164,7 +204,8 @@ def build(path: Path) -> tuple[Any, str]:
 def listen(host: str, port: int | None) -> socket.socket:
     "A socket that listens; raises SettingError in words"
     family, _, _, _, address = _resolve(host, PORT if port is None else port)
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once, without waiting for more, only where the protocol is named
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -242,12 +283,17 @@ def _public_name(wanted: Wanted) -> str:
 
 def _log_path(database: str | None) -> Path:
     "The log, made or brought up to date; raises sqlite3.Error"
-    path = Path(database) if database else Path(llm.user_dir()) / "logs.db"
+    path = _path_of(database)
     db = open_log(str(path), create=True)
     try:
         migrations.apply(db)
     finally:
         db.close()
+    return path
+
+
+def _path_of(database: str | None) -> Path:
+    path = Path(database) if database else Path(llm.user_dir()) / "logs.db"
     return path.absolute()
 
 

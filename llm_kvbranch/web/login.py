@@ -35,7 +35,7 @@ async def login(datasette: Any, request: Any) -> Any:
             "This link was used before, or another one was made after it. "
             "llm kvbranch serve prints one whenever it starts",
         )
-    response = Response.redirect(datasette.urls.path(_page()))
+    response = Response.redirect(datasette.urls.path(PAGE))
     response.headers["Cache-Control"] = "no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.set_cookie(
@@ -49,14 +49,6 @@ async def login(datasette: Any, request: Any) -> Any:
 
 
 ROUTE = (re.escape(LOGIN) + "$", login)
-
-
-def _page() -> str:
-    "The page to begin with"
-    from .routes import ROUTES
-
-    has_page = any(re.match(pattern, PAGE) for pattern, _ in ROUTES)
-    return PAGE if has_page else "/"
 
 
 def _refuse(request: Any, status: int, message: str) -> Any:

@@ -7,10 +7,20 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from . import schemas
+from .openapi_page import page_paths
+from .openapi_parts import (
+    BOOLEAN,
+    ERROR,
+    NUMBER,
+    TEXT,
+    array_of,
+    get,
+    maybe,
+    object_of,
+    refused,
+)
 
 _CHAT = "A chat completion: JSON, or server-sent events where stream is true"
-_TEXT = {"type": "string"}
-_NUMBER = {"type": "integer"}
 
 
 def document() -> dict[str, Any]:
@@ -23,7 +33,11 @@ def document() -> dict[str, Any]:
         "/focus": ("Ask about a part of an answer", schemas.FocusRequest),
         "/retry": ("The same prompt again", schemas.RetryRequest),
     }
-    models: list[Any] = [model for _, model in posts.values()]
+    changes = {
+        "/-/kvbranch/mark": ("Star a response, or note", schemas.MarkRequest, _mark()),
+        "/-/kvbranch/prune": ("Drop a response", schemas.PruneRequest, _prune()),
+    }
+    models: list[Any] = [each[1] for each in (*posts.values(), *changes.values())]
     _, defined = models_json_schema(
         [(model, "validation") for model in models],
         ref_template="#/components/schemas/{model}",
@@ -31,10 +45,13 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {
         path: {"post": _post(about, model)} for path, (about, model) in posts.items()
     }
-    paths["/v1/models"] = {"get": _get("The model that is served", _list())}
-    paths["/branch/tree"] = {"get": _get("Trees of responses", _trees(), _TREE)}
-    paths["/-/kvbranch/slots"] = {"get": _get("What each slot holds", _slots())}
-    paths["/metrics"] = {"get": _get("Prometheus metrics", _TEXT, kind="text/plain")}
+    for path, (about, model, result) in changes.items():
+        paths[path] = {"post": _change(about, model, result)}
+    paths["/v1/models"] = {"get": get("The model that is served", _list())}
+    paths["/branch/tree"] = {"get": get("Trees of responses", _trees(), _TREE)}
+    paths["/-/kvbranch/slots"] = {"get": get("What each slot holds", _slots())}
+    paths |= {path: {"get": described} for path, described in page_paths().items()}
+    paths["/metrics"] = {"get": get("Prometheus metrics", TEXT, kind="text/plain")}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -45,28 +62,12 @@ def document() -> dict[str, Any]:
         "security": [{"bearer": []}],
         "paths": paths,
         "components": {
-            "schemas": {**defined["$defs"], "Error": _ERROR},
+            "schemas": {**defined["$defs"], "Error": ERROR},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": _TEXT,
-                "type": _TEXT,
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
 _EVENT = {  # as what reads such streams takes a schema: of each event
     "type": "object",
     "required": ["data"],
@@ -78,7 +79,7 @@ _EVENT = {  # as what reads such streams takes a schema: of each event
     },
 }
 _TREE = [
-    {"name": "id", "in": "query", "schema": _TEXT, "description": "A response"},
+    {"name": "id", "in": "query", "schema": TEXT, "description": "A response"},
     {
         "name": "n",
         "in": "query",
@@ -86,23 +87,6 @@ _TREE = [
         "description": "How many trees without an id",
     },
 ]
-
-
-def _refused(*statuses: int) -> dict[str, Any]:
-    about = {
-        400: "The request makes no sense",
-        401: "Another token",
-        403: "No token, or a page of another site asked",
-        404: "No such response",
-        405: "Another method",
-        413: "The body is too large",
-        415: "The body is no JSON",
-        429: "Too many are waiting: see Retry-After",
-        503: "The server is shutting down, or serves no model",
-    }
-    schema = {"$ref": "#/components/schemas/Error"}
-    content = {"application/json": {"schema": schema}}
-    return {str(s): {"description": about[s], "content": content} for s in statuses}
 
 
 def _post(about: str, model: Any) -> dict[str, Any]:
@@ -121,70 +105,73 @@ def _post(about: str, model: Any) -> dict[str, Any]:
                     "text/event-stream": {"schema": _EVENT},
                 },
             },
-            **_refused(400, 401, 403, 404, 405, 413, 415, 429, 503),
+            **refused(400, 401, 403, 404, 405, 413, 415, 429, 503),
         },
     }
 
 
-def _get(
-    about: str,
-    schema: dict[str, Any],
-    parameters: list[Any] | None = None,
-    kind: str = "application/json",
-) -> dict[str, Any]:
-    content = {kind: {"schema": schema}}
+def _change(about: str, model: Any, result: dict[str, Any]) -> dict[str, Any]:
+    asked = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {
         "summary": about,
-        "parameters": parameters or [],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": asked}},
+        },
         "responses": {
-            "200": {"description": about, "content": content},
-            **_refused(400, 401, 403, 404, 405, 503),
+            "200": {
+                "description": about,
+                "content": {"application/json": {"schema": result}},
+            },
+            **refused(400, 401, 403, 404, 405, 409, 413, 415, 503),
         },
     }
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": list(properties),
-        "properties": properties,
-    }
+def _mark() -> dict[str, Any]:
+    return object_of(id=TEXT, starred=BOOLEAN, note=maybe(TEXT))
 
 
-def _array(of: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": of}
+def _prune() -> dict[str, Any]:
+    return object_of(
+        responses=NUMBER,
+        states=NUMBER,
+        nbytes=NUMBER,
+        nbytes_text=TEXT,
+        kept=array_of(TEXT),
+    )
 
 
 def _completion() -> dict[str, Any]:
-    message = _object(role={"const": "assistant"}, content=_TEXT)
-    choice = _object(
-        index=_NUMBER,
+    message = object_of(role={"const": "assistant"}, content=TEXT)
+    choice = object_of(
+        index=NUMBER,
         message=message,
         finish_reason={"enum": ["stop", "length", "tool_calls"]},
-        response_id=_TEXT,
+        response_id=TEXT,
     )
-    return _object(
-        id=_TEXT,
+    return object_of(
+        id=TEXT,
         object={"const": "chat.completion"},
-        created=_NUMBER,
-        model=_TEXT,
-        choices=_array(choice),
-        usage=_object(
-            prompt_tokens=_NUMBER, completion_tokens=_NUMBER, total_tokens=_NUMBER
+        created=NUMBER,
+        model=TEXT,
+        choices=array_of(choice),
+        usage=object_of(
+            prompt_tokens=NUMBER, completion_tokens=NUMBER, total_tokens=NUMBER
         ),
     )
 
 
 def _list() -> dict[str, Any]:
-    model = _object(id=_TEXT, object={"const": "model"}, owned_by=_TEXT)
-    return _object(object={"const": "list"}, data=_array(model))
+    model = object_of(id=TEXT, object={"const": "model"}, owned_by=TEXT)
+    return object_of(object={"const": "list"}, data=array_of(model))
 
 
 def _trees() -> dict[str, Any]:
-    node = _object(id=_TEXT, thread_id=_TEXT, model=_TEXT, prompt=_TEXT)
-    return _object(trees=_array(_object(root=_TEXT, nodes=_array(node))))
+    node = object_of(id=TEXT, thread_id=TEXT, model=TEXT, prompt=TEXT)
+    return object_of(trees=array_of(object_of(root=TEXT, nodes=array_of(node))))
 
 
 def _slots() -> dict[str, Any]:
-    slot = _object(id=_NUMBER, state=_TEXT, n_tokens=_NUMBER, n_shared=_NUMBER)
-    return _object(slots=_array(slot), n_cells=_NUMBER, n_used=_NUMBER)
+    slot = object_of(id=NUMBER, state=TEXT, n_tokens=NUMBER, n_shared=NUMBER)
+    return object_of(slots=array_of(slot), n_cells=NUMBER, n_used=NUMBER)

@@ -14,8 +14,9 @@ from .. import branching
 from ..branching import Branch, Place
 from ..errors import HistoryError
 from ..history import History
-from . import peers, schemas
+from . import changes, explore, files, pages, peers, schemas
 from .answers import Asked
+from .log import Log, reading
 from .openai import RequestError, json_schema_of, messages_of, tools_of
 from .views import Call, json_response, view
 
@@ -146,14 +147,14 @@ async def metrics(call: Call) -> Any:
     )
 
 
-@view("GET", READ)
-async def tree(call: Call) -> Any:
+@reading
+async def tree(log: Log, request: Any) -> Any:
     "The tree that a response is in, or the newest trees"
     from ..tree import Forest
     from .status import describe_node
 
-    wanted = call.request.args.get("id")
-    n = call.request.args.get("n") or "10"
+    wanted = request.args.get("id")
+    n = request.args.get("n") or "10"
     if not (n.isdecimal() and 1 <= int(n) <= 100):
         raise RequestError(400, "n: is a number from 1 to 100", "n")
 
@@ -165,11 +166,11 @@ async def tree(call: Call) -> Any:
             roots = forest.recent(int(n))
         return {"trees": [describe_node(root) for root in roots]}
 
-    return json_response(await _history(call, read))
+    return json_response(await log.read(read))
 
 
-@view("GET", READ)
-async def openapi(call: Call) -> Any:
+@reading
+async def openapi(log: Log, request: Any) -> Any:
     "This API as an OpenAPI document"
     from .openapi import document
 
@@ -265,6 +266,17 @@ ROUTES: list[tuple[str, Any]] = [
     (r"^/retry$", retry),
     (r"^/branch/tree$", tree),
     (r"^/-/kvbranch/slots$", slots),
+    (r"^/-/kvbranch/tree\.json$", explore.tree),
+    (r"^/-/kvbranch/path\.json$", explore.path),
+    (r"^/-/kvbranch/search\.json$", explore.search),
+    (r"^/-/kvbranch/compare\.json$", explore.compare),
+    (r"^/-/kvbranch/export$", explore.export),
+    (r"^/-/kvbranch/mark$", changes.mark),
+    (r"^/-/kvbranch/prune$", changes.prune),
+    (r"^/-/kvbranch$", pages.browse),
+    (r"^/-/kvbranch/$", pages.browse),
     (r"^/metrics$", metrics),
     (r"^/openapi\.json$", openapi),
+    (r"^/-/kvbranch/static/(?P<digest>[0-9a-f]+)/(?P<path>.+)$", files.static),
+    (r"^/-/kvbranch/(?P<id>[^/]+)$", pages.tree_page),  # last: it fits all of ours
 ]

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
+from ..marks import LONGEST
+
 Text = Annotated[str, Field(max_length=4_000_000)]
 
 
@@ -205,3 +207,25 @@ class RetryRequest(Generating):
 
     message_id: str
     system: Optional[Text] = None
+
+
+class MarkRequest(BaseModel):
+    """POST /-/kvbranch/mark: a star, a note.
+
+    What is left out stays as it is; a note that is null or empty is taken off.
+    """
+
+    id: str
+    starred: Optional[bool] = None
+    note: Annotated[Optional[str], Field(max_length=LONGEST)] = None
+
+
+class PruneRequest(BaseModel):
+    """POST /-/kvbranch/prune: drop a response and all that goes on from it.
+
+    ``state`` can be made again; ``log`` is for good.
+    """
+
+    id: str
+    what: Literal["state", "log"]
+    dry_run: bool = False

@@ -86,6 +86,7 @@ class Server:
         self.log = log
         self.started = time.time()
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.answers: set[Any] = set()  # on their way, until they are logged
         self.uncommitted: dict[str, Ticket] = {}  # of other processes, until they log
         self._stopping: asyncio.Event | None = None
 
@@ -110,6 +111,13 @@ class Server:
         task.add_done_callback(self.tasks.discard)
 
 
+def chosen_model(model: str | None) -> tuple[catalog.Model, Any, dict[str, Any]]:
+    "A model, its settings, and what tells it from others; raises KVBranchError"
+    found = catalog.model(model)
+    chosen = choose(KVLlamaOptions(), found.settings)
+    return found, chosen, session_key(found.path, chosen)
+
+
 def open_server(
     model: str | None,
     slots: int,
@@ -126,8 +134,7 @@ def open_server(
     """
     from ..model import warn
 
-    found = catalog.model(model)
-    chosen = choose(KVLlamaOptions(), found.settings)
+    found, chosen, key = chosen_model(model)
     load = load_of(found.path, chosen)
     settings = replace(context_of(chosen), n_seq=slots)
     session = open_session(
@@ -144,7 +151,6 @@ def open_server(
     model_id = f"{catalog.MODEL_ID}/{model}" if model else catalog.MODEL_ID
     served = ServedModel(found, model_id, Scheduler(session, queue))
     served.scheduler.call(session.warm_up)
-    key = session_key(found.path, chosen)
     return Server(served, key, database_name, token, log)
 
 

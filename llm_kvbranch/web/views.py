@@ -154,8 +154,7 @@ def view(method: str, action: str, schema: Any = None) -> Callable[[View], Any]:
         async def _call(datasette: Any, request: Any, send: Any, receive: Any) -> Call:
             from .access import allowed
 
-            if request.method != method and (method, request.method) != _HEAD:
-                raise RequestError(405, f"Use {method} here", code="method_not_allowed")
+            check_method(request, method)
             if not await allowed(datasette, request.actor, action):
                 raise RequestError(*_unknown(request))
             server = server_of(datasette)
@@ -172,6 +171,12 @@ def view(method: str, action: str, schema: Any = None) -> Callable[[View], Any]:
         return handle
 
     return wrap
+
+
+def check_method(request: Any, method: str) -> None:
+    "Raises RequestError for another method than the one that is wanted"
+    if request.method != method and (method, request.method) != _HEAD:
+        raise RequestError(405, f"Use {method} here", code="method_not_allowed")
 
 
 def shutting_down() -> OverloadedError:

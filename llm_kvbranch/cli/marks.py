@@ -1,0 +1,57 @@
+"""The commands that mark what a person wants to find again: star, note."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import database_option
+
+
+def _history(database: str | None) -> Any:
+    from ..history import History, open_log
+
+    return History(open_log(database))
+
+
+@click.command()
+@click.argument("response_id")
+@database_option
+@click.option("--remove", is_flag=True, help="Take the star off")
+def star(response_id: str, database: str | None, remove: bool) -> None:
+    """
+    Star a response, to find it again
+
+    The tree shows the star, and so do the pages of llm kvbranch serve.
+    """
+    from ..marks import mark
+
+    history = _history(database)
+    mark(history, history.resolve(response_id), starred=not remove)
+
+
+@click.command()
+@click.argument("response_id")
+@click.argument("text", required=False)
+@database_option
+@click.option("--remove", is_flag=True, help="Remove the note")
+def note(
+    response_id: str, text: str | None, database: str | None, remove: bool
+) -> None:
+    """
+    Write a note on a response; without a TEXT, show the one there is
+
+        llm kvbranch note last 'The best of these so far'
+    """
+    from ..marks import mark, read_mark
+
+    if remove and text is not None:
+        raise click.UsageError("Give a TEXT or --remove, not both")
+    history = _history(database)
+    id = history.resolve(response_id)
+    if text is None and not remove:
+        if found := read_mark(history, id).note:
+            click.echo(found)
+        return
+    mark(history, id, note=text or "")

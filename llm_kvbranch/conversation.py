@@ -1,0 +1,253 @@
+"""The way from the first response of a tree to one of its responses, in full.
+
+The idea: each turn says what was new in it, since its parent's answer: that is
+what a person reads. What stands above a branch inside an answer ends where the
+branch left, and every turn names the branches that leave it.
+
+This module knows the log's tables, neither state nor who reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from .ancestry import IN, listed
+from .branching import question
+from .history import History
+from .tree import Node
+
+# What is told of a generation, in this order
+FACTS = (
+    "prompt_tokens",
+    "restored_tokens",
+    "resident_tokens",
+    "prefilled_tokens",
+    "generated_tokens",
+    "ttft_ms",
+    "decode_tps",
+    "finish_reason",
+    "miss_reason",
+)
+_LEADING = f"""
+with recursive up(hash) as (
+  select tip_message_hash from turns where id {IN}
+  union select m.parent_hash from messages m join up on m.hash = up.hash)
+select hash, parent_hash, role from messages where hash in (select hash from up)
+"""
+
+
+@dataclass
+class Turn:
+    """One response, and what it was asked.
+
+    ``prompt`` is all that was sent since the parent's answer, ``system`` the system
+    prompt where it is another one than before. ``cut`` is how many characters of
+    the answer the next turn of a path goes on from, None for all; ``leaves`` is the
+    same of the parent's answer. A turn is ``apart`` that does not go on from its
+    parent at all: a fresh one, or the first one asked again.
+    """
+
+    node: Node
+    system: str | None
+    prompt: str
+    text: str
+    cut: int | None = None
+    leaves: int | None = None
+    apart: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    attachments: list[str] = field(default_factory=list)
+
+    @property
+    def question(self) -> str:
+        return question(self.prompt)
+
+    @property
+    def quoted(self) -> str | None:
+        "The part of an answer that the prompt quotes"
+        return self.node.excerpt if self.question != self.prompt else None
+
+
+def path(history: History, node: Node) -> list[Turn]:
+    "The turns that lead to a response in its tree, the first one first"
+    nodes = [node]
+    while (parent := nodes[-1].parent) is not None:
+        nodes.append(parent)
+    turns = turns_of(history, nodes[::-1])
+    for turn, after in pairwise(turns):
+        turn.cut = after.leaves
+    before: str | None = None
+    for turn in turns:  # the same system prompt is told once
+        system, turn.system = turn.system, None
+        if system != before:
+            before = turn.system = system
+    return turns
+
+
+def turns_of(history: History, nodes: list[Node]) -> list[Turn]:
+    "What the log says of some responses, in whole; of a path, or of a whole tree"
+    ids = listed(node.id for node in nodes)
+    rows = history.db.query(f"select * from turns where id {IN}", [ids])
+    by_id = {row["id"]: row for row in rows}
+    reader = _Messages(history, ids)
+    turns = {node.id: reader.turn(node, by_id[node.id]) for node in nodes}
+    for turn in turns.values():
+        parent = turn.node.parent
+        if parent is not None and parent.id in turns:
+            _place(turn, turns[parent.id], reader.answer(by_id[turn.node.id]))
+    return list(turns.values())
+
+
+def _place(turn: Turn, parent: Turn, answer: str | None) -> None:
+    "Say where a turn leaves its parent, by the last answer in its prompt"
+    if answer is None or not parent.text.startswith(answer or parent.text[:1]):
+        turn.apart = True
+    elif answer != parent.text:
+        turn.leaves = len(answer)
+
+
+class _Messages:
+    "The messages that lead to some responses"
+
+    def __init__(self, history: History, ids: str):
+        self.db = history.db
+        self._above: dict[str, str | None] = {}
+        self._roles: dict[str, str] = {}
+        for row in self.db.query(_LEADING, [ids]):
+            self._above[row["hash"]] = row["parent_hash"]
+            self._roles[row["hash"]] = row["role"]
+        self._systems = self._find_systems()
+        self._parts: dict[str, list[dict[str, Any]]] = {}
+
+    def _find_systems(self) -> dict[str | None, str | None]:
+        "The last system message before or at each message"
+        found: dict[str | None, str | None] = {None: None}
+        for each in self._above:
+            way: list[str] = []
+            at: str | None = each
+            while at is not None and at not in found:
+                way.append(at)
+                at = self._above.get(at)
+            for one in reversed(way):
+                is_system = self._roles.get(one) == "system"
+                found[one] = one if is_system else found[self._above.get(one)]
+        return found
+
+    def answer(self, row: dict[str, Any]) -> str | None:
+        "The last answer in a turn's prompt, None if there is none"
+        for at in self._up(row["parent_message_hash"]):
+            if self._roles[at] == "assistant":
+                return _text(self._of(at))
+        return None
+
+    def turn(self, node: Node, row: dict[str, Any]) -> Turn:
+        "What was asked and answered in one turn"
+        start, tip = row["parent_message_hash"], row["tip_message_hash"]
+        answered = list(self._up(tip, until=start))
+        sent = [h for h in self._up(start, answers=False) if self._roles[h] != "system"]
+        asked = [part for each in reversed(sent) for part in self._of(each)]
+        said = [part for each in reversed(answered) for part in self._of(each)]
+        system = self._systems.get(start)
+        return Turn(
+            node=node,
+            system=_text(self._of(system)) if system else None,
+            prompt=_text(asked),
+            text=_text(said),
+            facts=_facts(row["response_json"]),
+            calls=[
+                {"name": p.get("name"), "arguments": p.get("arguments")}
+                for p in said
+                if p["type"] == "tool_call"
+            ],
+            results=[
+                {"name": p.get("name"), "output": p.get("output")}
+                for p in asked
+                if p["type"] == "tool_result"
+            ],
+            attachments=[p["about"] for p in asked if p["type"] == "attachment"],
+        )
+
+    def _up(
+        self, at: str | None, until: str | None = None, answers: bool = True
+    ) -> Iterator[str]:
+        "Messages from one up to another, or to the last answer, without that"
+        while at in self._above and at != until:
+            if not answers and self._roles[at] == "assistant":
+                return
+            yield at
+            at = self._above[at]
+
+    def _of(self, message: str) -> list[dict[str, Any]]:
+        "The parts of a message; those of all messages are read at once"
+        if not self._parts:
+            self._read_parts()
+        return self._parts.get(message, [])
+
+    def _read_parts(self) -> None:
+        query = f"select * from parts where message_hash {IN} order by position"
+        rows = list(self.db.query(query, [listed(self._above)]))
+        loaded = [_load(row["payload"]) for row in rows]
+        borrowed = {
+            piece["fragment"]
+            for payload in loaded
+            for piece in payload.get("text_ref") or ()
+            if "fragment" in piece
+        }
+        query = f"select id, content from fragments where id {IN}"
+        found = self.db.query(query, [listed(borrowed)]) if borrowed else ()
+        fragments = {row["id"]: row["content"] for row in found}
+        for row, part in zip(rows, loaded, strict=True):
+            part["type"] = row["type"]
+            part["text"] = row["text"]
+            if part["text"] is None:
+                part["text"] = "".join(
+                    piece.get("literal") or fragments.get(piece.get("fragment")) or ""
+                    for piece in part.get("text_ref") or ()
+                )
+            part["about"] = "attachment"
+            self._parts.setdefault(row["message_hash"], []).append(part)
+        self._say_attachments()
+
+    def _say_attachments(self) -> None:
+        "What kind of file each attachment is"
+        parts = [p for of in self._parts.values() for p in of]
+        wanted = {
+            part["attachment"]["id"]: part
+            for part in parts
+            if isinstance(part.get("attachment"), dict) and "id" in part["attachment"]
+        }
+        if wanted:
+            query = f"select id, type, path, url from attachments where id {IN}"
+            for row in self.db.query(query, [listed(wanted)]):
+                for part in parts:
+                    if (part.get("attachment") or {}).get("id") == row["id"]:
+                        named = row["url"] or row["path"] or ""
+                        kind = row["type"] or "attachment"
+                        part["about"] = f"{kind} {named}".strip()
+
+
+def _text(parts: list[dict[str, Any]]) -> str:
+    return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def _load(payload: str | None) -> dict[str, Any]:
+    "A part's payload; what is no JSON object says nothing"
+    try:
+        loaded = json.loads(payload or "{}")
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _facts(response_json: str | None) -> dict[str, Any]:
+    "What kvllama logged of a generation; of other models nothing"
+    facts = _load(response_json).get("kvbranch")
+    if not isinstance(facts, dict):
+        return {}
+    plain = {name: facts.get(name) for name in FACTS}
+    return {k: v for k, v in plain.items() if isinstance(v, str | int | float)}

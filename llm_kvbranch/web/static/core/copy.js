@@ -1,0 +1,36 @@
+// Texts into the clipboard, with a word that says so.
+
+import { h } from "./dom.js"
+import { icon } from "./icons.js"
+
+/** Copy a text; pages that are not served securely have the old way only.
+ * @param {string} text @returns {Promise<boolean>} whether it worked */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text)
+    return true
+  } catch {
+    const field = h("textarea.off-screen", { "aria-hidden": "true" })
+    field.value = text
+    document.body.append(field)
+    field.select()
+    const worked = document.execCommand("copy")
+    field.remove()
+    return worked
+  }
+}
+
+/** A button that copies what a function gives. @param {() => string} text */
+export function copyButton(text, label = "Copy") {
+  const button = h(
+    "button.quiet.copy",
+    { type: "button", "aria-label": label, title: label },
+    icon("copy"),
+  )
+  button.addEventListener("click", async () => {
+    const worked = await copy(text())
+    button.replaceChildren(icon(worked ? "check" : "alert"))
+    setTimeout(() => button.replaceChildren(icon("copy")), 1200)
+  })
+  return button
+}

@@ -1,0 +1,28 @@
+// What the browser keeps for us. It may refuse to: then nothing is kept.
+
+function keeper(storage) {
+  return {
+    /** @param {string} name @param {any} [otherwise] */
+    get(name, otherwise = null) {
+      try {
+        return JSON.parse(storage().getItem(`kvbranch:${name}`)) ?? otherwise
+      } catch {
+        return otherwise
+      }
+    },
+    /** null forgets it */
+    set(name, value) {
+      try {
+        if (value === null) storage().removeItem(`kvbranch:${name}`)
+        else storage().setItem(`kvbranch:${name}`, JSON.stringify(value))
+      } catch {
+        // full, or not allowed
+      }
+    },
+  }
+}
+
+/** Kept for good. */
+export const kept = keeper(() => localStorage)
+/** Kept while this tab is open. */
+export const keptInTab = keeper(() => sessionStorage)

@@ -1,0 +1,11 @@
+// What was typed and not sent yet, kept for every place while the tab is open.
+
+import { keptInTab } from "../core/kept.js"
+
+/** @param {string} place such as "continue:ID" */
+export const draft = (place) => keptInTab.get(`draft:${place}`, "")
+
+/** @param {string} place @param {string} text */
+export function keepDraft(place, text) {
+  keptInTab.set(`draft:${place}`, text.trim() ? text : null)
+}

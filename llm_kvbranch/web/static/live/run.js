@@ -1,0 +1,107 @@
+// One answer that is coming, from the moment that it is asked for.
+
+let counter = 0
+
+/** @typedef {"waiting"|"answering"|"done"|"stopped"|"failed"} Status */
+
+export class Run {
+  /** @param {{verb: string, mode?: ?string, parent: ?string, from: string, question: string,
+   *   excerpt?: ?string, quoted?: ?string, start?: ?number, end?: ?number}} about `parent` is
+   *   the one in the tree, `from` the response that it was asked of */
+  constructor(about) {
+    this.key = `run-${++counter}`
+    this.id = this.key // until the server says which it is
+    Object.assign(
+      this,
+      { mode: null, excerpt: null, quoted: null, start: null, end: null },
+      about,
+    )
+    /** @type {Status} */
+    this.status = "waiting"
+    this.text = ""
+    this.tokens = 0
+    this.asked = performance.now()
+    this.first = null // when its first piece came
+    this.facts = null
+    /** @type {?import("../core/api.js").ApiError} */
+    this.error = null
+    this.isLogged = false
+    this.group = null
+  }
+
+  get isRunning() {
+    return this.status === "waiting" || this.status === "answering"
+  }
+
+  /** Tokens per second so far. */
+  get rate() {
+    const seconds = (performance.now() - this.first) / 1000
+    return this.first !== null && this.tokens > 1 && seconds > 0
+      ? (this.tokens - 1) / seconds
+      : null
+  }
+
+  /** Take in a piece of the answer. */
+  add(piece) {
+    this.first ??= performance.now()
+    this.status = "answering"
+    this.text += piece
+    this.tokens += 1
+  }
+
+  /** As a node of the tree. */
+  asNode() {
+    return {
+      id: this.id,
+      parent: this.parent,
+      thread: null,
+      model: null,
+      prompt: this.question.slice(0, 200),
+      get start() {
+        return this.run.text.slice(0, 160)
+      },
+      get tokens() {
+        return { input: null, output: this.run.tokens || null }
+      },
+      verb: this.verb,
+      mode: this.mode,
+      excerpt: this.excerpt,
+      state: "none",
+      why: null,
+      nbytes: null,
+      slot: null,
+      starred: false,
+      note: null,
+      created: new Date().toISOString(),
+      ms: null,
+      run: this,
+    }
+  }
+
+  /** As a turn of a path. */
+  asTurn() {
+    return {
+      id: this.id,
+      system: null,
+      prompt: this.question,
+      question: this.question,
+      quoted: this.quoted,
+      text: this.text,
+      cut: null,
+      cutBefore:
+        this.cutBefore ??
+        (this.verb === "branch" && this.mode !== "fresh" ? this.end : null),
+      apart: this.mode === "fresh",
+      model: null,
+      created: null,
+      facts: this.facts ?? {},
+      calls: [],
+      starred: false,
+      note: null,
+      state: "none",
+      nbytes: null,
+      children: [],
+      run: this,
+    }
+  }
+}
