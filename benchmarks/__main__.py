@@ -29,6 +29,7 @@ from .harness.turns import Progress
 from .peers import tools as peers
 
 HERE = Path(__file__).resolve().parent
+BUSY = 0.5  # processes that want a processor, on average of a minute
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +67,12 @@ def listing(chosen: list[Measurement]) -> str:
     return "\n".join([*lines, f"{'':11} {total:4.0f} min  on two cores"])
 
 
-def measure(one: Measurement, tools: Tools, arguments: argparse.Namespace) -> Result:
+def measure(
+    one: Measurement,
+    tools: Tools,
+    versions: dict[str, str],
+    arguments: argparse.Namespace,
+) -> Result:
     "Run a measurement and write what it found"
     result = Result(
         one.name,
@@ -74,7 +80,7 @@ def measure(one: Measurement, tools: Tools, arguments: argparse.Namespace) -> Re
         quick=arguments.quick,
         date=report.today(),
         machine=machine.facts(),
-        versions={**machine.versions(), **peers.versions(tools)},
+        versions=versions,
     )
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="kvbranch-") as work:
@@ -107,10 +113,13 @@ def run(arguments: argparse.Namespace, chosen: list[Measurement]) -> list[str]:
     tools = peers.find(arguments.build, arguments.llama_server)
     for what, why in tools.missing.items():
         print(f"without {what}: {why}", file=sys.stderr)
+    versions = {**machine.versions(), **peers.versions(tools)}
+    if (load := os.getloadavg()[0]) > BUSY:
+        print(f"others are busy here (load {load:.1f}): so are all figures")
     short: list[str] = []
     for one in chosen:
         try:
-            result = measure(one, tools, arguments)
+            result = measure(one, tools, versions, arguments)
         except Exception as error:
             traceback.print_exc()
             short.append(f"FAILED  {one.name}: {error}")

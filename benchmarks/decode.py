@@ -22,7 +22,7 @@ from typing import Any
 from llm_kvbranch.engine import Settings
 
 from .answers import Judge
-from .decode_report import BENCH, COUNTS, LLAMA, OURS, bars, plot, table
+from .decode_report import BENCH, COUNTS, LLAMA, OURS, SPINNING, bars, plot, table
 from .documents import ENDLESS, SYSTEM, document
 from .harness.measurement import Measurement, Run
 from .harness.turns import rotated
@@ -30,11 +30,14 @@ from .peers.client import system, user
 from .peers.worker import Worker, python
 
 N_DOCUMENT = 450
+SPINS = "300000"  # libgomp's own
 N_TOKENS = 128
 TOGETHER = "siblings"  # a session with room for all of them
 N_SIBLING = 48  # tokens of each sibling
 DOES = {
     OURS: "a session, as a command has it: greedy, its text taken away as it comes",
+    SPINNING: "the same, llama.cpp's threads waiting for each other as long as libgomp "
+    "has them by default (GOMP_SPINCOUNT): quicker alone, and not beside others",
     LLAMA: "`create_chat_completion(stream=True, temperature=0)`, flash attention on",
     BENCH: "`llama-bench -p 0 -n N -d DEPTH -fa 1`: decoding only, no sampling",
 }
@@ -79,7 +82,7 @@ def measure(run: Run) -> None:
 
 
 def available(run: Run) -> list[str]:
-    names, missing = [OURS, LLAMA, BENCH], run.tools.missing
+    names, missing = [OURS, SPINNING, LLAMA, BENCH], run.tools.missing
     for name, lacks in ((LLAMA, "peers"), (BENCH, "llama.cpp")):
         if lacks in missing:
             names.remove(name)
@@ -89,14 +92,15 @@ def available(run: Run) -> list[str]:
 
 def start(run: Run, name: str) -> contextlib.closing[Worker]:
     tools, log = run.tools, run.work / f"{name}.log"
-    if name in (OURS, TOGETHER):
-        n_seq = Settings().n_seq if name == OURS else max(COUNTS)
+    more = {"GOMP_SPINCOUNT": SPINS} if name == SPINNING else {}
+    if name in (OURS, SPINNING, TOGETHER):
+        n_seq = max(COUNTS) if name == TOGETHER else Settings().n_seq
         command = python("decode_ours", tools.model, tools.n_threads, n_seq)
     else:
         program = Path(__file__).parent / "peers" / "decode_llama.py"
         command = [str(tools.peers), str(program), str(tools.model)]
         command += [str(tools.n_threads), "2048"]
-    return contextlib.closing(Worker(command, log))
+    return contextlib.closing(Worker(command, log, **more))
 
 
 def note(run: Run, found: dict[str, Any], name: str) -> None:

@@ -40,9 +40,9 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 class Worker:
     "A running worker"
 
-    def __init__(self, command: Sequence[str], log: Path):
+    def __init__(self, command: Sequence[str], log: Path, **more: str):
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        ours = {**plain(), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        ours = {**plain(), "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
         self._log = log
         with open(log, "wb") as stderr:
             self._process = subprocess.Popen(
