@@ -44,5 +44,3 @@ def test_a_template_that_wants_more_is_no_reason_not_to_start(tmp_path, monkeypa
         assert scheduler.call(session.warm_up).result(10) is None
     finally:
         scheduler.stop()
-
-
