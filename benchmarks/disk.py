@@ -46,8 +46,8 @@ N_ANSWER = 24
 N_ROWS = 2000
 SIZE = Size(n_ctx=8192, slots=4)
 PLENTY = 1 << 50
-# Tokens of the documents by whose files some are judged: as long as the tree's contexts,
-# as LlamaDiskCache keeps the logits of up to 512 tokens, too
+# Tokens of the documents by whose files some are judged: about as long as the tree's
+# contexts, since LlamaDiskCache keeps the logits of up to 512 tokens, too
 TWO, TWO_QUICK = (700, 1300), (200, 400)
 
 
