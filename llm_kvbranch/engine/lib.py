@@ -34,8 +34,8 @@ _SOURCE = re.compile(r"^(?:llama|gguf|ggml)_\w+: ")  # the function that says it
 _ECHOES = ("failed to load model", "failed to read header")  # of what was said before
 # How often libgomp's threads look whether the others are there before they sleep. By
 # default a millisecond, which they then lack where something else runs on this machine:
-# measured on two cores, 170 tokens a second became 4 beside a second program of the
-# kind, and 66 with this; alone it costs a twentieth
+# measured on two cores, 170 tokens a second became 4 beside runaway programs of the
+# kind, and 66 with this; alone it costs from 4 to 17 percent, by the run
 _SPINS = "300"
 _errors: collections.deque[str] = collections.deque(maxlen=8)
 _callbacks: list[Any] = []  # C holds a pointer to them
