@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_kvbranch.digests import Check
 from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
 from llm_kvbranch.state import State, fingerprint_of, prefix_digest
 from llm_kvbranch.store import Store
@@ -208,8 +209,9 @@ class Rows:
     def read(self) -> None:
         "Map the file, verify it, and restore the rows"
         n = len(self.tokens)
-        with self.store.open(self.entry) as payload:
-            self.engine.restore(1, payload, 0, n, n)
+        check = Check()
+        with self.store.open_parts(self.entry, (), check) as (payload, _):
+            self.engine.restore(1, payload, 0, n, n, check=check.settle)
 
     def clear(self) -> None:
         "Make room for what is read, and have it in the page cache"

@@ -144,7 +144,7 @@ def _needs(kind: str) -> str:
 
 
 def _threads() -> int:
-    from .engine.parameters import default_threads
+    from .engine.threads import default_threads
 
     return default_threads()
 

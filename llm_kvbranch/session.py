@@ -25,6 +25,7 @@ from . import batching
 from .batching import Pace, interruptible
 from .chat import Chat
 from .database import is_damage
+from .digests import Check
 from .engine import (
     KV_TYPES,
     Engine,
@@ -272,10 +273,12 @@ class Session:
         _, upto = covered(tokens[:end], vocab.piece, text)
         return before, upto
 
-    def _open_state(self, entry: Entry, marks: Sequence[int]) -> Any:
+    def _open_state(
+        self, entry: Entry, marks: Sequence[int], check: Check | None = None
+    ) -> Any:
         if self.store is None:
             raise StateError("the state store cannot be read")
-        return self.store.open_parts(entry, marks)
+        return self.store.open_parts(entry, marks, check)
 
     def _lost(self, entry: Entry, reason: str) -> None:
         if self.store is not None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from .cells import Cells, Slot
+from .digests import Check
 from .engine import Engine, Feed
 from .errors import ContextError, StateError
 from .index import Chain, Entry, Segment
@@ -31,7 +32,7 @@ BEING_WRITTEN = "state was just being written by another process"
 _WORTH_WAITING = 32  # tokens that someone else is reading just now
 
 OpenState = Callable[
-    [Entry, Sequence[int]],
+    [Entry, Sequence[int], Check | None],
     AbstractContextManager[tuple[memoryview, dict[int, memoryview]]],
 ]
 
@@ -71,9 +72,9 @@ class Filling:
 class Slots(Cells):
     """All slots of an engine. The caller sees to it that calls do not overlap.
 
-    ``open_state`` gives an entry's verified payload, and its snapshots at some
-    positions, or raises StateError; ``lost`` is told of entries that could not be
-    restored, and why.
+    ``open_state`` gives an entry's payload, which is verified when a check, if given,
+    is settled, and its snapshots at some positions, or raises StateError; ``lost`` is
+    told of entries that could not be restored, and why.
     """
 
     def __init__(
@@ -188,13 +189,15 @@ class Slots(Cells):
         state = segment.entry.state
         own = [step for step in todo if step.segment is segment]
         marks = [step.mark for step in own]
-        with self._open_state(segment.entry, marks) as (payload, snapshots):
-            if state.origin is not None and not self._is_finite(
-                state, payload, snapshots
-            ):
-                raise StateError("state payload holds values that are no numbers")
+        check = Check()
+        with self._open_state(segment.entry, marks, check) as (payload, snapshots):
+            if state.origin is not None:
+                check.settle()
+                if not self._is_finite(state, payload, snapshots):
+                    raise StateError("state payload holds values that are no numbers")
             self.engine.restore(
-                slot.seq, payload, state.start, state.end, segment.end, begin
+                *(slot.seq, payload, state.start, state.end, segment.end, begin),
+                check=check.settle,
             )
             slot.add(tokens[begin : segment.end])
             for step in own:

@@ -35,6 +35,7 @@ from typing import Any
 
 import xxhash
 
+from .digests import Check, damaged, verify
 from .errors import StateError
 
 FORMAT = "llm-kvbranch/3"
@@ -297,12 +298,13 @@ def open_state(path: Path) -> Iterator[tuple[State, memoryview]]:
 
 @contextlib.contextmanager
 def open_parts(
-    path: Path, wanted: Sequence[int] | None = None
+    path: Path, wanted: Sequence[int] | None = None, check: Check | None = None
 ) -> Iterator[tuple[State, memoryview, dict[int, memoryview]]]:
     """Map a state file and give (State, payload, snapshots by position).
 
     Of the snapshots those at the ``wanted`` positions, or all; nothing else is
-    read, and what is given has been verified. The views are into a private
+    read, and what is given has been verified: of the payload ``check``, if given, says
+    when, and is settled before its rows are used. The views are into a private
     mapping: they live as long as the context, and are writable only because ctypes
     asks for that. Raises StateError with the reason when the file is missing, cut,
     changed, foreign in format or from a newer version.
@@ -321,10 +323,14 @@ def open_parts(
         for mark, digest, (begin, end) in zip(marks, digests, ranges, strict=True):
             if mark is None or wanted is None or mark in wanted:
                 parts[mark or 0] = part = view[begin:end]
-                if xxhash.xxh3_128_hexdigest(part) != digest:
-                    raise StateError("state file is damaged (digest does not match)")
+                if mark is None and check is not None:
+                    check.start(part, digest)
+                else:
+                    verify(part, digest)
         yield state, parts[0], {mark: part for mark, part in parts.items() if mark}
     finally:
+        if check is not None:
+            check.leave()
         # A buffer still exported (an exception's traceback can hold one) only
         # delays the unmapping; it must not hide what went wrong.
         with contextlib.suppress(BufferError):
@@ -391,7 +397,7 @@ def _parse(view: memoryview, size: int) -> tuple[State, list[tuple[int, int]]]:
         state.digest.encode(), _NO_DIGEST.encode(), 1
     )
     if _digest(unsigned, view[header_size:begin]) != state.digest:
-        raise StateError("state file is damaged (digest does not match)")
+        raise damaged()
     return state, ranges
 
 

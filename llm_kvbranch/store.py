@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .database import now
+from .digests import Check
 from .errors import StateError, StoreError
 from .files import Change, Files, lock_name
 from .index import Chain, Entry
@@ -52,11 +53,17 @@ class Store(Files):
 
     @contextlib.contextmanager
     def open_parts(
-        self, entry: Entry, marks: Sequence[int] | None = None
+        self,
+        entry: Entry,
+        marks: Sequence[int] | None = None,
+        check: Check | None = None,
     ) -> Iterator[tuple[memoryview, dict[int, memoryview]]]:
-        """The same, and the snapshots at some positions, or all, by position."""
+        """The same, and the snapshots at some positions, or all, by position.
+
+        With a ``check`` the payload is verified only once that is settled.
+        """
         try:
-            opened = open_parts(self.path(entry.state), marks)
+            opened = open_parts(self.path(entry.state), marks, check)
             state, payload, snapshots = opened.__enter__()
         except StateError as error:
             # Another process may have removed it since the entry was found

@@ -216,13 +216,21 @@ class FakeEngine:
         return 0 if self.cuts_anywhere else len(self.snapshot(seq))
 
     def restore(
-        self, seq: int, payload, start: int, end: int, upto: int, begin=None
+        self,
+        seq: int,
+        payload,
+        start: int,
+        end: int,
+        upto: int,
+        begin=None,
+        check=lambda: None,
     ) -> None:
         data = bytes(payload)
         if len(data) != 8 + ROW * (end - start):
             raise StateError("state payload has the wrong size")
         if struct.unpack_from("<ii", data) != (start, end):
             raise StateError("state payload holds other positions")
+        check()
         rows = self.rows.setdefault(seq, [])
         begin = len(rows) if begin is None else begin
         assert start <= begin == len(rows) < upto <= end, "restored out of order"

@@ -592,10 +592,10 @@ class Home:
         slots = self.session.slots
         opened = slots._open_state
 
-        def watched(entry: Entry, marks: Sequence[int]) -> Any:
+        def watched(entry: Entry, marks: Sequence[int], *more: Any) -> Any:
             which = int(entry.state.response_id[1:])
             self.read |= {(which, mark) for mark in (None, *marks)}
-            return opened(entry, marks)
+            return opened(entry, marks, *more)
 
         slots._open_state = watched
 

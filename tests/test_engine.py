@@ -99,10 +99,12 @@ class Sequence:
             self.tokens += chunk
         return self
 
-    def restore(self, payload: Any, start: int, end: int, upto: int) -> None:
+    def restore(
+        self, payload: Any, start: int, end: int, upto: int, **more: Any
+    ) -> None:
         "Only what the engine does: the caller extends ``tokens``"
         view = memoryview(bytearray(payload))
-        self.engine.restore(self.seq, view, start, end, upto)
+        self.engine.restore(self.seq, view, start, end, upto, **more)
 
     def generate(self, n: int, sampling: Sampling = GREEDY) -> list[int]:
         sampler, drawn = self.engine.sampler(sampling, self.tokens), []
@@ -417,9 +419,9 @@ def refuses(target: Sequence, recorded: Recorded) -> Iterator[Callable[..., str]
     engine, good = target.engine, recorded.segments[61, 110]
     before = target.rows(), bytes(engine.capture(1, 0, 3))
 
-    def attempt(payload: Any, start: int = 61, end: int = 110) -> str:
+    def attempt(payload: Any, start: int = 61, end: int = 110, **more: Any) -> str:
         with pytest.raises(StateError) as caught:
-            target.restore(payload, start, end, end)
+            target.restore(payload, start, end, end, **more)
         return str(caught.value)
 
     yield attempt
@@ -447,6 +449,14 @@ class TestRefusal:
         start, end = GOOD
         reason = refuses(recorded.segments[GOOD], start + move, end + move)
         assert "positions" in reason
+
+    def test_what_is_found_to_be_damaged_when_it_was_taken(
+        self, refuses: Callable[..., str], recorded: Recorded
+    ) -> None:
+        def check() -> None:
+            raise StateError("it is damaged")
+
+        assert refuses(recorded.segments[GOOD], check=check) == "it is damaged"
 
     @pytest.mark.parametrize("end", [62, 109, 111, 1000])
     def test_another_number_of_tokens(
@@ -967,28 +977,56 @@ class TestBindings:
 
 
 class TestThreads:
-    "Fails if llama.cpp's threads spin for long, or not as long as a user wants"
+    """Fails if llama.cpp's threads spin for long beside others, or not if there are
+    none, or not as long as a user wants
+    """
 
-    @pytest.mark.parametrize(
-        ("chosen", "spins"),
-        [
-            ({}, "300"),
-            ({"GOMP_SPINCOUNT": "7"}, "7"),
-            ({"OMP_WAIT_POLICY": "active"}, ""),
-        ],
-    )
-    def test_how_long_they_spin(self, chosen, spins):
+    BUSY = "0.74 0.90 1.02 {}/79 20242"
+
+    def spins(self, load=None, **chosen):
+        "What a new process has in its environment once llama.cpp is loaded"
         code = (
-            "import os; from llm_kvbranch.engine.lib import llama; llama();"
+            "import os, sys, pathlib; from llm_kvbranch.engine import threads\n"
+            "if sys.argv[1]: threads.LOAD = pathlib.Path(sys.argv[1])\n"
+            "from llm_kvbranch.engine.lib import llama; llama()\n"
             "print(os.environ.get('GOMP_SPINCOUNT', ''))"
         )
         names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
         env = {k: v for k, v in os.environ.items() if k not in names}
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, str(load or "")],
             env={**env, **chosen},
             capture_output=True,
             text=True,
             check=True,
         )
-        assert done.stdout.strip() == spins
+        return done.stdout.strip()
+
+    @pytest.mark.parametrize(
+        ("running", "chosen", "spins"),
+        [
+            (1, {}, ""),
+            (1 + os.cpu_count(), {}, "300"),
+            (1 + os.cpu_count(), {"GOMP_SPINCOUNT": "7"}, "7"),
+            (1 + os.cpu_count(), {"OMP_WAIT_POLICY": "active"}, ""),
+            ("no number", {}, ""),
+        ],
+    )
+    def test_how_long_they_spin(self, tmp_path, running, chosen, spins):
+        load = tmp_path / "loadavg"
+        load.write_text(self.BUSY.format(running))
+        assert self.spins(load, **chosen) == spins
+
+    def test_where_the_load_is_not_told(self, tmp_path):
+        assert self.spins(tmp_path / "nothing") == ""
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="others are found on Linux")
+    def test_beside_real_programs(self):
+        busy = [sys.executable, "-c", "while True: pass"]
+        others = [subprocess.Popen(busy) for _ in range(os.cpu_count())]
+        try:
+            assert self.spins() == "300"
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from llm_kvbranch import cells, resume
+from llm_kvbranch import cells, digests, resume
 from llm_kvbranch.chat import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.session import Request
@@ -169,7 +169,12 @@ class TestMisses:
 
     @pytest.mark.parametrize("damage", DAMAGE)
     @pytest.mark.parametrize("which", [0, 1, 2])
-    def test_answered_reported_and_healed(self, tmp_path, damage, which):
+    @pytest.mark.parametrize("beside", [False, True])
+    def test_answered_reported_and_healed(
+        self, tmp_path, damage, which, beside, monkeypatch
+    ):
+        if beside:  # rows are checked by a thread, while they are copied
+            monkeypatch.setattr(digests, "_WORTH_A_THREAD", 0)
         turns, messages = [], []
         for i in range(3):
             turn = Answer(

@@ -36,7 +36,7 @@ from .model import N_SPECIAL
 
 BATCHES = (2048, Settings().n_batch)  # the engine's own last: it goes on with that
 N_MORE = 32  # tokens that are generated to see what follows
-STEPS = ("verify", "set", "decode")  # of restoring
+STEPS = ("open", "set and verify", "decode")  # of restoring
 GREEDY = Sampling(temperature=0)
 PLENTY = 1 << 50  # a budget under which nothing is evicted
 
@@ -182,16 +182,16 @@ def restore(
     task: Task, store: Store, engine: Engine, tokens: array[int]
 ) -> dict[str, Any]:
     "From a store to the next token: seconds of each step, and what follows"
-    verified = 0.0
+    opening = 0.0
 
     @contextlib.contextmanager
     def open_state(*arguments: Any) -> Iterator[Any]:
-        nonlocal verified
+        nonlocal opening
         with contextlib.ExitStack() as stack:
             took, opened = timed(
                 lambda: stack.enter_context(store.open_parts(*arguments))
             )
-            verified += took
+            opening += took
             yield opened
 
     slots = Slots(engine, open_state, lambda *_: None)
@@ -207,8 +207,8 @@ def restore(
         raise StateError(f"{filling.restored} tokens restored: {reasons}")
     restored = filling.restore_ms / 1000
     return {
-        "verify": found - started + verified,
-        "set": restored - verified,
+        "open": found - started + opening,
+        "set and verify": restored - opening,
         "decode": ended - found - restored,
         "all": ended - started,
         "after": goes_on(engine, tokens, token),

@@ -315,13 +315,15 @@ class Engine:
         end: int,
         upto: int,
         begin: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Append captured rows [start, end) to a sequence, those below ``upto``.
 
         The sequence has ``begin`` tokens (its length if not given), ``start`` or more,
         and the same. Where rows are not all there is, resume has to follow before
-        it is decoded. Raises StateError when the payload does not fit, the sequence
-        as it was.
+        it is decoded. ``check`` is called once llama.cpp has taken the payload, and may
+        refuse it. Raises StateError when the payload does not fit, the sequence as it
+        was.
         """
         begin = self.length(seq) if begin is None else begin
         lib = self._llama
@@ -331,6 +333,7 @@ class Engine:
             last = lib.llama_memory_seq_pos_max(self._memory, self._scratch)
             if read != len(payload) or (self.cuts_anywhere and last != end - 1):
                 raise StateError(f"llama.cpp refuses the state ({take_errors()})")
+            check()
             lib.llama_memory_seq_cp(self._memory, self._scratch, seq, begin, upto)
         finally:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)

@@ -28,15 +28,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ModelLoadError
+from .threads import choose_spins
 
 _ERROR, _CONTINUATION = 4, 5  # enum ggml_log_level
 _SOURCE = re.compile(r"^(?:llama|gguf|ggml)_\w+: ")  # the function that says it
 _ECHOES = ("failed to load model", "failed to read header")  # of what was said before
-# How often libgomp's threads look whether the others are there before they sleep. By
-# default a millisecond, which they then lack where something else runs on this machine:
-# measured on two cores, 170 tokens a second became 4 beside runaway programs of the
-# kind, and 66 with this; alone it costs from 4 to 17 percent, by the run
-_SPINS = "300"
 _errors: collections.deque[str] = collections.deque(maxlen=8)
 _callbacks: list[Any] = []  # C holds a pointer to them
 
@@ -46,8 +42,7 @@ def llama() -> Any:
     "The ctypes bindings, their log silenced and the backends started"
     # Without this a crash inside ggml starts gdb, where it is installed
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    choose_spins()
     try:
         bindings = _import_bindings()
     except (ImportError, OSError, RuntimeError) as error:

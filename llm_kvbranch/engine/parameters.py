@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .lib import llama
+from .threads import default_threads
 
 KV_TYPES = {  # enum ggml_type
     "f32": 0,
@@ -81,11 +81,3 @@ def context_parameters(settings: Settings, n_ctx: int) -> Any:
             field = name if name.startswith("yarn") else f"rope_{name}"
             setattr(parameters, field, value)
     return parameters
-
-
-def default_threads() -> int:
-    "The processors this process may use"
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on macOS or Windows
-        return os.cpu_count() or 1
