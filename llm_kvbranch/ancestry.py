@@ -102,7 +102,7 @@ class Ancestry:
                 return None
             seen.add(origin)
             at = origin
-        parent = origin or self._by_content(at)
+        parent = origin or self.answered(at)
         if parent is None and at != response_id:
             return at  # a sibling of the first has nothing else to stand below
         return parent
@@ -112,8 +112,9 @@ class Ancestry:
         origin, _ = self._origins.get(response_id, (None, None))
         return origin if origin in self._tips and origin != response_id else None
 
-    def _by_content(self, response_id: str) -> str | None:
+    def answered(self, response_id: str) -> str | None:
         "The response whose answer a prompt goes on from: rather of the same thread"
+        self.learn([response_id])
         thread = self._threads.get(response_id)
         same = self._by_tip.get(self._answered.get(response_id, ""), [])
         older = [each for each in same if each < response_id]

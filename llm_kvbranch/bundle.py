@@ -32,6 +32,7 @@ from typing import Any
 
 from ulid import ULID
 
+from .ancestry import Ancestry
 from .edits import Imported, adopt, unknown
 from .engine.blob import cut
 from .errors import BundleError, StateError, StoreError
@@ -191,6 +192,7 @@ def _conversation(history: History, response_id: str) -> dict[str, Any]:
     response = history.response(response_id)
     messages = [*response.sent, *response.answered]
     turns: list[dict[str, Any]] = []
+    ancestry = Ancestry(history.db)
     at: str | None = response_id
     while at is not None:
         turn, logged = history.turn(at), history.response(at)
@@ -205,7 +207,7 @@ def _conversation(history: History, response_id: str) -> dict[str, Any]:
                     "n_answered": len(logged.answered),
                 }
             )
-        at = history.parent(turn)
+        at = ancestry.answered(at)
     rows = [message.to_dict() for message in messages]
     if any(part.get("type") != "text" for row in rows for part in row["parts"]):
         raise BundleError("Conversations with attachments or tools cannot be exported")

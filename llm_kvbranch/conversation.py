@@ -75,10 +75,7 @@ class Turn:
 
 def path(history: History, node: Node) -> list[Turn]:
     "The turns that lead to a response in its tree, the first one first"
-    nodes = [node]
-    while (parent := nodes[-1].parent) is not None:
-        nodes.append(parent)
-    turns = turns_of(history, nodes[::-1])
+    turns = turns_of(history, node.way())
     for turn, after in pairwise(turns):
         turn.cut = after.leaves
     before: str | None = None
@@ -215,20 +212,23 @@ class _Messages:
 
     def _say_attachments(self) -> None:
         "What kind of file each attachment is"
-        parts = [p for of in self._parts.values() for p in of]
-        wanted = {
-            part["attachment"]["id"]: part
-            for part in parts
+        attached = [
+            (part, part["attachment"]["id"])
+            for of in self._parts.values()
+            for part in of
             if isinstance(part.get("attachment"), dict) and "id" in part["attachment"]
+        ]
+        if not attached:
+            return
+        query = f"select id, type, path, url from attachments where id {IN}"
+        about = {
+            row["id"]: " ".join(
+                [row["type"] or "attachment", row["url"] or row["path"] or ""]
+            )
+            for row in self.db.query(query, [listed({id for _, id in attached})])
         }
-        if wanted:
-            query = f"select id, type, path, url from attachments where id {IN}"
-            for row in self.db.query(query, [listed(wanted)]):
-                for part in parts:
-                    if (part.get("attachment") or {}).get("id") == row["id"]:
-                        named = row["url"] or row["path"] or ""
-                        kind = row["type"] or "attachment"
-                        part["about"] = f"{kind} {named}".strip()
+        for part, id in attached:
+            part["about"] = about.get(id, "attachment").strip()
 
 
 def _text(parts: list[dict[str, Any]]) -> str:

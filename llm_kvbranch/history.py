@@ -266,22 +266,3 @@ class History:
         payload = self.store.turn_response_json(response_id)
         facts = payload.get("kvbranch") if isinstance(payload, dict) else None
         return facts if isinstance(facts, dict) else {}
-
-    def parent(self, turn: dict[str, Any]) -> str | None:
-        "Id of the response that a turn goes on from"
-        at = turn["parent_message_hash"]
-        while at is not None:
-            rows = self.db.query("select * from messages where hash = ?", [at])
-            row = next(iter(rows), None)
-            if row is None:
-                return None
-            if row["role"] == "assistant":
-                for found in self.db.query(
-                    "select id from turns where tip_message_hash = ? and id < ?"
-                    " order by thread_id = ? desc, id desc limit 1",
-                    [at, turn["id"], turn["thread_id"]],
-                ):
-                    return str(found["id"])
-                return None
-            at = row["parent_hash"]
-        return None

@@ -166,7 +166,7 @@ class Planner:
     ) -> array[int]:
         """The tokens of messages, what was said to them, and how any next turn begins.
 
-        None where that cannot be told: of an answer that was just given, it can.
+        Empty where that cannot be told: of an answer that was just given, it can.
         """
         import llm
 

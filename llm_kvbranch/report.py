@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from .ancestry import Ancestry
 from .errors import StoreError
 from .history import History, message_text
 from .settings import budget, data_directory
@@ -73,12 +74,13 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
     """
     turn = history.turn(response_id)
     branch = history.branch(response_id)
+    parent = branch.get("from_response") or Ancestry(history.db).answered(response_id)
     facts = {
         **history.facts(response_id),
         **{name: branch.get(name) for name in ("verb", "mode", "excerpt")},
         "response_id": response_id,
         "thread_id": turn["thread_id"],
-        "parent_response_id": branch.get("from_response") or history.parent(turn),
+        "parent_response_id": parent,
         "model": turn["model"],
         "resolved_model": turn["resolved_model"],
     }

@@ -191,7 +191,7 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._stopping or self._has_work()):
+                while not self._is_wanted():
                     if not self._wake.wait(_IDLE if self._ahead else None):
                         break
                 if self._stopping:

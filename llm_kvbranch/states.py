@@ -32,9 +32,12 @@ class Known:
         "disk, evicted or none"
         if self.nbytes:
             return "disk"
-        return (
-            "evicted" if (self.gone or "").startswith("state was evicted") else "none"
-        )
+        return "evicted" if is_evicted(self.gone) else "none"
+
+
+def is_evicted(gone: str | None) -> bool:
+    "Whether a state is gone because others needed its room"
+    return (gone or "").startswith("state was evicted")
 
 
 def known_states(response_ids: Iterable[str]) -> dict[str, Known]:

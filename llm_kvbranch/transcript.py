@@ -15,6 +15,7 @@ from typing import Any
 from .conversation import Turn, path, turns_of
 from .history import History
 from .tree import Node, outline
+from .words import one_line
 
 KINDS = {"markdown": "md", "json": "json"}
 
@@ -123,8 +124,7 @@ def _title(turn: Turn) -> str:
 
 
 def _one_line(text: str, n: int) -> str:
-    line = " ".join(text[: 4 * n].split())
-    return line if len(line) <= n else line[: n - 1] + "…"
+    return one_line(text[: 4 * n], n)  # of a long text not all is looked at
 
 
 def _fenced(text: Any) -> str:

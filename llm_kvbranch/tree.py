@@ -62,6 +62,13 @@ class Node:
             return None
         return self.input_tokens + self.output_tokens
 
+    def way(self) -> list[Node]:
+        "The nodes from the first of the tree to this one"
+        nodes = [self]
+        while (parent := nodes[-1].parent) is not None:
+            nodes.append(parent)
+        return nodes[::-1]
+
     def walk(self) -> Iterator[Node]:
         "This node and all below it, parents first, oldest child first"
         waiting = [self]

@@ -1,4 +1,4 @@
-"""How texts differ, word by word.
+"""Texts as words: how they differ, and how they begin.
 
 The idea: what two texts begin and end with alike is set aside at once; the words
 between are compared by difflib. Of very long texts the rest is one piece, so that
@@ -20,6 +20,12 @@ Change = tuple[str, str]
 def words_of(text: str) -> list[str]:
     "Words with the white space behind them: together they are the text"
     return re.findall(r"\S+\s*|\s+", text)
+
+
+def one_line(text: str, n: int) -> str:
+    "The beginning of a text in one line of n characters"
+    line = " ".join(text.split())
+    return line if len(line) <= n else line[: n - 1] + "…"
 
 
 def changes(left: str, right: str) -> list[Change]:

@@ -75,3 +75,19 @@ def store(root, request):
     budget = getattr(request.module, "BUDGET", None)
     with contextlib.closing(Store(root, budget)) as store:
         yield store
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "A real Chromium"
+    from .browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(window):
+    "A module's ``window``, which is put back as it was"
+    yield window
+    window.reset()

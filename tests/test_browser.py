@@ -11,7 +11,7 @@ import json
 
 import pytest
 
-from .browser import CHROMIUM, DESKTOP, PHONE, Tab, accessible, chromium
+from .browser import CHROMIUM, DESKTOP, PHONE, Tab, accessible
 from .logged import Log
 from .servers import Server
 
@@ -35,12 +35,6 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def login(server):
     return lambda: server.url + server.post("/-/kvbranch/login", {}).json["path"]
 
@@ -50,12 +44,6 @@ def window(browser, server, login):
     tab = Tab(browser, server.url, login)
     yield tab
     tab.close()
-
-
-@pytest.fixture
-def tab(window):
-    yield window
-    window.reset()
 
 
 @pytest.fixture
@@ -90,6 +78,14 @@ def ask(tab, text):
     tab.keys("Enter")
 
 
+def go_on(tab, id, text):
+    "Ask a follow-up of a response by the keyboard; the answer's id once it is whole"
+    opened(tab, id)
+    tab.keys("Enter")
+    ask(tab, text)
+    return tab.answered()
+
+
 def sent(tab, path, act):
     "What the page sends to a path when something is done"
     with tab.page.expect_request(f"**{path}") as request:
@@ -102,10 +98,7 @@ def sent(tab, path, act):
 
 def test_one_goes_on_from_any_response_and_parents_stay_open(tab, talk):
     first, second = talk
-    opened(tab, second)
-    tab.keys("Enter")
-    ask(tab, "And on Mars?")
-    answer = tab.answered()
+    answer = go_on(tab, second, "And on Mars?")
     assert answer not in talk
     assert tab.page.url.endswith(answer)
     turn = tab.turn(answer)
@@ -552,10 +545,7 @@ def test_stars_and_notes(tab, talk):
 
 def test_pruning_says_what_it_would_do_and_does_that(tab, talk):
     first, second = talk
-    opened(tab, second)
-    tab.keys("Enter")
-    ask(tab, "And?")
-    third = tab.answered()
+    third = go_on(tab, second, "And?")
     tab.page.locator(".card.is-selected").focus()
     tab.keys("x")
     says = tab.page.locator(".prune-says")

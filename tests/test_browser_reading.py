@@ -19,7 +19,7 @@ import pytest
 
 from llm_kvbranch.marks import mark
 
-from .browser import CHROMIUM, PHONE, Tab, accessible, chromium
+from .browser import CHROMIUM, PHONE, Tab, accessible
 from .logged import HOSTILE, Log
 from .serving import environment
 from .test_browser_modules import overlaps
@@ -97,22 +97,10 @@ def url(log, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def window(browser, url):
     tab = Tab(browser, url)
     yield tab
     tab.close()
-
-
-@pytest.fixture
-def tab(window):
-    yield window
-    window.reset()
 
 
 def page_of(id):

@@ -89,11 +89,12 @@ LAYERS = {
     "search": {"ancestry", "branching"},
     "listing": {"ancestry", "history", "search", "tree"},
     "conversation": {"ancestry", "branching", "history", "tree"},
-    "transcript": {"conversation", "history", "tree"},
+    "transcript": {"conversation", "history", "tree", "words"},
     "words": set(),
     "states": {"database", "settings"},
     "edits": {"history"},
     "bundle": {
+        "ancestry",
         "edits",
         "engine",  # for the layout of its rows alone
         "errors",
@@ -112,7 +113,7 @@ LAYERS = {
         "errors",
     },
     "doctor": {"catalog", "engine", "options", "report", "settings", "errors"},
-    "report": {"tree", "words", "history", "store", "settings", "errors"},
+    "report": {"ancestry", "tree", "words", "history", "store", "settings", "errors"},
     "web": {
         "branching",
         "catalog",
@@ -152,9 +153,11 @@ LAYERS = {
         "presets",
         "report",
         "settings",
+        "states",
         "tree",
         "upkeep",
         "web",
+        "words",
     },
     "__init__": {"model", "cli"},
 }

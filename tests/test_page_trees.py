@@ -36,10 +36,26 @@ def slow_parent(history, response_id):
     branch = history.branch(response_id)
     origin = branch.get("from_response")
     if not origin or not history.db["turns"].count_where("id = ?", [origin]):
-        return history.parent(history.turn(response_id))
+        return slow_answered(history, history.turn(response_id))
     if branch["verb"] == "retry":  # a sibling, unless there is nothing above
         return slow_parent(history, origin) or origin
     return origin
+
+
+def slow_answered(history, turn):
+    "The response whose answer is the last in a prompt"
+    at = turn["parent_message_hash"]
+    while at is not None:
+        row = next(history.db.query("select * from messages where hash = ?", [at]))
+        if row["role"] == "assistant":
+            found = history.db.query(
+                "select id from turns where tip_message_hash = ? and id < ?"
+                " order by thread_id = ? desc, id desc limit 1",
+                [at, turn["id"], turn["thread_id"]],
+            )
+            return next((each["id"] for each in found), None)
+        at = row["parent_hash"]
+    return None
 
 
 def grow(log, seed, n=40):

@@ -12,6 +12,7 @@ import click
 import llm
 
 from ..settings import format_size
+from ..words import one_line
 from .options import database_option, json_option, say_states
 
 
@@ -63,8 +64,9 @@ def tree(reference: str | None, database: str | None, count: int) -> None:
 
 def _print_node(line: dict[str, Any]) -> None:
     "One line of a tree: where it hangs, how it was reached, what was asked"
-    evicted = (line["state_gone"] or "").startswith("state was evicted")
-    kept = "evicted" if evicted else "no state"
+    from ..states import is_evicted
+
+    kept = "evicted" if is_evicted(line["state_gone"]) else "no state"
     if line["state_bytes"]:
         kept = format_size(line["state_bytes"])
     tokens = "" if line["tokens"] is None else f"{line['tokens']:,} tokens, "
@@ -74,27 +76,21 @@ def _print_node(line: dict[str, Any]) -> None:
     if line["mode"] == "fresh":
         how = "fresh "
     if line["excerpt"]:
-        how += f"“{_words(line['excerpt'], 24)}” "
+        how += f"“{one_line(line['excerpt'], 24)}” "
     elif line["verb"] == "branch":
         how = "branch "
     how += "★ " if line["starred"] else ""
     if line["note"]:
-        tail += f"  “{_words(line['note'], 40)}”"
+        tail += f"  “{one_line(line['note'], 40)}”"
     room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
     click.echo(
         click.style(line["lead"], dim=True)
         + click.style(line["id"], fg="yellow")
         + click.style("* " if line["current"] else "  ", fg="green", bold=True)
         + click.style(how, fg="cyan")
-        + _words(line["prompt"], max(12, room))
+        + one_line(line["prompt"], max(12, room))
         + click.style(tail, dim=True)
     )
-
-
-def _words(text: str, n: int) -> str:
-    "The beginning of a text in one line of n characters"
-    line = " ".join(text.split())
-    return line if len(line) <= n else line[: n - 1] + "…"
 
 
 @click.command()
@@ -119,7 +115,7 @@ def diff(one: str, other: str, database: str | None, json_: bool) -> None:
     plural = "" if facts["shared"] == 1 else "s"
     line = f"{facts['shared']} message{plural} in common"
     if facts["last_shared"]:
-        line += f", the last: {_words(facts['last_shared'][1], 60)}"
+        line += f", the last: {one_line(facts['last_shared'][1], 60)}"
     click.echo(click.style(line, dim=True))
     if not facts["messages"]:
         click.echo("They say the same")
@@ -193,7 +189,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{format_size(model['bytes'])}",
         )
     for thread in facts["threads"]:
-        name = _words(thread["name"] or "", 40)
+        name = one_line(thread["name"] or "", 40)
         yield (
             "Thread",
             f"{thread['thread_id'] or 'no thread'}  {name}  "

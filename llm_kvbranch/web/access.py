@@ -36,11 +36,12 @@ ACTIONS = {
 }
 API_ACTOR = "kvbranch-api"
 KNOWN = frozenset({"root", API_ACTOR})
-LOGIN = "/-/kvbranch/login"
+HOME = "/-/kvbranch"  # of the pages, and of what is ours alone
+LOGIN = f"{HOME}/login"
 PLUGIN = "llm-kvbranch"
 
 # All that may ever be ours, with or without a route; other routes add themselves
-_OURS = ("/v1(/|$)", "/-/kvbranch")
+_OURS = ("/v1(/|$)", HOME)
 _ATTRIBUTE = "_llm_kvbranch_door"
 _TOKEN = re.compile(r"[!-~]+")
 

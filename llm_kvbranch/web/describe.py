@@ -179,7 +179,7 @@ def describe_columns(history: History, references: list[str]) -> dict[str, Any]:
     forest = Forest(history, _READ)
     roots = forest.grown(list(dict.fromkeys(map(forest.ancestry.root, ids))))
     nodes = {node.id: node for root in roots for node in root.walk()}
-    ways = [_way(nodes[id]) for id in ids]
+    ways = [[node.id for node in nodes[id].way()] for id in ids]
     shared = [each[0] for each in zip(*ways, strict=False) if len(set(each)) == 1]
     turns = {
         turn.node.id: turn
@@ -200,12 +200,3 @@ def describe_columns(history: History, references: list[str]) -> dict[str, Any]:
             for id, runs in zip(ids, pieces, strict=True)
         ],
     }
-
-
-def _way(node: Node) -> list[str]:
-    "The ids from the root of a tree to a response"
-    way = [node.id]
-    while node.parent is not None:
-        node = node.parent
-        way.append(node.id)
-    return way[::-1]

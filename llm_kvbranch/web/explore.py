@@ -101,13 +101,10 @@ def _find(root: Node, id: str) -> Node:
 
 
 def _wanted(request: Any) -> str:
-    return _given(request, "id")
-
-
-def _given(request: Any, name: str) -> str:
-    value = request.args.get(name)
+    "The response that is asked for"
+    value = request.args.get("id")
     if not value:
-        raise RequestError(400, f"{name}: is missing", name)
+        raise RequestError(400, "id: is missing", "id")
     return str(value)
 
 

@@ -14,8 +14,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from .access import HOME
+
 STATIC = Path(__file__).parent / "static"
-HOME = "/-/kvbranch/static"
 _KINDS = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -36,7 +37,7 @@ def files() -> dict[str, Path]:
 
 def address(datasette: Any) -> str:
     "Where the files are to be had"
-    return str(datasette.urls.path(f"{HOME}/{digest()}"))
+    return str(datasette.urls.path(f"{HOME}/static/{digest()}"))
 
 
 def modules() -> list[str]:

@@ -17,9 +17,9 @@ from copy import deepcopy
 from typing import Any
 
 from ..tables import READ, VIEWS
+from .access import HOME
 from .log import is_log, known_logs, logs_of, may_see
 
-HOME = "/-/kvbranch"
 _INTERNAL = "_internal"  # datasette 0.65's own
 LABEL = "Conversation trees"
 # Columns that name a response or a message, by what they are called everywhere

@@ -13,10 +13,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .access import LOGIN, door_of
+from .access import HOME, LOGIN, door_of
 from .guard import Refusal
 
-PAGE = "/-/kvbranch"
 _A_MONTH = 30 * 24 * 3600
 
 
@@ -35,7 +34,7 @@ async def login(datasette: Any, request: Any) -> Any:
             "This link was used before, or another one was made after it. "
             "llm kvbranch serve prints one whenever it starts",
         )
-    response = Response.redirect(datasette.urls.path(PAGE))
+    response = Response.redirect(datasette.urls.path(HOME))
     response.headers["Cache-Control"] = "no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.set_cookie(

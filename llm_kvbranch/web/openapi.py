@@ -17,7 +17,7 @@ from .openapi_parts import (
     get,
     maybe,
     object_of,
-    refused,
+    post,
 )
 
 _CHAT = "A chat completion: JSON, or server-sent events where stream is true"
@@ -90,42 +90,15 @@ _TREE = [
 
 
 def _post(about: str, model: Any) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {
-        "summary": about,
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        },
-        "responses": {
-            "200": {
-                "description": _CHAT,
-                "content": {
-                    "application/json": {"schema": _completion()},
-                    "text/event-stream": {"schema": _EVENT},
-                },
-            },
-            **refused(400, 401, 403, 404, 405, 413, 415, 429, 503),
-        },
+    content = {
+        "application/json": {"schema": _completion()},
+        "text/event-stream": {"schema": _EVENT},
     }
+    return post(about, model, _CHAT, content, 429)
 
 
 def _change(about: str, model: Any, result: dict[str, Any]) -> dict[str, Any]:
-    asked = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {
-        "summary": about,
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": asked}},
-        },
-        "responses": {
-            "200": {
-                "description": about,
-                "content": {"application/json": {"schema": result}},
-            },
-            **refused(400, 401, 403, 404, 405, 409, 413, 415, 503),
-        },
-    }
+    return post(about, model, about, {"application/json": {"schema": result}}, 409)
 
 
 def _mark() -> dict[str, Any]:

@@ -61,6 +61,24 @@ def get(
     }
 
 
+def post(
+    about: str, model: Any, told: str, content: dict[str, Any], *statuses: int
+) -> dict[str, Any]:
+    """What takes a schema's JSON, and tells something of some types.
+
+    ``statuses`` are what it may be refused with beside the usual.
+    """
+    asked = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    return {
+        "summary": about,
+        "requestBody": {"required": True, "content": {"application/json": asked}},
+        "responses": {
+            "200": {"description": told, "content": content},
+            **refused(*sorted((400, 401, 403, 404, 405, 413, 415, 503, *statuses))),
+        },
+    }
+
+
 def object_of(**properties: Any) -> dict[str, Any]:
     return {
         "type": "object",

@@ -20,7 +20,7 @@ from ..errors import HistoryError
 from ..history import HASH_PREFIX, History
 from ..listing import Wanted
 from ..tree import at_message
-from .access import GENERATE, allowed
+from .access import GENERATE, HOME, allowed
 from .describe import one_line, slots_of
 from .describe_list import describe_list
 from .files import address, modules
@@ -28,7 +28,6 @@ from .log import Log, find_log, logs_of
 from .openai import RequestError
 from .views import check_method, told
 
-HOME = "/-/kvbranch"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; "

@@ -8,17 +8,6 @@ export const number = (n) => NUMBER.format(n)
 /** "3 tokens" @param {number} n @param {string} one */
 export const counted = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`
 
-/** "1.2 MB" @param {number} n */
-export function bytes(n) {
-  const units = ["B", "kB", "MB", "GB", "TB"]
-  let unit = 0
-  while (n >= 999.5 && unit < units.length - 1) {
-    n /= 1000
-    unit += 1
-  }
-  return `${unit && n < 99.5 ? n.toFixed(1) : Math.round(n)} ${units[unit]}`
-}
-
 /** "87 ms", "1.4 s", "2 min" @param {number} ms */
 export function duration(ms) {
   if (ms < 1) return "<1 ms"
