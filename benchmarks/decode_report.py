@@ -10,7 +10,7 @@ from .harness.result import Result
 from .harness.table import DASH, markdown, plain, ratio, seconds
 
 OURS, LLAMA, BENCH = "kvllama", "Llama", "llama-bench"
-SPINNING = "kvllama, spinning"
+POLITE = "kvllama, few spins"
 COUNTS = (1, 2, 4, 8, 16)
 OF_BENCH = 0.97
 SIBLINGS, GAIN = 8, 1.5

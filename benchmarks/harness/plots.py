@@ -20,7 +20,7 @@ COLORS = {
     "kvllama": OURS,
     "kvllama, first turn": "#2a9d6f",
     "kvllama, no store": "#9a6ee0",
-    "kvllama, spinning": "#2492a8",
+    "kvllama, few spins": "#2492a8",
     "floor": FLOOR,
     "floor, import llm": "#757d86",
     "llm-gguf": "#d2691e",

@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def plain() -> dict[str, str]:
-    "The environment without settings of llm and Python, but for where modules are"
+    "The environment without settings of what is measured, but for where modules are"
+    settings = ("LLM_", "PYTHON", "GOMP_", "OMP_")
     return {
         name: value
         for name, value in os.environ.items()
-        if name == "PYTHONPATH" or not name.startswith(("LLM_", "PYTHON"))
+        if name == "PYTHONPATH" or not name.startswith(settings)
     }
 
 
