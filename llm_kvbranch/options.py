@@ -131,8 +131,7 @@ class KVLlamaOptions(llm.Options):
     )
     flash_attn: Optional[bool] = Field(
         default=None,
-        description="Flash attention on or off (default: off on the CPU, where it is "
-        "slower for all but long prompts; with a GPU llama.cpp decides)",
+        description="Flash attention on or off (default: llama.cpp decides)",
     )
 
     server: Optional[bool] = Field(

@@ -148,15 +148,12 @@ def parsed(payload: bytes) -> tuple[Any, list[tuple[bytes, Any]]]:
     cells = np.frombuffer(payload, "<i4", 3 * count, 16).reshape(count, 3)
     at = 16 + 12 * count
     transposed, n_layer = struct.unpack_from("<II", payload, at)
+    assert not transposed
     at, tensors = at + 8, []
-    for i in range(2 * n_layer):
+    for _ in range(2 * n_layer):
         kind = payload[at : at + 12]
-        turned = transposed and i >= n_layer  # element by element, of all cells
-        size, width = struct.unpack_from("<II", kind, 4) if turned else (0, 0)
-        row = size * width if turned else struct.unpack_from("<Q", kind, 4)[0]
+        (row,) = struct.unpack_from("<Q", kind, 4)
         rows = np.frombuffer(payload, np.uint8, row * count, at + 12)
-        if turned:
-            rows = rows.reshape(width, count, size).swapaxes(0, 1)
         tensors.append((kind, rows.reshape(count, row)))
         at += 12 + row * count
     assert at == len(payload)
@@ -192,19 +189,6 @@ def record(weights: Weights, tokens: array[int], **chosen: Any) -> Recorded:
 @pytest.fixture(scope="module")
 def recorded(weights: Weights, tokens: array[int]) -> Recorded:
     return record(weights, tokens)
-
-
-@pytest.fixture(scope="module")
-def flash(weights: Weights, tokens: array[int]) -> Recorded:
-    """The same with flash attention, which sums over cells one after the other.
-
-    Without it sums round by the places of the cells, so only what is restored to the
-    same places goes on to the same bytes.
-    """
-    return record(weights, tokens, **FLASH)
-
-
-FLASH = {"flash_attn": "on"}
 
 
 def restored(engine: Engine, recorded: Recorded, *ranges: tuple[int, int]) -> Sequence:
@@ -303,21 +287,16 @@ class TestRestore:
         assert goes_on_as(at_once, recorded)
 
     def test_another_sequence_can_take_it(
-        self, weights: Weights, recorded: Recorded, flash: Recorded
+        self, weights: Weights, recorded: Recorded
     ) -> None:
-        def moved(one: Recorded, **chosen: Any) -> Sequence:
-            engine = engine_of(weights, n_seq=3, **chosen)
-            Sequence(engine, 0).feed([100, 200, 300])
-            third = Sequence(engine, 2)
-            third.restore(one.segments[0, N], 0, N, N)
-            third.tokens += one.tokens
-            assert third.rows() == one.whole
-            assert engine.length(0) == 3
-            assert engine.length(1) == 0
-            return third
-
-        assert goes_on_as(moved(flash, **FLASH), flash)
-        assert moved(recorded).feed(SUFFIX).generate(N_MORE) == recorded.next
+        engine = engine_of(weights, n_seq=3)
+        Sequence(engine, 0).feed([100, 200, 300])
+        third = Sequence(engine, 2)
+        third.restore(recorded.segments[0, N], 0, N, N)
+        third.tokens += recorded.tokens
+        assert goes_on_as(third, recorded)
+        assert engine.length(0) == 3
+        assert engine.length(1) == 0
 
     @pytest.mark.parametrize("cut", [61, 62, 85, 109])
     def test_a_segment_can_be_cut(
@@ -520,7 +499,7 @@ class TestRefusal:
         self, refuses: Callable[..., str], weights: Weights, recorded: Recorded
     ) -> None:
         "Well formed, so that only llama.cpp can tell; its reason is passed on"
-        other = engine_of(weights, **FLASH)
+        other = engine_of(weights, flash_attn="off")
         other.decode([Feed(0, 0, recorded.tokens[:110])])
         reason = refuses(other.capture(0, *GOOD))
         assert reason.startswith("llama.cpp refuses the state (")
@@ -549,7 +528,7 @@ class TestRefusal:
             pytest.param(16, 0xFFFFFFFF, id="negative position"),
             pytest.param(20, 0, id="no sequence"),
             pytest.param(20, 2, id="two sequences"),
-            pytest.param(16 + 12 * 49, 0, id="not transposed"),
+            pytest.param(16 + 12 * 49, 1, id="transposed"),
             pytest.param(16 + 12 * 49 + 4, 29, id="layers"),
             pytest.param(16 + 12 * 49 + 8, 8, id="type"),
             pytest.param(16 + 12 * 49 + 12, 1, id="row size"),
@@ -709,10 +688,8 @@ class TestContext:
 class TestStopping:
     "Guards against Ctrl-C that waits for a prefill, or breaks what comes after"
 
-    def test_a_decode_ends_early(self, weights: Weights, flash: Recorded) -> None:
-        recorded = flash  # another sequence will be in between
-        engine = engine_of(weights, **FLASH)
-        sequence = restored(engine, recorded, (0, 60), (60, 61))
+    def test_a_decode_ends_early(self, weights: Weights, recorded: Recorded) -> None:
+        sequence = restored(engine_of(weights), recorded, (0, 60), (60, 61))
         before = sequence.rows()
         asked = 0
 

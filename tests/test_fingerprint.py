@@ -22,7 +22,7 @@ FIELDS = {
     "model": "0123",
     "llama.cpp": "0.3.36/b1/seq3",
     "kv_type": "f16/f16",
-    "flash_attn": "off",  # on the CPU
+    "flash_attn": "auto",
     "rope": "model",
     "lora": "none",
     "n_rs_seq": "0",
@@ -71,22 +71,14 @@ class TestEngine:
         for settings in (
             Settings(type_k="q8_0"),
             Settings(type_v="q8_0"),
-            Settings(flash_attn="on"),
+            Settings(flash_attn="off"),
             Settings(rope=Rope(freq_base=1e6)),
             Settings(rope=Rope(scaling="yarn")),
             Settings(rope=Rope(scaling="none")),
             Settings(rope=Rope(yarn_ext_factor=0.0)),
         ):
             assert fields_of(settings) != fields
-        for settings in (
-            Settings(n_batch=7),
-            Settings(n_ubatch=7),
-            Settings(n_seq=1),
-            Settings(n_threads=1),
-            Settings(flash_attn="off"),  # as it is on the CPU
-        ):
+        for settings in (Settings(n_batch=7), Settings(n_seq=1), Settings(n_threads=1)):
             assert fields_of(settings) == fields
-        # Values that cannot be had without it
-        assert fields_of(Settings(type_v="q8_0"))["flash_attn"] == "auto"
         monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
         assert fields_of(Settings()) != fields

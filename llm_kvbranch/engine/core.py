@@ -26,7 +26,7 @@ from typing import Any
 from ..errors import ContextError, KVBranchError, StateError
 from . import blob
 from .lib import build, listen, llama, row_validator, stderr, take_errors
-from .parameters import Settings, context_parameters, for_cpu
+from .parameters import Settings, context_parameters
 from .sampler import Sampler, Sampling
 from .weights import Weights
 
@@ -59,7 +59,7 @@ class Engine:
 
     def __init__(self, weights: Weights, settings: Settings):
         self.weights = weights
-        self.settings = settings if weights.gpu_layers else for_cpu(settings)
+        self.settings = settings
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         # Of a window that is all there is beside the rows, in tokens
