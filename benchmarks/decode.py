@@ -36,8 +36,8 @@ TOGETHER = "siblings"  # a session with room for all of them
 N_SIBLING = 48  # tokens of each sibling
 DOES = {
     OURS: "a session, as a command has it: greedy, its text taken away as it comes",
-    POLITE: "the same, llama.cpp's threads waiting for each other as briefly as they do "
-    "where something else runs when it is loaded (GOMP_SPINCOUNT=300)",
+    POLITE: "the same, llama.cpp's threads waiting for each other as briefly as "
+    "they do where something else runs when it is loaded (GOMP_SPINCOUNT=300)",
     LLAMA: "`create_chat_completion(stream=True, temperature=0)`, flash attention on",
     BENCH: "`llama-bench -p 0 -n N -d DEPTH -fa 1`: decoding only, no sampling",
 }

@@ -131,7 +131,8 @@ class KVLlamaOptions(llm.Options):
     )
     flash_attn: Optional[bool] = Field(
         default=None,
-        description="Flash attention on or off (default: llama.cpp decides)",
+        description="Flash attention on or off (default: llama.cpp decides). Off, one "
+        "long conversation is read sooner on the CPU, and several at once later",
     )
 
     server: Optional[bool] = Field(

@@ -150,7 +150,7 @@ class Engine:
 
     def _create(self, n_ctx: int) -> None:
         lib, settings = self._llama, self.settings
-        parameters = context_parameters(settings, n_ctx)
+        parameters = context_parameters(settings, n_ctx, not self.weights.gpu_layers)
         listen()
         self._context = lib.llama_init_from_model(self.weights.model, parameters)
         if not self._context:

@@ -20,6 +20,7 @@ KV_TYPES = {  # enum ggml_type
     "iq4_nl": 20,
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+_AT_A_TIME = 128  # tokens whose scores for all cells are in memory at once
 ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 
 
@@ -59,11 +60,15 @@ class Settings:
     rope: Rope = Rope()
 
 
-def context_parameters(settings: Settings, n_ctx: int) -> Any:
-    "llama_context_params for a context of n_ctx cells"
+def context_parameters(settings: Settings, n_ctx: int, on_cpu: bool = False) -> Any:
+    "llama_context_params for a context of n_ctx cells; ``on_cpu`` if no GPU has layers"
     parameters = llama().llama_context_default_params()
     parameters.n_ctx = n_ctx
     parameters.n_batch = parameters.n_ubatch = settings.n_batch
+    if (
+        settings.flash_attn == "off" and on_cpu
+    ):  # else long prompts take 1.3 times as long
+        parameters.n_ubatch = min(settings.n_batch, _AT_A_TIME)
     parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
     parameters.kv_unified = True
     parameters.n_threads = settings.n_threads or default_threads()
