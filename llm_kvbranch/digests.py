@@ -1,7 +1,9 @@
 """Whether bytes are those that were written, by a digest of them (xxh3-128).
 
-The idea: reading a large state is bound by memory. Its digest is taken by a second
-thread, while llama.cpp copies the rows to where nobody uses them yet.
+The idea: reading a large state that is in memory is bound by memory. Its digest is
+taken by a second thread, while llama.cpp copies the rows to where nobody uses them yet.
+What comes from the disk is bound by that, and two threads that ask for its pages in
+turns wait for longer, so then one is enough.
 
 The invariant: who is given bytes that are still being checked waits for the check
 before they count.
@@ -10,11 +12,14 @@ before they count.
 from __future__ import annotations
 
 import threading
+import time
 
 import xxhash
 
 from .errors import StateError
 
+_FIRST = 1 << 20  # bytes that show whether the others are in memory
+_IN_MEMORY = 5e9  # bytes a second, at least; a disk has half of it, memory six times
 _WORTH_A_THREAD = 1 << 22  # bytes: a tenth of a millisecond
 
 
@@ -23,24 +28,27 @@ class Check:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._found = self._wanted = ""
+        self._hash = xxhash.xxh3_128()
+        self._wanted = self._hash.hexdigest()
 
     def start(self, data: memoryview, digest: str) -> None:
-        "Compare in a thread, at once if the bytes are few; raises StateError then"
-        if len(data) < _WORTH_A_THREAD:
-            verify(data, digest)
-            return
+        "Compare, in a thread if that saves time; else raises StateError"
+        began = time.perf_counter()
         self._wanted = digest
-        self._thread = threading.Thread(target=self._take, args=(data,), daemon=True)
-        self._thread.start()
-
-    def _take(self, data: memoryview) -> None:
-        self._found = xxhash.xxh3_128_hexdigest(data)
+        self._hash.update(data[:_FIRST])
+        seconds = time.perf_counter() - began
+        rest = data[_FIRST:]
+        if len(data) >= _WORTH_A_THREAD and seconds * _IN_MEMORY < len(data[:_FIRST]):
+            self._thread = threading.Thread(target=self._hash.update, args=(rest,))
+            self._thread.start()
+        else:
+            self._hash.update(rest)
+            self.settle()
 
     def settle(self) -> None:
         "Wait for the end; raises StateError where the bytes are others"
         self.leave()
-        if self._found != self._wanted:
+        if self._hash.hexdigest() != self._wanted:
             raise damaged()
 
     def leave(self) -> None:
