@@ -669,6 +669,21 @@ class TestContext:
             engine.reserve(256)
         assert engine.n_ctx == 0
 
+    @pytest.mark.parametrize(
+        ("chosen", "n"),
+        [
+            ({}, 512),
+            ({"flash_attn": "off"}, 128),
+            ({"flash_attn": "off", "n_batch": 64}, 64),
+        ],
+    )
+    def test_tokens_that_are_computed_at_a_time(
+        self, weights: Weights, chosen: Any, n: int
+    ) -> None:
+        "Fails if a long prompt takes longer only because flash attention is off"
+        engine = engine_of(weights, **chosen)
+        assert engine._llama.llama_n_ubatch(engine._context) == n
+
     def test_a_full_context_says_so(self, weights: Weights, recorded: Recorded) -> None:
         sequence = restored(engine_of(weights, 256), recorded)
         with pytest.raises(ContextError, match="256 tokens is full"):
