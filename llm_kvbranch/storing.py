@@ -73,6 +73,7 @@ class Unstored:
         self.tokens = tokens_of()  # of prompt and answer, once finished
         self._tip_hash: str | None = None
         self._kept: _Captured | None = None
+        self._start = 0  # where its state began when it was finished
         self._fork = min(filling.resident - filling.shared, self.answer - 1)
         self._misses, self._reads = filling.misses, filling.reads
         lost = [entry for entry, _ in filling.misses if not self._can_heal(entry)]
@@ -91,6 +92,7 @@ class Unstored:
         if session.store is not None:
             with contextlib.suppress(*STORE_ERRORS):
                 start = len(self._stored_prefix(session.store).tokens)
+        self._start = start
         nbytes = (
             session.engine.nbytes(slot.seq, start, self.end)
             + session.engine.snapshot_nbytes(slot.seq)
@@ -101,8 +103,10 @@ class Unstored:
     def detach(self) -> None:
         "Capture the rows into memory: the slot is about to lose them"
         # See _without_chance_share
-        start = max(0, min(self._fork, self.end - 1) - MIN_SHARED)
-        self._kept = self._capture(start)
+        fork = min(self._fork, self.end - 1) - MIN_SHARED
+        # In files that stay until it is stored, because they are held
+        held = min(self._start, len(self.plan.chain.tokens))
+        self._kept = self._capture(max(0, fork, held))
 
     def _capture(self, start: int) -> _Captured:
         "The slot's rows from a position on, and what makes them complete"

@@ -295,6 +295,33 @@ class TestUnlogged:
         ).check()
         assert after.facts["restored_tokens"] == one.generation.end
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_was_shared_is_not_stored_again(self, tmp_path, kind):
+        "Fails if a branch whose slot was needed at once stores its parent's rows too"
+        session = fake_session(tmp_path, **kind)
+        parent = Answer(session, [user(LONG)])
+        branches = [
+            session.generate(Request([*parent.chain, user(text)], max_tokens=20))
+            for text in ("One?", "Two?")
+        ]
+        for branch in branches:
+            branch.start()
+        while not all(branch.ended for branch in branches):
+            session.step()
+            for branch in branches:
+                branch.pieces.clear()
+        for i in range(session.engine.settings.n_seq):
+            Answer(session, [user(f"{i} is something else")], log=False)
+        assert not any(branch.slot.tokens == branch.tokens for branch in branches)
+        for i, branch in enumerate(branches):
+            entry = branch.commit(f"branch{i}")
+            assert entry.state.start == branch.facts["state_start"]
+            assert entry.state.start >= parent.generation.answer
+            messages = [*branch.request.messages, llm.assistant(branch.said)]
+            session_after = fake_session(tmp_path, **kind)
+            after = Answer(session_after, [*messages, user("?")], log=False).check()
+            assert after.facts["restored_tokens"] == branch.end
+
     def test_rows_that_hang_in_the_air_are_not_stored(self, tmp_path):
         warnings = []
         session = fake_session(tmp_path, warnings)
