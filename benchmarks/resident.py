@@ -8,7 +8,8 @@
   the files in the page cache and once not.
 - *tree*: twenty branches at twenty places of a conversation of several turns, asked
   for at once, and one after the other: until the last of the answers is complete. Hot,
-  and after a restart.
+  and after a restart. *Long tree*: the same of a conversation of 5,000 tokens, at once,
+  for those who need not read it again.
 
 All servers are asked over HTTP by the same client for greedy answers.
 """
@@ -25,12 +26,12 @@ from .documents import document, question
 from .harness.measurement import Measurement, Run
 from .peers.client import Reply
 from .peers.servers import LLAMA, OURS, PYTHON, SLOTS, Size, forget_pages
-from .resident_report import bars, plot, table
-from .resident_tree import N_BRANCHES, Tree
+from .resident_report import LONG, bars, plot, table
+from .resident_tree import N_BRANCHES, WAYS, Tree
 
 ALL = [OURS, LLAMA, SLOTS, PYTHON]
 HOT = [OURS, LLAMA, PYTHON]
-SIZE = Size(n_ctx=24576, slots=8)
+SIZE = Size(n_ctx=49152, slots=8)  # eight times what is restored for a long tree
 N_DOCUMENT = 2400
 PAUSE = 0.3  # seconds between two turns: nobody types faster
 
@@ -46,13 +47,19 @@ async def _measure(run: Run) -> None:
     run.result.settings |= {"rounds": rounds, "n_branches": run.choose(N_BRANCHES, 6)}
     hot_ones = [each for each in some if each.name in HOT]
     tree = Tree(run, some, judge := Judge(), document(run.choose(1200, 200), 8))
+    fewer = [each for each in some if each.name != LLAMA]
+    text = document(run.choose(5000, 200), 11)
+    long = Tree(run, fewer, judge, text, LONG, WAYS[:1])
     n_turns = rounds * len(hot_ones) + 2 * rounds * len(some)
-    run.begin(n_turns + tree.n_turns(n_trees))
+    run.begin(n_turns + tree.n_turns(n_trees) + long.n_turns(1))
     try:
         bench = Bench(run, some, judge, document(n_document, 7))
         await bench.hot(hot_ones, rounds)
         await bench.restart(rounds)
         await tree.measure(n_trees)
+        for each in some:
+            each.stop()
+        await long.measure(1)
     finally:
         for each in some:
             each.stop()
@@ -182,7 +189,7 @@ class Bench:
 MEASUREMENT = Measurement(
     "resident",
     "Follow-ups, branches and a tree, the model in memory",
-    minutes=9,
+    minutes=13,
     measure=measure,
     bars=bars,
     table=table,

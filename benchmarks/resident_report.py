@@ -12,6 +12,7 @@ from .peers.servers import LLAMA, OURS, PYTHON, SLOTS
 
 PEERS = (LLAMA, SLOTS, PYTHON)
 AT_ONCE, IN_TURN = "at once", "in turn"
+LONG = "long tree"
 # Title, and the beginning of its figures' names
 ROWS: dict[str, tuple[str, ...]] = {
     "Follow-up, in memory": ("hot", "follow-up"),
@@ -23,6 +24,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "Tree of {n} branches asked at once, in memory": ("tree", "hot", AT_ONCE),
     "The same, one asked after the other": ("tree", "hot", IN_TURN),
     "Tree of {n} branches asked at once, after a restart": ("tree", "restart", AT_ONCE),
+    "Tree of {n} branches of a long conversation, in memory": (LONG, "hot", AT_ONCE),
+    "The same, after a restart": (LONG, "restart", AT_ONCE),
     "First turn: all is read": ("first turn",),
     "Starting the server": ("start",),
 }
@@ -42,15 +45,18 @@ def bars(result: Result) -> list[Bar]:
             text = f"{what} after a restart, of llama-server's slot restore{words}"
             found.append(bar(result, text, value, SLOTS, most=1.1))
     n = result.settings["n_branches"]
-    for when, names in (("hot", (LLAMA, PYTHON)), ("restart", PEERS)):
+    for kind, when, names in (
+        ("tree", "hot", (LLAMA, PYTHON)),
+        ("tree", "restart", PEERS),
+        (LONG, "hot", (PYTHON,)),
+        (LONG, "restart", (SLOTS, PYTHON)),
+    ):
         for peer in names:
             value = result.ratio(
-                ("tree", when, AT_ONCE, peer), ("tree", when, AT_ONCE, OURS)
+                (kind, when, AT_ONCE, peer), (kind, when, AT_ONCE, OURS)
             )
             words = "in memory" if when == "hot" else "after a restart"
-            text = (
-                f"tree of {n} branches asked at once, {words}: {peer}'s time, of ours"
-            )
+            text = f"{kind} of {n} branches at once, {words}: {peer}'s time, of ours"
             found.append(bar(result, text, value, peer, least=AHEAD))
     return found
 

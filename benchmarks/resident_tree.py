@@ -30,12 +30,22 @@ SLOW = {PYTHON: 1}
 
 
 class Tree:
-    "A conversation with each contender, and branches from all over it"
+    """A conversation with each contender, and branches from all over it.
+
+    ``kind`` is what its figures are called, ``text`` the document it begins with.
+    """
 
     def __init__(
-        self, run: Run, some: Sequence[Contender], judge: Judge, text: str
+        self,
+        run: Run,
+        some: Sequence[Contender],
+        judge: Judge,
+        text: str,
+        kind: str = "tree",
+        ways: Sequence[str] = WAYS,
     ) -> None:
         self.run, self.result = run, run.result
+        self.kind, self.ways = kind, ways
         self.some, self.judge, self.text = list(some), judge, text
         self.n_branches = run.choose(N_BRANCHES, 6)
         self.n_trunk = run.choose(N_TURNS, 2)
@@ -49,7 +59,7 @@ class Tree:
         return [
             (i, who, way)
             for i in range(rounds)
-            for way in WAYS
+            for way in self.ways
             for who in rotated(self.some, i)
             if who.name != SLOTS
             and not (who.name in SLOW and (i >= SLOW[who.name] or way != WAYS[0]))
@@ -67,22 +77,25 @@ class Tree:
         await self.grow()
         for i, who, way in self._turns(rounds):
             with Turn(who, self.some):
-                asked = i * len(WAYS) + WAYS.index(way)  # nobody asks the same twice
+                # Nobody asks the same twice
+                asked = i * len(self.ways) + self.ways.index(way)
                 seconds, _ = await self.branch(who, asked, way)
-                self.result.add(seconds, "tree", "hot", way, who.name)
-            self.run.progress.step(f"tree {way}, {who}")
+                self.result.add(seconds, self.kind, "hot", way, who.name)
+            self.run.progress.step(f"{self.kind} {way}, {who}")
         for i, who in self._restarts(rounds):
             for other in self.some:
                 other.stop()
             who.start()
             await asyncio.sleep(PAUSE)
-            seconds, read = await self.branch(who, rounds * len(WAYS) + i, WAYS[0])
-            self.result.add(seconds, "tree", "restart", WAYS[0], who.name)
-            self.result.add(read, "tree", "restart read", who.name)
-            self.run.progress.step(f"tree after a restart, {who}")
-        self.result.dashes[f"tree/hot/{SLOTS}"] = "the same as llama-server"
-        reason = "it read everything again for most branches: measured at once only"
-        self.result.dashes[f"tree/hot/{WAYS[1]}/{PYTHON}"] = reason
+            asked = rounds * len(self.ways) + i
+            seconds, read = await self.branch(who, asked, WAYS[0])
+            self.result.add(seconds, self.kind, "restart", WAYS[0], who.name)
+            self.result.add(read, self.kind, "restart read", who.name)
+            self.run.progress.step(f"{self.kind} after a restart, {who}")
+        self.result.dashes[f"{self.kind}/hot/{SLOTS}"] = "the same as llama-server"
+        if len(self.ways) > 1:
+            reason = "it answers one after the other in any case: measured at once only"
+            self.result.dashes[f"{self.kind}/hot/{WAYS[1]}/{PYTHON}"] = reason
 
     async def grow(self) -> None:
         "The conversation that is branched from, with every contender"
@@ -97,7 +110,7 @@ class Tree:
                     trunk.append(conversation)
                     await asyncio.sleep(PAUSE)
                 if who.name == SLOTS:
-                    await who.save(trunk[-1], "tree")
+                    await who.save(trunk[-1], self.kind.replace(" ", "-"))
                 self.trunks[who.name] = trunk
 
     async def branch(self, who: Contender, i: int, way: str) -> tuple[float, int]:
@@ -114,7 +127,7 @@ class Tree:
             answers = [await each for each in asked]
         seconds = max(reply.texts[-1][0] for _, reply in answers) - began
         for messages, reply in answers:
-            self.judge.heard(who.name, "tree", messages, reply.text)
+            self.judge.heard(who.name, self.kind, messages, reply.text)
         return seconds, sum(map(read_tokens, (reply for _, reply in answers)))
 
     async def _ask(
