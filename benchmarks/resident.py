@@ -189,7 +189,7 @@ class Bench:
 MEASUREMENT = Measurement(
     "resident",
     "Follow-ups, branches and a tree, the model in memory",
-    minutes=13,
+    minutes=15,
     measure=measure,
     bars=bars,
     table=table,
