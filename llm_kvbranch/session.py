@@ -84,7 +84,7 @@ class Session:
         self.load = load
         self.name = name or load.path.stem
         self.lock = threading.RLock()
-        self.slots = Slots(engine, self._open_state, self._lost)
+        self.slots = Slots(engine, self._open_state, self._lost, self._prefetch)
         self.running: list[Generation] = []
         self.pace = Pace(engine.settings.n_batch)
 
@@ -279,6 +279,10 @@ class Session:
         if self.store is None:
             raise StateError("the state store cannot be read")
         return self.store.open_parts(entry, marks, check)
+
+    def _prefetch(self, entries: list[Entry]) -> None:
+        if self.store is not None:
+            self.store.prefetch(entries)
 
     def _lost(self, entry: Entry, reason: str) -> None:
         if self.store is not None:

@@ -74,7 +74,8 @@ class Slots(Cells):
 
     ``open_state`` gives an entry's payload, which is verified when a check, if given,
     is settled, and its snapshots at some positions, or raises StateError; ``lost`` is
-    told of entries that could not be restored, and why.
+    told of entries that could not be restored, and why, and ``prefetch`` of those that
+    will be opened one after the other.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class Slots(Cells):
         engine: Engine,
         open_state: OpenState,
         lost: Callable[[Entry, str], None],
+        prefetch: Callable[[list[Entry]], None] = lambda _: None,
     ):
         super().__init__(engine)
         self._open_state = open_state
         self._lost = lost
+        self._prefetch = prefetch
 
     def fill(
         self, slot: Slot, tokens: array[int], chain: Chain, n_cells: int = 0
@@ -122,6 +125,9 @@ class Slots(Cells):
         self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
     ) -> Work[None]:
         "Restore what can be, and prefill between"
+        wanted = [s.entry for s in chain.segments if s.end > len(slot.tokens)]
+        if len(wanted) > 1:
+            self._prefetch(wanted)
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
                 continue

@@ -73,6 +73,22 @@ class TestFollowUp:
         assert [s.parent_id for s in states[1:]] == [s.response_id for s in states[:-1]]
         assert sum(len(s.tokens) for s in states) == states[-1].end
 
+    def test_files_are_read_ahead_where_they_are_needed(self, tmp_path, monkeypatch):
+        messages, ids = [], []
+        for i in range(3):
+            turn = Answer(fake_session(tmp_path), [*messages, user(f"Turn {i}")])
+            messages, ids = turn.chain, [*ids, turn.id]
+        session, asked = fake_session(tmp_path), []
+
+        def prefetch(entries):
+            asked.append([entry.state.response_id for entry in entries])
+
+        monkeypatch.setattr(session.store, "prefetch", prefetch)
+        later = Answer(session, [*messages, user("Go on")]).check()
+        assert asked == [ids]
+        Answer(session, [*later.chain, user("Go on")]).check()
+        assert asked == [ids], "what is in memory is not read"
+
     def test_a_live_session_equals_new_processes(self, tmp_path):
         live = fake_session(tmp_path / "a")
         one, other = [], []

@@ -248,6 +248,37 @@ class TestOpen:
             store.open(one).__enter__()
 
 
+class TestPrefetch:
+    "What is read ahead must be the files, and none that fails may be told here"
+
+    @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="not on this system")
+    def test_all_that_are_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entries = [put(store, name, DOCUMENT) for name in ("one", "two", "three")]
+        store.path(entries[1].state).unlink()
+        advise, advised = os.posix_fadvise, []
+
+        def noted(file: int, start: int, length: int, what: int) -> None:
+            advised.append((os.fstat(file).st_ino, start, length, what))
+            advise(file, start, length, what)
+
+        monkeypatch.setattr(os, "posix_fadvise", noted)
+        before = len(os.listdir("/proc/self/fd"))
+        store.prefetch(entries)
+        assert advised == [
+            (store.path(entries[i].state).stat().st_ino, 0, 0, os.POSIX_FADV_WILLNEED)
+            for i in (0, 2)
+        ]
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_where_there_is_no_such_call(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+        store.prefetch([put(store, "one", DOCUMENT)])
+
+
 class TestChain:
     "One row out of place and the model remembers a conversation that never was"
 
