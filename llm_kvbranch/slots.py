@@ -75,7 +75,7 @@ class Slots(Cells):
     ``open_state`` gives an entry's payload, which is verified when a check, if given,
     is settled, and its snapshots at some positions, or raises StateError; ``lost`` is
     told of entries that could not be restored, and why, and ``prefetch`` of those that
-    will be opened one after the other.
+    will be opened after another.
     """
 
     def __init__(
@@ -126,8 +126,7 @@ class Slots(Cells):
     ) -> Work[None]:
         "Restore what can be, and prefill between"
         wanted = [s.entry for s in chain.segments if s.end > len(slot.tokens)]
-        if len(wanted) > 1:
-            self._prefetch(wanted)
+        self._prefetch(wanted[1:])  # while the first is read
         for segment in chain.segments:
             if segment.end <= len(slot.tokens):
                 continue

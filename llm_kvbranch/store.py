@@ -81,7 +81,7 @@ class Store(Files):
             yield payload, snapshots
 
     def prefetch(self, entries: Iterable[Entry]) -> None:
-        "Have the kernel read files from the disk, the last while the first is opened"
+        "Have the kernel read files that will be opened soon; it goes on by itself"
         if not hasattr(os, "posix_fadvise"):  # not on macOS or Windows
             return
         for entry in entries:
