@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_kvbranch.chat import Chat
+from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
-from llm_kvbranch.state import common_prefix, tokens_of
+from llm_kvbranch.store.statefile import common_prefix, tokens_of
 
 from .harness.result import Result
 from .peers.client import Message

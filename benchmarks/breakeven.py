@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_kvbranch.chat import Chat
+from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Engine, Load, Settings, Weights
-from llm_kvbranch.index import Chain
-from llm_kvbranch.planning import Plan, Planner
-from llm_kvbranch.slots import Slots, alone
-from llm_kvbranch.state import State, fingerprint_of, prefix_digest
-from llm_kvbranch.store import Store
-from llm_kvbranch.storing import _MEASURED_BYTES, _MEASURED_TOKENS
+from llm_kvbranch.inference.capture import _MEASURED_BYTES, _MEASURED_TOKENS
+from llm_kvbranch.inference.planning import Plan, Planner
+from llm_kvbranch.inference.slots import Slots, alone
+from llm_kvbranch.store.index import Chain
+from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest
+from llm_kvbranch.store.store import Store
 
 from .breakeven_report import bars, plot, table
 from .gpu.model import SHAPES, write_model

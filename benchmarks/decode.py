@@ -134,7 +134,7 @@ def len_of(model: Path, messages: list[dict[str, str]]) -> int:
     "Tokens of a prompt"
     import llm
 
-    from llm_kvbranch.chat import Chat
+    from llm_kvbranch.chat.template import Chat
     from llm_kvbranch.engine import Load, Weights
 
     chat = Chat(Weights(Load(model)))

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_kvbranch.digests import Check
 from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
-from llm_kvbranch.state import State, fingerprint_of, prefix_digest
-from llm_kvbranch.store import Store
+from llm_kvbranch.store.digests import Check
+from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest
+from llm_kvbranch.store.store import Store
 
 from .conversations import Contender, Conversation, contenders
 from .decode import len_of

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import llm
 
-from llm_kvbranch import branching
-from llm_kvbranch.branching import Place
-from llm_kvbranch.history import History, open_log
-from llm_kvbranch.marks import mark
-from llm_kvbranch.tables import migrations
+from llm_kvbranch.log import branching
+from llm_kvbranch.log.branching import Place
+from llm_kvbranch.log.history import History, open_log
+from llm_kvbranch.log.marks import mark
+from llm_kvbranch.log.tables import migrations
 
 WORDS = [
     "the",

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_kvbranch.index import BLOCK
-from llm_kvbranch.report import describe_store
-from llm_kvbranch.state import tokens_from_bytes
-from llm_kvbranch.store import Store
+from llm_kvbranch.store import describe_store
+from llm_kvbranch.store.index import BLOCK
+from llm_kvbranch.store.statefile import tokens_from_bytes
+from llm_kvbranch.store.store import Store
 
 from . import scale_tree
 from .harness.measurement import Measurement, Run
@@ -193,8 +193,8 @@ def operations(forest: Forest, work: Path) -> dict[str, Callable[[], float]]:
 ALONE = """
 import sys, time
 from pathlib import Path
-import llm_kvbranch.store as store
-from llm_kvbranch.state import tokens_from_bytes
+import llm_kvbranch.store.store as store
+from llm_kvbranch.store.statefile import tokens_from_bytes
 sys.path.insert(0, sys.argv[1])
 from benchmarks.scale import peak_memory
 root, model, prompt = sys.argv[2:5]

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_kvbranch.index import Chain, Entry
-from llm_kvbranch.state import State, prefix_digest, tokens_of
-from llm_kvbranch.store import Store
-from llm_kvbranch.upkeep import pin
+from llm_kvbranch.store.index import Chain, Entry
+from llm_kvbranch.store.maintenance import pin
+from llm_kvbranch.store.statefile import State, prefix_digest, tokens_of
+from llm_kvbranch.store.store import Store
 
 MODELS = ("5ca1ab1e" * 2, "0ddba115" * 2)  # the second has a tenth of the roots
 RENDER = "f00d" * 4

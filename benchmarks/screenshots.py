@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-
 from tests.browser import PHONE, Tab, chromium
 from tests.serving import Serving
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import llm
 
-from . import catalog
 from .errors import SettingError
-from .options import (
+from .models import (
     KVLlamaOptions,
     ModelSettings,
     answer_options,
+    catalog,
     choose,
     context_of,
     load_of,
@@ -38,9 +38,9 @@ from .options import (
 from .settings import budget, data_directory
 
 if TYPE_CHECKING:
-    from .remote import Remote, RemoteGeneration
-    from .session import Generation, Request, Session
-    from .toolcalls import Call
+    from .chat import Call
+    from .client import Remote, RemoteGeneration
+    from .inference import Generation, Request, Session
 
 
 def model_names() -> list[tuple[str, str | None]]:
@@ -62,7 +62,7 @@ def request_of(
 
     ``recommended`` is the file's, ``tools`` as tools_of gives them.
     """
-    from .session import Request, json_grammar
+    from .inference import Request, json_grammar
 
     more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
     stop = chosen.stop or ()
@@ -136,13 +136,13 @@ class _Shared:
 
     def _remote(self, options: Any) -> tuple[Remote | None, ModelSettings]:
         "The server to ask in place of a session of our own, if one fits"
-        from . import remote
+        from . import client
 
         model = catalog.model(self.name)
         chosen = choose(options, model.settings)
         if chosen.server is False:
             return None, chosen
-        return remote.find(session_key(model.path, chosen)), chosen
+        return client.find(session_key(model.path, chosen)), chosen
 
     def _generation(self, prompt: Any) -> Generation | RemoteGeneration:
         remote, chosen = self._remote(prompt.options)
@@ -223,7 +223,7 @@ def _session(name: str | None, options: Any) -> tuple[Session, ModelSettings]:
     is in memory at a time; weights are shared when only the settings of the
     context differ.
     """
-    from .session import open_session
+    from .inference import open_session
 
     model = catalog.model(name)
     chosen = choose(options, model.settings)

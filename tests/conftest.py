@@ -35,8 +35,8 @@ def toys(tmp_path_factory):
     "Toy models by name, written and loaded when they are first asked for"
     from llm_kvbranch.engine import Load, Weights
 
-    from . import synth
-    from .toys import Toy
+    from .support import synth
+    from .support.toys import Toy
 
     folder, made = tmp_path_factory.mktemp("toys"), {}
 
@@ -70,7 +70,7 @@ def root(tmp_path):
 @pytest.fixture
 def store(root, request):
     "A store of the BUDGET that a module of tests has, or without bounds"
-    from llm_kvbranch.store import Store
+    from llm_kvbranch.store.store import Store
 
     budget = getattr(request.module, "BUDGET", None)
     with contextlib.closing(Store(root, budget)) as store:
@@ -80,7 +80,7 @@ def store(root, request):
 @pytest.fixture(scope="module")
 def browser():
     "A real Chromium"
-    from .browser import chromium
+    from .support.browser import chromium
 
     with chromium() as browser:
         yield browser

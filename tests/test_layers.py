@@ -1,227 +1,194 @@
-"""The layering of the package: who may import whom, and what start-up imports."""
+"""The rooms of the package: who may import whom, and what start-up imports."""
 
 from __future__ import annotations
 
 import ast
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "llm_kvbranch"
+STATIC = PACKAGE / "web" / "page" / "static"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Module -> the modules of ours that it may import. Nothing else is allowed, at
-# the top of a file or inside a function.
-LAYERS = {
-    "errors": set(),
-    "text": set(),
-    "digests": {"errors"},
-    "state": {"digests", "errors"},
-    "settings": {"errors"},
-    "locks": {"errors"},
-    "database": {"errors"},
-    "accounts": {"database", "errors"},
-    "index": {"database", "state"},
-    "files": {"accounts", "index", "database", "locks", "state", "errors"},
-    "store": {"files", "index", "database", "digests", "state", "errors"},
-    "upkeep": {"store", "files", "index", "database", "state", "errors"},
-    "engine": {"errors"},
-    "chat": {"errors"},
-    "resume": {"index"},
-    "toolcalls": set(),
-    "planning": {"store", "index", "resume", "state", "chat", "toolcalls"},
-    "cells": {"engine", "resume", "state", "errors"},
-    "slots": {"cells", "engine", "index", "resume", "digests", "state", "errors"},
-    "storing": {
-        "cells",
-        "slots",
-        "planning",
-        "store",
-        "index",
-        "state",
-        "errors",
-        "session",  # for its type alone
-    },
-    "batching": {"engine", "generation"},  # the latter for its type alone
-    "generation": {
-        "cells",
-        "storing",
-        "slots",
-        "planning",
-        "engine",
-        "index",
-        "state",
-        "text",
-        "toolcalls",
-        "errors",
-        "session",  # for its type alone
-    },
-    "session": {
-        "batching",
-        "digests",
-        "storing",
-        "generation",
-        "slots",
-        "planning",
-        "engine",
-        "store",
-        "index",
-        "database",
-        "chat",
-        "state",
-        "errors",
-    },
-    "scheduler": {"session", "generation", "errors"},
-    "remote": {"toolcalls", "settings", "errors"},
-    "elsewhere": set(),
-    "catalog": {"elsewhere", "settings", "errors"},
-    "options": {"session", "errors"},
-    "presets": set(),
-    "hub": {"presets", "errors"},
-    "excerpt": {"errors"},
-    "tables": set(),
-    "history": {"tables", "errors"},
-    "ancestry": set(),
-    "marks": {"ancestry", "history", "tables", "errors"},
-    "branching": {"history", "excerpt", "errors"},
-    "tree": {"ancestry", "branching", "history", "marks", "errors"},
-    "search": {"ancestry", "branching"},
-    "listing": {"ancestry", "history", "search", "tree"},
-    "conversation": {"ancestry", "branching", "history", "tree"},
-    "transcript": {"conversation", "history", "tree", "words"},
-    "words": set(),
-    "states": {"database", "settings"},
-    "edits": {"history"},
-    "bundle": {
-        "ancestry",
-        "edits",
-        "engine",  # for the layout of its rows alone
-        "errors",
-        "history",
-        "index",
-        "state",
-        "store",
-    },
-    "model": {
-        "session",
-        "toolcalls",
-        "remote",
-        "options",
-        "catalog",
-        "settings",
-        "errors",
-    },
-    "doctor": {"catalog", "engine", "options", "report", "settings", "errors"},
-    "report": {"ancestry", "tree", "words", "history", "store", "settings", "errors"},
-    "web": {
-        "branching",
-        "catalog",
-        "conversation",
-        "edits",
-        "errors",
-        "history",
-        "listing",
-        "marks",
-        "model",
-        "options",
-        "remote",
-        "scheduler",
-        "search",
-        "session",
-        "settings",
-        "state",
-        "states",
-        "tables",
-        "toolcalls",
-        "transcript",
-        "tree",
-        "upkeep",
-        "words",
-    },
-    "cli": {
-        "branching",
-        "bundle",
-        "catalog",
-        "doctor",
-        "edits",
-        "errors",
-        "history",
-        "hub",
-        "marks",
-        "options",
-        "presets",
-        "report",
-        "settings",
-        "states",
-        "tree",
-        "upkeep",
-        "web",
-        "words",
-    },
-    "__init__": {"model", "cli"},
+# Room -> the rooms that it may import, all of them above it in this table. It holds
+# for imports at the top of a file, inside a function and under TYPE_CHECKING.
+ROOMS = {
+    "errors": "",
+    "settings": "errors",
+    "engine": "errors",
+    "chat": "errors",
+    "log": "errors",
+    "store": "errors settings engine log",
+    "inference": "errors engine chat store",
+    "models": "errors settings engine store",
+    "client": "errors settings chat",
+    "model": "errors settings chat inference models client",
+    "web": "errors settings chat log store inference models client model",
+    "cli": "errors settings log store models web",
+    "__init__": "model cli",
 }
+# Library -> the rooms that may import it
 OUTSIDE = {
     "llama_cpp": {"engine"},
-    "huggingface_hub": {"hub"},
+    "huggingface_hub": {"models"},
     "datasette": {"web"},
     "uvicorn": {"web"},
-    "sqlite3": {
-        "database",
-        "index",
-        "files",
-        "states",
-        "upkeep",
-        "storing",
-        "session",
-        "web",
-        "cli",
-    },
+    "sqlite3": {"store", "inference", "web", "cli"},
 }
 
 
 def module_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    "llm_kvbranch/store/index.py as store.index, a package's __init__ as its name"
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    name = ".".join(parts)
+    return name.removesuffix(".__init__") if len(parts) > 1 else name
 
 
-def imports(path: Path) -> set[str]:
-    "Top-level names imported: ours with a leading dot"
-    found = set()
-    depth = len(path.relative_to(PACKAGE).parts)
+MODULES = {module_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """What a file imports, as (module, name in it or None for the module itself).
+
+    Modules of ours have their name in this package, others a leading ":".
+    """
+    package = list(path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            for alias in node.names:
+                yield ":" + alias.name.split(".")[0], None
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield ":" + (node.module or "").split(".")[0], None
         elif isinstance(node, ast.ImportFrom):
-            name = (node.module or "").split(".")[0]
-            if node.level == 0:
-                found.add(name)
-            elif node.level == depth:
-                names = [name] if name else [alias.name for alias in node.names]
-                found |= {f".{name}" for name in names}
-    return found
+            base = package[: len(package) - node.level + 1]
+            base += (node.module or "").split(".") if node.module else []
+            for alias in node.names:
+                submodule = ".".join([*base, alias.name])
+                if submodule in MODULES:
+                    yield submodule, None
+                else:
+                    yield ".".join(base) or "__init__", alias.name
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
-def test_imports_follow_the_layers(path):
-    module = module_of(path)
-    ours = {name[1:] for name in imports(path) if name.startswith(".")}
-    assert ours <= LAYERS[module], f"{module} may not import {ours - LAYERS[module]}"
-    for name, owners in OUTSIDE.items():
-        assert name not in imports(path) or module in owners
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    "The names along a circle, if there is one"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-def test_a_module_that_is_gone_leaves_the_table():
-    assert set(LAYERS) == {module_of(path) for path in PACKAGE.rglob("*.py")}
+def test_the_table_is_an_order_of_few_rooms():
+    assert len(ROOMS) <= 14
+    seen = set()
+    for room, allowed in ROOMS.items():
+        assert set(allowed.split()) <= seen, room
+        seen.add(room)
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_what_the_table_allows(module):
+    room = room_of(module)
+    for other, _ in imports(MODULES[module]):
+        if other.startswith(":"):
+            owners = OUTSIDE.get(other[1:])
+            assert owners is None or room in owners, f"{module} imports {other[1:]}"
+        else:
+            assert room_of(other) in {room, *ROOMS[room].split()}, (
+                f"{module} may not import {other}"
+            )
+
+
+def test_every_allowed_import_is_used():
+    for room, allowed in ROOMS.items():
+        used = {
+            room_of(other)
+            for module, path in MODULES.items()
+            if room_of(module) == room
+            for other, _ in imports(path)
+            if not other.startswith(":")
+        }
+        assert set(allowed.split()) <= used, room
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    "A package's __init__ counts as itself, where names are imported from it"
+    graph = {
+        module: {other for other, _ in imports(path) if other in MODULES} - {module}
+        for module, path in MODULES.items()
+    }
+    assert circle(graph) == []
+
+
+def test_the_page_has_no_circle():
+    graph = {}
+    for path in STATIC.rglob("*.js"):
+        found = re.findall(
+            r"""^(?:import|export)[^;]*?from\s+["'](\.[^"']+)["']|"""
+            r"""^import\s+["'](\.[^"']+)["']|"""
+            r"""import\(["'](\.[^"']+)["']\)""",
+            path.read_text(),
+            re.MULTILINE,
+        )
+        names = {next(filter(None, groups)) for groups in found}
+        graph[str(path)] = {os.path.normpath(path.parent / name) for name in names}
+    assert len(graph) > 40
+    assert set().union(*graph.values()) <= set(graph)
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_other_rooms_import_is_shown_by_the_package(module):
+    "Names in its __all__; of web, whose rooms are packages themselves, the file"
+    for other, name in imports(MODULES[module]):
+        room = room_of(other)
+        if other.startswith(":") or room in (room_of(module), "web"):
+            continue
+        package = MODULES[room]
+        if package.name != "__init__.py" or room == "cli":
+            continue
+        wanted = other.split(".", 1)[1] if name is None else name
+        assert name is None or other == room, f"{module} imports past {room}: {other}"
+        assert wanted in shown(package), f"{room} does not show {wanted}"
+
+
+def shown(package: Path) -> list[str]:
+    "The __all__ of a package"
+    for node in ast.parse(package.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
 
 
 def test_every_module_opens_with_its_idea():
-    for path in PACKAGE.rglob("*.py"):
+    for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_every_package_says_what_it_owns_and_what_it_does_not_know():
+    for path in FILES:
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            said = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert len(said.split()) >= 20, path
+            assert re.search(r"does not|nothing|knows no", said, re.IGNORECASE), path
 
 
 def test_nothing_grows_out_of_hand():
     "No file much over 400 lines, no function over 60"
-    for path in PACKAGE.rglob("*.py"):
+    for path in FILES:
         source = path.read_text()
         assert source.count("\n") <= 490, path
         for node in ast.walk(ast.parse(source)):
@@ -235,7 +202,7 @@ HEAVY = (
     "datasette",
     "jinja2",
     "huggingface_hub",
-    "llm_kvbranch.session",
+    "llm_kvbranch.inference",
 )
 
 
@@ -253,16 +220,10 @@ def test_help_imports_nothing_heavy(arguments):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**_environment(), "LLM_LOAD_PLUGINS": "llm-kvbranch"},
+        env={**os.environ, "LLM_LOAD_PLUGINS": "llm-kvbranch"},
         capture_output=True,
         text=True,
         check=True,
     )
     assert "HEAVY []" in done.stdout
     assert "kvbranch" in done.stdout or arguments[0] == "models"
-
-
-def _environment():
-    import os
-
-    return dict(os.environ)

@@ -28,8 +28,12 @@ from .model import SHAPES, write_model
 from .task import BATCHES, Task
 
 TESTS = [
-    f"tests/test_{name}.py"
-    for name in ("engine", "restored_equals_live", "architectures")
+    f"tests/{name}.py"
+    for name in (
+        "engine/test_engine",
+        "inference/test_restored_equals_live",
+        "engine/test_architectures",
+    )
 ]
 OUTCOMES = ("passed", "failed", "error", "skipped")
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}

@@ -28,9 +28,9 @@ from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.engine.devices import devices
 from llm_kvbranch.engine.lib import build
 from llm_kvbranch.errors import KVBranchError, StateError
-from llm_kvbranch.slots import Slots, alone
-from llm_kvbranch.state import State, fingerprint_of, prefix_digest, tokens_of
-from llm_kvbranch.store import Store
+from llm_kvbranch.inference.slots import Slots, alone
+from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest, tokens_of
+from llm_kvbranch.store.store import Store
 
 from .model import N_SPECIAL
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_kvbranch.engine import Load, Sampling, Settings
-from llm_kvbranch.session import Request, Session, open_session
+from llm_kvbranch.inference.session import Request, Session, open_session
 
 from .worker import serve
 

@@ -14,8 +14,7 @@ import llm
 from .options import asking, placing
 
 if TYPE_CHECKING:
-    from ..branching import Branch, Place
-    from ..history import History
+    from ..log import Branch, History, Place
 
 
 @click.command()
@@ -62,7 +61,7 @@ def branch(
     \b
         llm kvbranch last --excerpt 'the sky is blue' 'Why?'
     """
-    from .. import branching
+    from ..log import branching
 
     place = _place(excerpt, occurrence, range_)
     question = _read_prompt(prompt)
@@ -99,7 +98,7 @@ def focus(
 
     The whole conversation stays, in a new thread, and the part is quoted.
     """
-    from .. import branching
+    from ..log import branching
 
     place = _place(excerpt, occurrence, range_)
     question = _read_prompt(prompt)
@@ -116,7 +115,7 @@ def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
 
     In its thread if it is the last of it, otherwise in a new one.
     """
-    from .. import branching
+    from ..log import branching
 
     question = _read_prompt(prompt)
     _ask(lambda h: branching.continue_(h, response_id, question), **asked)
@@ -134,7 +133,7 @@ def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
 @asking
 def retry(response_id: str, **asked: Any) -> None:
     "Send the prompt of a response again, in a new thread"
-    from .. import branching
+    from ..log import branching
 
     _ask(lambda h: branching.retry(h, response_id), **asked)
 
@@ -151,7 +150,7 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> Place:
-    from ..branching import Place
+    from ..log import Place
 
     span = None
     if range_ is not None:
@@ -180,8 +179,7 @@ def _ask(
     "Ask a model what a verb plans, show the answers and log them"
     from llm.utils import extract_fenced_code_block
 
-    from .. import branching
-    from ..history import History, open_log
+    from ..log import History, branching, open_log
 
     history = History(open_log(database))
     branch = plan(history)
@@ -207,7 +205,7 @@ def _ask(
         text = response.text()
         click.echo(extract_fenced_code_block(text) or text)
     if json_:
-        from ..report import describe_response
+        from .report import describe_response
 
         facts = [
             {**describe_response(history, response.id), "text": response.text()}

@@ -11,7 +11,7 @@ from .options import database_option, json_option, say_states
 
 
 def _resolve(reference: str, database: str | None) -> str:
-    from ..history import History, open_log
+    from ..log import History, open_log
 
     return History(open_log(database)).resolve(reference)
 
@@ -30,7 +30,7 @@ def budget(size: str | None, default: bool) -> None:
         llm kvbranch budget 20GB
     """
     from .. import settings
-    from ..report import open_store
+    from ..store import open_store
 
     if size is not None or default:
         if size is not None:
@@ -63,8 +63,7 @@ def gc(max_size: str | None, dry_run: bool, json_: bool) -> None:
     Pinned states stay, and those that a running process uses. Nothing is lost:
     what is asked for again is read again from the log.
     """
-    from ..report import existing_store
-    from ..upkeep import collect
+    from ..store import collect, existing_store
 
     store = existing_store()
     limit = None if max_size is None else parse_size(max_size)
@@ -104,8 +103,8 @@ def unpin(response_id: str, database: str | None) -> None:
 
 
 def _pin(reference: str, database: str | None, pinned: bool) -> None:
-    from ..report import existing_store
-    from ..upkeep import pin as set_pin
+    from ..store import existing_store
+    from ..store import pin as set_pin
 
     store = existing_store()
     set_pin(store, _resolve(reference, database), pinned)
@@ -134,12 +133,9 @@ def prune(
     removed from it as well, which cannot be undone. A state that another branch
     goes on from stays, and so does one that is pinned or in use.
     """
-    from ..edits import forget
-    from ..history import History, open_log
-    from ..report import open_store
-    from ..tree import Forest
-    from ..upkeep import Removal
-    from ..upkeep import prune as prune_states
+    from ..log import Forest, History, forget, open_log
+    from ..store import Removal, open_store
+    from ..store import prune as prune_states
 
     history = History(open_log(database))
     root = Forest(history).below(history.resolve(response_id))
@@ -188,15 +184,14 @@ def verify(repair: bool) -> None:
     With --repair files and index are made to agree: the index is corrected, or
     made again from the files alone; files that cannot be used are removed.
     """
-    from .. import upkeep
-    from ..report import open_store
+    from ..store import maintenance, open_store
 
     store = open_store()
     if store is not None and repair:
-        for name, done in upkeep.repair(store):
+        for name, done in maintenance.repair(store):
             click.echo(f"{name}: {done}")
     problems = 0
-    for name, problem in upkeep.verify(store) if store else ():
+    for name, problem in maintenance.verify(store) if store else ():
         problems += 1
         click.echo(f"{name}: {problem}")
     if problems:

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import llm
 
+from ..log import one_line
 from ..settings import format_size
-from ..words import one_line
 from .options import database_option, json_option, say_states
 
 
@@ -26,8 +26,8 @@ def show(response_id: str, database: str | None, json_: bool) -> None:
 
     RESPONSE_ID is a full id, the start of one, or "last".
     """
-    from ..history import History, open_log
-    from ..report import describe_response
+    from ..log import History, open_log
+    from .report import describe_response
 
     history = History(open_log(database))
     facts = describe_response(history, history.resolve(response_id))
@@ -51,8 +51,8 @@ def tree(reference: str | None, database: str | None, count: int) -> None:
     ID is a response or a thread; without one the newest trees are shown. The
     response that llm -c would go on from is marked with a star.
     """
-    from ..history import History, open_log
-    from ..report import describe_tree
+    from ..log import History, open_log
+    from .report import describe_tree
 
     history = History(open_log(database))
     for number, lines in enumerate(describe_tree(history, reference, count)):
@@ -64,7 +64,7 @@ def tree(reference: str | None, database: str | None, count: int) -> None:
 
 def _print_node(line: dict[str, Any]) -> None:
     "One line of a tree: where it hangs, how it was reached, what was asked"
-    from ..states import is_evicted
+    from ..store import is_evicted
 
     kept = "evicted" if is_evicted(line["state_gone"]) else "no state"
     if line["state_bytes"]:
@@ -105,8 +105,8 @@ def diff(one: str, other: str, database: str | None, json_: bool) -> None:
     Words that only ONE has are red or in [-...-], those that only OTHER has are
     green or in {+...+}.
     """
-    from ..history import History, open_log
-    from ..report import describe_diff
+    from ..log import History, open_log
+    from .report import describe_diff
 
     facts = describe_diff(History(open_log(database)), one, other)
     if json_:
@@ -142,8 +142,8 @@ def status(database: str | None, json_: bool) -> None:
 
     Reused is the share of all prompts' tokens that was not read again.
     """
-    from ..history import History, open_log
-    from ..report import describe_store
+    from ..log import History, open_log
+    from ..store import describe_store
 
     try:
         history = History(open_log(database))

@@ -10,7 +10,7 @@ from .options import database_option
 
 
 def _history(database: str | None) -> Any:
-    from ..history import History, open_log
+    from ..log import History, open_log
 
     return History(open_log(database))
 
@@ -25,7 +25,7 @@ def star(response_id: str, database: str | None, remove: bool) -> None:
 
     The tree shows the star, and so do the pages of llm kvbranch serve.
     """
-    from ..marks import mark
+    from ..log import mark
 
     history = _history(database)
     mark(history, history.resolve(response_id), starred=not remove)
@@ -44,7 +44,7 @@ def note(
 
         llm kvbranch note last 'The best of these so far'
     """
-    from ..marks import mark, read_mark
+    from ..log import mark, read_mark
 
     if remove and text is not None:
         raise click.UsageError("Give a TEXT or --remove, not both")

@@ -13,7 +13,7 @@ from ..settings import format_size
 from .options import hanging, json_option
 
 if TYPE_CHECKING:
-    from ..catalog import Model
+    from ..models import Model
 
 _SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "blue")}
 
@@ -30,7 +30,7 @@ def models(remove: str | None, json_: bool) -> None:
 
         llm kvbranch use llama3.2:3b
     """
-    from .. import doctor
+    from ..models import doctor
 
     if remove is not None:
         _remove(remove)
@@ -57,7 +57,7 @@ def models(remove: str | None, json_: bool) -> None:
 
 
 def _remove(name: str) -> None:
-    from .. import catalog
+    from ..models import catalog
 
     model = None
     with contextlib.suppress(ModelNotFound):
@@ -71,7 +71,7 @@ def _remove(name: str) -> None:
 
 def _problem() -> str | None:
     "Why kvllama has no model to run"
-    from .. import catalog
+    from ..models import catalog
 
     try:
         catalog.model()
@@ -87,7 +87,7 @@ def _words(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _print_model(row: dict[str, Any], *widths: int) -> None:
-    from ..options import shown
+    from ..models import shown
 
     name, about = (word.ljust(n) for word, n in zip(_words(row), widths, strict=True))
     changed = (f"{key} {shown(value)}" for key, value in row["settings"].items())
@@ -109,7 +109,7 @@ def use(name: str) -> None:
     NAME is one that llm kvbranch models shows, PATH any GGUF file; files are used
     where they are.
     """
-    from .. import catalog, doctor, hub
+    from ..models import catalog, doctor, hub
 
     try:
         chosen = _model(name)
@@ -150,8 +150,7 @@ def settings(
         llm kvbranch settings kvllama n_ctx 8192
         llm kvbranch settings kvllama n_ctx --default
     """
-    from .. import catalog
-    from ..options import ModelSettings, parse, shown
+    from ..models import ModelSettings, catalog, parse, shown
 
     if name in ModelSettings.model_fields:
         raise click.ClickException(
@@ -183,7 +182,7 @@ def settings(
 
 
 def _print_settings(given: dict[str, Any]) -> None:
-    from ..options import ModelSettings, shown
+    from ..models import ModelSettings, shown
 
     width = max(map(len, ModelSettings.model_fields))
     for field, about in ModelSettings.model_fields.items():
@@ -213,8 +212,7 @@ def download(
 
         llm kvbranch download --list
     """
-    from .. import catalog, doctor, hub
-    from ..presets import DEFAULT, PRESETS
+    from ..models import DEFAULT, PRESETS, catalog, doctor, hub
 
     if list_:
         width = max(map(len, PRESETS))
@@ -257,7 +255,7 @@ def doctor_(json_: bool) -> None:
     store, and how to install a build for the GPU. Exit code 1 if nothing could be
     answered.
     """
-    from .. import doctor
+    from ..models import doctor
 
     found = doctor.examine()
     if json_:
@@ -272,7 +270,7 @@ def doctor_(json_: bool) -> None:
 
 
 def _print_problems(found: dict[str, Any]) -> None:
-    from .. import doctor
+    from ..models import doctor
 
     click.echo()
     for level, text in found["problems"]:
@@ -289,7 +287,7 @@ def _print_problems(found: dict[str, Any]) -> None:
 
 def _model(name: str | None) -> Model:
     "A model by its name, as llm knows it or as we do"
-    from .. import catalog
+    from ..models import catalog
 
     if name is None or name == catalog.MODEL_ID:
         return catalog.model()
@@ -297,6 +295,6 @@ def _model(name: str | None) -> Model:
 
 
 def _bare(name: str) -> str:
-    from .. import catalog
+    from ..models import catalog
 
     return name.removeprefix(f"{catalog.MODEL_ID}/")

@@ -10,7 +10,7 @@ import click
 from .options import database_option
 
 if TYPE_CHECKING:
-    from ..web.app import Ready
+    from ..web.serving.launch import Ready
 
 
 @click.command()
@@ -81,12 +81,12 @@ def serve(
 
         llm kvbranch serve --open
     """
-    from .. import catalog
-    from ..web import app
+    from ..models import catalog
+    from ..web.serving import launch
 
     if model is not None:
         model = model.removeprefix(f"{catalog.MODEL_ID}/")
-    wanted = app.Wanted(
+    wanted = launch.Wanted(
         host=host,
         port=port,
         allow_hosts=allow_hosts,
@@ -98,7 +98,7 @@ def serve(
         queue=queue,
         log=not no_log,
     )
-    app.serve(wanted, lambda ready: _show(ready, slots, open_))
+    launch.serve(wanted, lambda ready: _show(ready, slots, open_))
 
 
 def _show(ready: Ready, slots: int, open_: bool) -> None:

@@ -33,10 +33,9 @@ def export(response_id: str, file: Path, force: bool, database: str | None) -> N
 
         llm kvbranch export last manual.kvbranch
     """
-    from .. import bundle
     from ..errors import BundleError
-    from ..history import History, open_log
-    from ..report import existing_store
+    from ..log import History, open_log
+    from ..store import bundle, existing_store
 
     if file.exists() and not force:
         raise BundleError(f"{file} is there already: give another name, or --force")
@@ -65,9 +64,8 @@ def import_(file: Path, trust: bool, database: str | None) -> None:
     trust who made it: state steers a model's answers, and nobody can read in it
     what it will make the model say.
     """
-    from .. import bundle
-    from ..history import History, open_log
-    from ..report import existing_store
+    from ..log import History, open_log
+    from ..store import bundle, existing_store
 
     store = existing_store(create=True)
     history = History(open_log(database, create=True))

@@ -19,8 +19,8 @@ hookimpl = HookimplMarker("datasette")
 
 @hookimpl
 def register_routes(datasette: Any) -> list[tuple[str, Any]]:
-    from .login import ROUTE
-    from .routes import ROUTES
+    from .api.routes import ROUTES
+    from .door.login import ROUTE
 
     return [ROUTE, *ROUTES]
 
@@ -28,21 +28,21 @@ def register_routes(datasette: Any) -> list[tuple[str, Any]]:
 @hookimpl(trylast=True)
 def asgi_wrapper(datasette: Any) -> Any:
     "Called last, so around everything that other plugins wrap"
-    from .access import guarded
+    from .door.access import guarded
 
     return lambda app: guarded(app, datasette)
 
 
 @hookimpl
 def actor_from_request(datasette: Any, request: Any) -> dict[str, str] | None:
-    from .access import actor_of_token
+    from .door.access import actor_of_token
 
     return actor_of_token(datasette, request.headers.get("authorization"))
 
 
 @hookimpl
 def permission_allowed(actor: dict[str, Any] | None, action: str) -> bool | None:
-    from .access import ACTIONS, is_known
+    from .door.access import ACTIONS, is_known
 
     return (is_known(actor) or None) if action in ACTIONS else None
 
@@ -51,14 +51,14 @@ def permission_allowed(actor: dict[str, Any] | None, action: str) -> bool | None
 def register_actions() -> list[Any]:
     from datasette.permissions import Action
 
-    from .access import ACTIONS
+    from .door.access import ACTIONS
 
     return [Action(name=name, description=about) for name, about in ACTIONS.items()]
 
 
 @hookimpl
 def permission_resources_sql(actor: dict[str, Any] | None, action: str) -> Any:
-    from .access import ACTIONS, is_known
+    from .door.access import ACTIONS, is_known
 
     if action not in ACTIONS or not is_known(actor):
         return None
@@ -69,14 +69,14 @@ def permission_resources_sql(actor: dict[str, Any] | None, action: str) -> Any:
 
 @hookimpl
 def handle_exception(datasette: Any, request: Any, exception: Exception) -> Any:
-    from .failures import answer
+    from .api.failures import answer
 
     return answer(datasette, request, exception)
 
 
 @hookimpl
 def startup(datasette: Any) -> Any:
-    from .links import find_logs
+    from .datasette_ui import find_logs
 
     async def inner() -> None:
         await find_logs(datasette)
@@ -86,7 +86,7 @@ def startup(datasette: Any) -> Any:
 
 @hookimpl
 def menu_links(datasette: Any, actor: dict[str, Any] | None) -> Any:
-    from .links import menu
+    from .datasette_ui import menu
 
     return menu(datasette, actor)
 
@@ -95,7 +95,7 @@ def menu_links(datasette: Any, actor: dict[str, Any] | None) -> Any:
 def database_actions(
     datasette: Any, actor: dict[str, Any] | None, database: str
 ) -> Any:
-    from .links import actions
+    from .datasette_ui import actions
 
     return actions(datasette, actor, database)
 
@@ -104,7 +104,7 @@ def database_actions(
 def table_actions(
     datasette: Any, actor: dict[str, Any] | None, database: str, table: str
 ) -> Any:
-    from .links import actions
+    from .datasette_ui import actions
 
     return actions(datasette, actor, database, table)
 
@@ -113,7 +113,7 @@ def table_actions(
 def view_actions(
     datasette: Any, actor: dict[str, Any] | None, database: str, view: str
 ) -> Any:
-    from .links import actions
+    from .datasette_ui import actions
 
     return actions(datasette, actor, database, view)
 
@@ -122,7 +122,7 @@ def view_actions(
 def row_actions(
     datasette: Any, actor: dict[str, Any] | None, database: str, table: str, row: Any
 ) -> Any:
-    from .links import row_actions
+    from .datasette_ui import row_actions
 
     return row_actions(datasette, actor, database, table, row)
 
@@ -131,20 +131,20 @@ def row_actions(
 def render_cell(
     datasette: Any, database: str, table: str | None, column: str, value: Any, row: Any
 ) -> Any:
-    from .links import cell
+    from .datasette_ui import cell
 
     return cell(datasette, database, table, column, value, row)
 
 
 @hookimpl
 def get_metadata(datasette: Any) -> Any:
-    from .links import metadata
+    from .datasette_ui import metadata
 
     return metadata(datasette)
 
 
 @hookimpl
 def canned_queries(datasette: Any, database: str) -> Any:
-    from .links import queries
+    from .datasette_ui import queries
 
     return queries(datasette, database)

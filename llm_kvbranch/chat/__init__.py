@@ -1,0 +1,21 @@
+"""Messages to tokens and back, by the model's own chat template.
+
+Owns rendering, splicing exact tokens into a rendered prompt, and reading calls of tools
+out of what a model says. It does not know where tokens are stored or who computes them.
+"""
+
+from .template import (
+    Chat,
+    message_text,
+)
+from .toolcalls import (
+    Call,
+    ToolStream,
+)
+
+__all__ = [
+    "Call",
+    "Chat",
+    "ToolStream",
+    "message_text",
+]

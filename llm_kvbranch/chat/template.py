@@ -1,0 +1,425 @@
+"""Messages to tokens, through the model's own chat template.
+
+The idea: a turn that the model wrote is never tokenised again. The template is
+rendered with a sentinel at the end of the last known answer, and only the text
+after the sentinel is tokenised; what comes before is the stored token ids. This
+survives templates that trim, stamp the date, drop earlier thinking or rewrite
+history: the model goes on from what it really read and wrote.
+
+The invariants: a splice is made only where the rendering with the sentinel is
+the one without it and nothing else, and where what was said later comes later.
+And only the template's own text can become control tokens: message content that
+spells one out is cut inside it, so it is tokenised as text.
+
+This module does not know where known tokens come from, nor what is done with
+the result.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+import secrets
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import xxhash
+
+from ..errors import ChatError
+
+# What llama.cpp falls back to as well for a model without a template
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# Private-use characters around a random number: no message can contain them. A
+# change of case leaves the cut as it is. The sentinel is lost to whatever
+# changes or escapes text, so that it is found only where text is put out as is.
+_NUMBER = secrets.randbelow(10**18)
+_CUT = f"\ue000{_NUMBER}\ue001"
+_SENTINEL = f'\ue002aZ"\\&{_NUMBER}\ue003'
+_LATER = f"\ue004{_NUMBER}\ue005"
+
+# Templates look for these in answers; they neither begin nor end a turn
+_THINKING = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]"))
+_LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
+_PATIENCE = 20_000  # characters, tokenised sooner than control tokens are listed
+
+# How gpt-oss begins a part of its answer; its template wants the parts without
+_CHANNEL = "<|channel|>"
+_CHANNELS = re.compile(
+    r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(\w+).*?<\|message\|>"
+)
+
+
+class Vocabulary(Protocol):
+    "What is needed of a model here"
+
+    @property
+    def bos_text(self) -> str: ...
+    @property
+    def eos_text(self) -> str: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def control_texts(self) -> tuple[str, ...]: ...
+
+    def tokenize(self, text: str, special: bool, bos: bool = False) -> array[int]: ...
+
+
+class Chat:
+    "The chat template of one model"
+
+    def __init__(self, vocab: Vocabulary, template: str | None = None):
+        self.vocab = vocab
+        self.source = template or vocab.chat_template or CHATML
+        self._patience = _PATIENCE
+
+    @property
+    def takes_tools(self) -> bool:
+        "Whether the template tells the model of tools"
+        return "tools" in self.source
+
+    def render_id(self, tools: Sequence[dict[str, Any]] = ()) -> str:
+        "Names what turns messages into text; equal ids render alike"
+        settings = json.dumps([self.source, list(tools)], sort_keys=True)
+        return xxhash.xxh3_64_hexdigest(settings.encode())
+
+    def encode(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> array[int]:
+        """Token ids of a whole prompt (llm messages), ready for the answer.
+
+        Raises ChatError when the template rejects the messages.
+        """
+        chats = [chat for message in messages for chat in self._safe(message)]
+        rendered = self._render(chats, tools, datetime.datetime.now())
+        bos = self.vocab.bos_text
+        starts_itself = bool(bos) and rendered.startswith(bos)
+        first, *others = rendered.split(_CUT)
+        tokens = self.vocab.tokenize(first, special=True, bos=not starts_itself)
+        return tokens + self._inner(others)
+
+    def encode_after(
+        self,
+        messages: Sequence[Any],
+        index: int,
+        prefix: array[int],
+        rest: str,
+        tools: Sequence[dict[str, Any]] = (),
+        whole: bool = False,
+    ) -> array[int] | None:
+        """Token ids of a prompt whose beginning is known.
+
+        ``prefix`` are the ids of everything up to and into the assistant
+        message at ``index``; ``rest`` is the end of that message's text that
+        they do not cover. ``whole``: they cover its calls of tools, too. None when
+        the template does not show that answer, or not as it was said, or does not
+        go on from there: nothing can be spliced.
+        """
+        after = self._after(messages, index, tools, whole)
+        if after is None:
+            return None
+        tokens = self._inner((self._cut_controls(rest) + after).split(_CUT))
+        if not rest and tokens[:1] == prefix[-1:] and self._is_control(after, tokens):
+            del tokens[0]  # the answer was cut right after the token that ends it
+        return prefix + tokens
+
+    def _after(
+        self,
+        messages: Sequence[Any],
+        index: int,
+        tools: Sequence[dict[str, Any]],
+        whole: bool,
+    ) -> str | None:
+        "What the template puts after an answer, if that can be told for certain"
+        groups = [self._safe(message) for message in messages]
+        if whole:
+            groups[index][0].pop("tool_calls", None)
+        if "reasoning_content" in to_chat(messages[index])[0]:
+            return None  # the known tokens are those of its text only
+        said = groups[index][0]["content"]
+        now = datetime.datetime.now()
+
+        def show(sentinel: str, later: str = "") -> str:
+            marks = [""] * index + [sentinel] + [later] * (len(messages) - index - 1)
+            chats = [
+                {**chat, "content": chat["content"] + mark}
+                for group, mark in zip(groups, marks, strict=True)
+                for chat in group
+            ]
+            return self._render(chats, tools, now)
+
+        try:
+            rendered = show("")
+            before, found, after = show(_SENTINEL).partition(_SENTINEL)
+            ahead = show(_SENTINEL, _LATER).partition(_SENTINEL)[0]
+        except ChatError:
+            return None  # it is the sentinel that the template does not take
+        # A new system prompt, say, may have been put at the very top
+        if not found or _LATER in ahead:
+            return None
+        # At the end of a text, a template may trim its white space
+        space = said[len(said.rstrip()) :]
+        begin = before.removesuffix(space)
+        middle = rendered.removeprefix(begin).removesuffix(after)
+        if space.startswith(middle) and rendered == begin + middle + after:
+            return after
+        return None
+
+    def _render(
+        self,
+        chats: list[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        now: datetime.datetime,
+    ) -> str:
+        values = {"tools": _map_text(self._cut_controls, list(tools))} if tools else {}
+        return render(
+            self.source,
+            now,
+            messages=chats,
+            add_generation_prompt=True,
+            bos_token=self.vocab.bos_text,
+            eos_token=self.vocab.eos_text,
+            **values,
+        )
+
+    def _inner(self, parts: Sequence[str]) -> array[int]:
+        """Tokens of texts that go on from another one.
+
+        Some vocabularies put a space before the beginning of a text. A line
+        break in front takes it, and is left out where it is a token of its own.
+        """
+        tokens: array[int] = array("i")
+        lead = self.vocab.tokenize("\n", special=False)
+        for part in parts:
+            led = self.vocab.tokenize("\n" + part, special=True)
+            if led[: len(lead)] == lead:
+                tokens += led[len(lead) :]
+            else:
+                tokens += self.vocab.tokenize(part, special=True)
+        return tokens
+
+    def _safe(self, message: Any) -> list[dict[str, Any]]:
+        "A message for the template, its text unable to become control tokens"
+        chats = to_chat(message)
+        cut: Callable[[str], str] = self._cut_controls
+        if message.role == "assistant":
+            cut = functools.partial(self._cut_controls, whole=_THINKING)
+            if _CHANNEL in self.source:
+                chats = [_without_channels(chat) for chat in chats]
+        return [_map_text(cut, chat) for chat in chats]
+
+    @functools.cached_property
+    def _controls(self) -> frozenset[str]:
+        """What is read as a control token.
+
+        Also what the template writes like one: llama.cpp has types of tokens
+        that it reads in any text, and gpt-oss's turns begin with such.
+        """
+        looking = _LOOKS_LIKE_CONTROL.findall(self.source)
+        return frozenset(c for c in (*self.vocab.control_texts, *looking) if c[1:])
+
+    @functools.cached_property
+    def _starts(self) -> tuple[re.Pattern[str], list[int]]:
+        "A pattern for where control tokens may begin, and all their lengths"
+        letters = "|".join(re.escape(c) for c in sorted({c[0] for c in self._controls}))
+        return re.compile(letters or "$^"), sorted({len(c) for c in self._controls})
+
+    def _cut_controls(self, text: str, whole: frozenset[str] = frozenset()) -> str:
+        "The text with a cut inside whatever would be read as a control token"
+        tokenize = self.vocab.tokenize
+        known = "_starts" in vars(self)
+        if not known and len(text) <= self._patience and "<|" not in text:
+            self._patience -= len(text)
+            if tokenize(text, special=True) == tokenize(text, special=False):
+                return text
+        begins, lengths = self._starts
+        parts, done = [], 0
+        for found in begins.finditer(text):
+            at = found.start()
+            controls = {text[at : at + n] for n in lengths} & self._controls
+            if controls - whole:
+                parts.append(text[done : at + 1])
+                done = at + 1
+        return _CUT.join([*parts, text[done:]])
+
+    def _is_control(self, text: str, tokens: array[int]) -> bool:
+        "Whether the first of a text's tokens is a control token"
+        return any(
+            text.startswith(control)
+            and self.vocab.tokenize(control, special=True) == tokens[:1]
+            for control in self._controls
+        )
+
+
+def to_chat(message: Any) -> list[dict[str, Any]]:
+    """An llm message in the form chat templates take.
+
+    Usually one dictionary; a message with several tool results becomes one for
+    each. Raises ChatError for an attachment.
+    """
+    parts = message.to_dict()["parts"]
+    if results := [part for part in parts if part["type"] == "tool_result"]:
+        return [_tool_result(part) for part in results]
+    texts, reasoning, calls = [], [], []
+    for part in parts:
+        if part["type"] == "text":
+            texts.append(part["text"])
+        elif part["type"] == "reasoning":
+            reasoning.append(part["text"])
+        elif part["type"] == "tool_call":
+            calls.append(_tool_call(part))
+        else:
+            raise ChatError(f"kvllama cannot read a message part of {part['type']}")
+    chat: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
+    if any(reasoning):
+        # By the two names that templates have for it
+        chat["reasoning_content"] = chat["thinking"] = "".join(reasoning)
+    if calls:
+        chat["tool_calls"] = calls
+    return [chat]
+
+
+def message_text(message: Any) -> str:
+    "The text of a message, as its author wrote it"
+    return "".join(str(chat["content"]) for chat in to_chat(message))
+
+
+class _Arguments(dict[str, Any]):
+    "A call's arguments: a mapping, and JSON where a template wants a string"
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+    def __add__(self, other: str) -> str:
+        return str(self) + other
+
+    def __radd__(self, other: str) -> str:
+        return other + str(self)
+
+
+def _tool_call(part: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": part["name"], "arguments": _Arguments(part["arguments"])}
+    call = {"type": "function", "function": function, "id": part.get("tool_call_id")}
+    return {key: value for key, value in call.items() if value is not None}
+
+
+def _tool_result(part: dict[str, Any]) -> dict[str, Any]:
+    chat = {"role": "tool", "name": part["name"], "content": part["output"]}
+    if part.get("tool_call_id") is not None:
+        chat["tool_call_id"] = part["tool_call_id"]
+    return chat
+
+
+def _without_channels(chat: dict[str, Any]) -> dict[str, Any]:
+    "An answer of gpt-oss with its thinking apart from what it says at last"
+    first, *rest = _CHANNELS.split(chat["content"].removesuffix("<|end|>"))
+    if not rest:
+        return chat
+    said, thought = first, chat.get("thinking", "")
+    for channel, text in zip(rest[::2], rest[1::2], strict=True):
+        if channel == "final":
+            said += text
+        else:
+            thought += text
+    return {**chat, "content": said, **({"thinking": thought} if thought else {})}
+
+
+def _map_text(change: Callable[[str], str], value: Any) -> Any:
+    "Apply a function to every string in a message"
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_text(change, item) for item in value]
+    if isinstance(value, dict):
+        changed = {change(key): _map_text(change, item) for key, item in value.items()}
+        return type(value)(changed)
+    return value
+
+
+def render(source: str, now: datetime.datetime | None = None, **values: Any) -> str:
+    "Render a chat template the way Hugging Face does; raises ChatError"
+    values["strftime_now"] = (now or datetime.datetime.now()).strftime
+    try:
+        return str(_compile(source).render(**values))
+    except _Rejected as error:
+        raise ChatError(
+            f"The model's chat template does not take these messages: {_line(error)}"
+        ) from None
+    except Exception as error:  # a template is foreign code: it may raise anything
+        raise ChatError(f"The model's chat template failed: {_line(error)}") from None
+
+
+class _Rejected(Exception):
+    "What a template raises itself, saying why"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _raise_exception(message: str) -> None:
+    raise _Rejected(message)
+
+
+def _none_if_undefined(value: Any) -> None:
+    from jinja2 import Undefined
+
+    if not isinstance(value, Undefined):
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    "Unlike jinja's own it leaves < and > alone, and cuts are found in it"
+    text = json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_none_if_undefined,
+    )
+    return text.replace(json.dumps(_CUT)[1:-1], _CUT)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> Any:
+    from jinja2 import Undefined, nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        "{% generation %} marks answers for training; here it changes nothing"
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", Generation],
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    # Hugging Face gives no tools as none, llama.cpp as undefined: be both
+    environment.tests["none"] = lambda v: v is None or isinstance(v, Undefined)
+    return environment.from_string(source)

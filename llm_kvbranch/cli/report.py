@@ -1,0 +1,148 @@
+"""What the commands print of a response and of the store, as plain values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from ..log import Ancestry, Forest, History, changes, message_text, outline
+from ..store import open_store
+
+# In the order in which they are shown
+FACTS = (
+    "response_id",
+    "thread_id",
+    "parent_response_id",
+    "model",
+    "resolved_model",
+    "verb",
+    "mode",
+    "excerpt",
+    "prompt_tokens",
+    "restored_tokens",
+    "resident_tokens",
+    "prefilled_tokens",
+    "generated_tokens",
+    "finish_reason",
+    "imported_tokens",
+    "miss_reason",
+    "restore_ms",
+    "prefill_ms",
+    "ttft_ms",
+    "decode_tps",
+    "device",
+    "served",
+    "queue_ms",
+    "state_start",
+    "state_end",
+    "state_bytes",
+    "state_parent",
+    "state_pinned",
+    "state_gone",
+    "state_origin",
+    "state_file",
+)
+
+
+def describe_response(history: History, response_id: str) -> dict[str, Any]:
+    """All that is known of one response, in the order of FACTS.
+
+    Facts of the run come from the log, those of the state from the store;
+    unknown ones are None (a model other than kvllama, no state left).
+    """
+    turn = history.turn(response_id)
+    branch = history.branch(response_id)
+    parent = branch.get("from_response") or Ancestry(history.db).answered(response_id)
+    facts = {
+        **history.facts(response_id),
+        **{name: branch.get(name) for name in ("verb", "mode", "excerpt")},
+        "response_id": response_id,
+        "thread_id": turn["thread_id"],
+        "parent_response_id": parent,
+        "model": turn["model"],
+        "resolved_model": turn["resolved_model"],
+    }
+    store = open_store()
+    entry = store.get(response_id) if store else None
+    if store is not None and entry is not None:
+        facts.update(
+            state_start=entry.state.start,
+            state_end=entry.state.end,
+            state_bytes=entry.nbytes,
+            state_parent=entry.state.parent_id,
+            state_pinned=entry.pinned or None,
+            state_gone=entry.gone,
+            state_origin=entry.state.origin,
+            state_file=str(store.path(entry.state)) if entry.present else None,
+        )
+    return {name: facts.get(name) for name in FACTS}
+
+
+def describe_tree(
+    history: History, reference: str | None, count: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The lines of one tree, or of the newest ones without a reference.
+
+    A line has the keys lead (what connects it to its parent), id (as short as
+    tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes,
+    state_gone, starred, note.
+    """
+    forest, store = Forest(history), open_store()
+    if reference is None:
+        roots = forest.recent(count)
+    else:
+        roots = [forest.tree(history.resolve(reference, threads=True))]
+    current = forest.current()
+    for root in roots:
+        lines = []
+        for lead, node in outline(root):
+            entry = store.get(node.id) if store else None
+            lines.append(
+                {
+                    "lead": lead,
+                    "id": forest.short(node.id),
+                    "current": node.id == current,
+                    "verb": node.verb,
+                    "mode": node.mode,
+                    "excerpt": node.excerpt,
+                    "prompt": node.prompt,
+                    "tokens": node.n_tokens,
+                    "state_bytes": entry.nbytes if entry else 0,
+                    "state_gone": entry.gone if entry else None,
+                    "starred": node.starred,
+                    "note": node.note,
+                }
+            )
+        yield lines
+
+
+def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
+    """Where two responses part, and how what follows differs.
+
+    ``shared`` is the number of messages both begin with, ``roles`` and
+    ``changes`` describe each pair of messages after them: a list of (sign,
+    text) where the sign is " ", "-" (the first has it) or "+" (the other has).
+    """
+    chains = [
+        [(m.role, message_text(m)) for m in (*response.sent, *response.answered)]
+        for response in (history.response(one), history.response(other))
+    ]
+    shared = 0
+    for left, right in zip(*chains, strict=False):
+        if left != right:
+            break
+        shared += 1
+    empty = ("", "")
+    pairs = itertools.zip_longest(*(c[shared:] for c in chains), fillvalue=empty)
+    return {
+        "shared": shared,
+        "last_shared": chains[0][shared - 1] if shared else None,
+        "messages": [
+            {
+                "role": left[0] or right[0],
+                "changes": changes(left[1], right[1]),
+            }
+            for left, right in pairs
+        ],
+    }

@@ -1,0 +1,359 @@
+"""Many askers, one engine: a thread that decodes for all of them.
+
+The idea: one thread owns a session. It lets waiting requests in as slots become
+free, one of each client in turn, decodes a batch, and hands out the text that came
+of it. Whatever else needs the session (storing a state, counting tokens) is done
+between two batches.
+
+The invariant: every ticket comes to an end, and is told so exactly once. Nothing
+runs on after its ticket was cancelled.
+
+This module does not know HTTP, llm's models or the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..errors import BusyError, OverloadedError
+from .generation import Generation, Request
+from .session import Session
+
+Result = TypeVar("Result")
+_IDLE = 0.02  # seconds after which nobody is expected to ask just now
+_COURTESY = 0.001  # seconds that the event loop takes to send a few words
+Listener = Callable[["Ticket", list[str]], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request on its way; ``generation`` is its answer.
+
+    ``listener(ticket, pieces)`` is called in the engine's thread with new text, and a
+    last time when ``ended`` is true. ``error`` is what it failed with then.
+    """
+
+    generation: Generation
+    listener: Listener
+    client: str = ""
+    number: int = 0
+    asked: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    ended: bool = False
+    error: BaseException | None = None
+
+    @property
+    def queue_ms(self) -> float:
+        "How long it waited for a slot"
+        return round(((self.started or time.monotonic()) - self.asked) * 1000, 2)
+
+
+class Scheduler:
+    """Runs a session's generations in a thread of its own.
+
+    ``n_waiting`` is how many requests may wait for a slot; more are refused with an
+    OverloadedError. All methods but those of asyncio may be called from any thread.
+    """
+
+    def __init__(self, session: Session, n_waiting: int = 64):
+        self.session = session
+        self.n_waiting = n_waiting
+        self.counts: Counter[str] = Counter()
+        self._numbers = itertools.count(1)
+        self._wake = threading.Condition()
+        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._running: list[Ticket] = []
+        self._cancelled: list[Ticket] = []
+        self._full_at: int | None = None  # generations answering when one had no room
+        self._ahead: Generation | None = None  # the last one, if it ended well
+        self._stopping = False
+        self._seconds = 1.0  # that an answer has taken lately
+        self._thread = threading.Thread(
+            target=self._loop, name="kvbranch-engine", daemon=True
+        )
+        self._thread.start()
+
+    # -- asking ----------------------------------------------------------
+
+    def submit(self, request: Request, listener: Listener, client: str = "") -> Ticket:
+        "Ask; raises OverloadedError when too many wait already"
+        generation = self.session.generate(request)
+        ticket = Ticket(generation, listener, client, next(self._numbers))
+        with self._wake:
+            if self._stopping:
+                raise OverloadedError("The server is shutting down", 1)
+            if self.n_waiting_now() >= self.n_waiting + self._n_idle():
+                self.counts["refused"] += 1
+                raise OverloadedError(
+                    f"{self.n_waiting_now()} requests are waiting already, which is "
+                    "the most: try again later",
+                    self.seconds_to_wait(),
+                )
+            self._queues.setdefault(client, deque()).append(ticket)
+            self.counts["requests"] += 1
+            self._wake.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        "End a request as soon as possible; without effect on one that has ended"
+        ticket.generation.cancel()
+        with self._wake:
+            self._cancelled.append(ticket)
+            self._wake.notify()
+
+    async def stream(
+        self, request: Request, client: str = ""
+    ) -> AsyncGenerator[tuple[Ticket, str], None]:
+        """Pieces of an answer, with their ticket; the first one is empty.
+
+        It comes when the request is accepted. Leaving the generator cancels.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[list[str], bool]] = asyncio.Queue()
+
+        def tell(ticket: Ticket, pieces: list[str]) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (pieces, ticket.ended))
+
+        ticket = self.submit(request, tell, client)
+        try:
+            yield ticket, ""
+            ended = False
+            while not ended:
+                pieces, ended = await queue.get()
+                for piece in pieces:
+                    yield ticket, piece
+            if ticket.error is not None:
+                raise ticket.error
+        finally:
+            if not ticket.ended:
+                self.cancel(ticket)
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        "Have a function called between two batches, by the engine's thread"
+        future: Future[Result] = Future()
+        with self._wake:
+            if self._stopping:
+                future.set_exception(OverloadedError("The server is shutting down", 1))
+                return future
+            self._calls.append((future, lambda: function(*arguments)))
+            self._wake.notify()
+        return future
+
+    # -- looking ---------------------------------------------------------
+
+    def n_waiting_now(self) -> int:
+        "Requests that wait for a slot"
+        with self._wake:
+            return sum(map(len, self._queues.values()))
+
+    def n_running(self) -> int:
+        return len(self._running)
+
+    def tickets(self) -> dict[int, Ticket]:
+        "The running requests by the sequence of their slot"
+        running = [(t.generation.slot, t) for t in list(self._running)]
+        return {slot.seq: ticket for slot, ticket in running if slot is not None}
+
+    def requests(self) -> list[Request]:
+        "What is being answered, or waits for it"
+        with self._wake:
+            waiting = [ticket for queue in self._queues.values() for ticket in queue]
+        return [ticket.generation.request for ticket in (*self._running, *waiting)]
+
+    def seconds_to_wait(self) -> int:
+        "When a refused request may be let in, by how long answers took lately"
+        n = max(1, self.session.engine.settings.n_seq)
+        return max(1, round(self._seconds * (1 + self.n_waiting_now()) / n))
+
+    def _n_idle(self) -> int:
+        return self.session.engine.settings.n_seq - len(self._running)
+
+    # -- the engine's thread -----------------------------------------------
+
+    def stop(self) -> None:
+        "End all requests and the thread"
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not self._is_wanted():
+                    if not self._wake.wait(_IDLE if self._ahead else None):
+                        break
+                if self._stopping:
+                    break
+                calls, self._calls = self._calls, deque()
+                cancelled, self._cancelled = self._cancelled, []
+            for future, function in calls:
+                _fulfil(future, function)
+            for ticket in cancelled:
+                self._withdraw(ticket)
+            self._admit()
+            if self._running:
+                self._step()
+            elif not (calls or cancelled):
+                self._read_ahead()
+        self._give_up()
+
+    def _read_ahead(self) -> None:
+        "Make use of a time in which nobody waits"
+        generation, self._ahead = self._ahead, None
+        if generation is not None:
+            with contextlib.suppress(Exception):  # it was not asked for
+                if not self.session.read_ahead(generation, self._is_wanted):
+                    self._ahead = generation
+
+    def _step(self) -> None:
+        try:
+            self.session.step()
+        except Exception as error:  # not of one generation: then it would keep it
+            for ticket in self._running:
+                ticket.generation.error = ticket.generation.error or error
+                ticket.generation.close()
+        self._hand_out()
+
+    def _is_wanted(self) -> bool:
+        return self._stopping or self._has_work()
+
+    def _has_work(self) -> bool:
+        can_start = self.n_waiting_now() and self._full_at is None
+        return bool(self._calls or self._cancelled or self._running or can_start)
+
+    def _admit(self) -> None:
+        "Let requests in while there are slots, one of each client in turn"
+        if self._full_at is not None and self._full_at == self._n_answering():
+            return
+        self._full_at = None
+        while self._n_idle() > 0:
+            with self._wake:
+                if not self._queues:
+                    return
+                client, queue = self._queues.popitem(last=False)
+                ticket = queue.popleft()
+                if queue:
+                    self._queues[client] = queue
+            ticket.started = time.monotonic()
+            try:
+                ticket.generation.start()
+            except BusyError as error:
+                if self._running:  # first in line when one of them has ended
+                    self._put_back(ticket)
+                    self._full_at = self._n_answering()
+                    return
+                self._end(ticket, error)
+            except Exception as error:
+                self._end(ticket, error)
+            else:
+                self._running.append(ticket)
+
+    def _n_answering(self) -> int:
+        "Changes when there may be room that was not there before"
+        return sum(1 + t.generation.is_answering for t in self._running)
+
+    def _put_back(self, ticket: Ticket) -> None:
+        generation = self.session.generate(ticket.generation.request)
+        if ticket.generation.cancelled:
+            generation.cancel()
+        ticket.generation, ticket.started = generation, None
+        with self._wake:
+            queue = self._queues.setdefault(ticket.client, deque())
+            queue.appendleft(ticket)
+            self._queues.move_to_end(ticket.client, last=False)
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        "Take a cancelled request out of its queue"
+        with self._wake:
+            queue = self._queues.get(ticket.client)
+            if queue is None or ticket not in queue:
+                return
+            queue.remove(ticket)
+            if not queue:
+                del self._queues[ticket.client]
+        ticket.generation.finish_reason = "cancelled"
+        self._end(ticket)
+
+    def _hand_out(self) -> None:
+        """Give each its new text, and an end to those that have ended.
+
+        llama.cpp's threads then take all processors again. Who waits for a first word
+        is let through before, or would get it with the second.
+        """
+        begun = False
+        for ticket in list(self._running):
+            generation = ticket.generation
+            pieces = list(generation.pieces)
+            generation.pieces.clear()
+            begun = begun or (bool(pieces) and generation.n_generated == 1)
+            if generation.ended:
+                self._running.remove(ticket)
+                self._full_at = None
+                self._end(ticket, generation.error, pieces)
+            elif pieces:
+                _tell(ticket, pieces)
+        if begun:
+            time.sleep(_COURTESY)
+
+    def _end(
+        self,
+        ticket: Ticket,
+        error: BaseException | None = None,
+        pieces: list[str] | None = None,
+    ) -> None:
+        facts, now = ticket.generation.facts, time.monotonic()
+        ticket.error, ticket.ended = error, True
+        outcome = "failed" if error else ticket.generation.finish_reason
+        self.counts[f"ended {outcome}"] += 1
+        for name in ("prompt", "restored", "resident", "prefilled", "generated"):
+            self.counts[f"{name}_tokens"] += facts.get(f"{name}_tokens") or 0
+        if ticket.started is not None and not error:
+            facts.update(served=True, queue_ms=ticket.queue_ms)
+            self._seconds += 0.2 * (now - ticket.started - self._seconds)
+            self._ahead = ticket.generation
+        _tell(ticket, pieces or [])
+
+    def _give_up(self) -> None:
+        "The end of everything that is running, waiting or asked for"
+        with self._wake:
+            waiting = [t for queue in self._queues.values() for t in queue]
+            self._queues.clear()
+            calls, self._calls = self._calls, deque()
+        for ticket in self._running:
+            ticket.generation.cancel()
+        for _ in range(2 * len(self._running) + 2):  # answers are brought to an end
+            if self._running:
+                self._step()
+        for ticket in (*self._running, *waiting):
+            ticket.generation.close()
+            self._end(ticket, OverloadedError("The server is shutting down", 1))
+        self._running = []
+        for future, _ in calls:
+            future.set_exception(OverloadedError("The server is shutting down", 1))
+
+
+def _tell(ticket: Ticket, pieces: list[str]) -> None:
+    "A listener that fails, as when its event loop has ended, fails nobody else"
+    with contextlib.suppress(Exception):
+        ticket.listener(ticket, pieces)
+
+
+def _fulfil(future: Future[Any], function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)

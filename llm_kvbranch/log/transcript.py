@@ -1,0 +1,147 @@
+"""A conversation or a whole tree as a text that can be kept or given away.
+
+The idea: Markdown that reads well as it is, and JSON with all there is. What stands
+above a branch inside an answer ends where the branch left, as the model saw it.
+
+This module does not know files or HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .diff import one_line
+from .history import History
+from .path import Turn, path, turns_of
+from .tree import Node, outline
+
+KINDS = {"markdown": "md", "json": "json"}
+
+
+def path_text(history: History, node: Node, kind: str) -> str:
+    "All that leads to a response"
+    turns = path(history, node)
+    if kind == "json":
+        return _json({"id": node.id, "turns": [_turn(turn) for turn in turns]})
+    parts = [f"# {_title(turns[0])}", *(_markdown(turn, 2) for turn in turns)]
+    return "\n\n".join(parts) + "\n"
+
+
+def tree_text(history: History, root: Node, kind: str) -> str:
+    "A response and all below it"
+    turns = turns_of(history, list(root.walk()))
+    if kind == "json":
+        return _json({"root": root.id, "responses": [_turn(turn) for turn in turns]})
+    lines = [
+        f"{lead}{node.id}  {_one_line(node.prompt, 60)}" for lead, node in outline(root)
+    ]
+    drawn = _fenced("\n".join(lines))
+    parts = [f"# {_title(turns[0])}", drawn, *(_markdown(turn, 2) for turn in turns)]
+    return "\n\n".join(parts) + "\n"
+
+
+def file_name(node: Node, what: str, kind: str) -> str:
+    "What the file is called: the first words of the question, and which response"
+    words = re.findall(r"[a-z0-9]+", node.prompt[:200].lower())
+    name = "-".join(words)[:40].strip("-") or "conversation"
+    return f"{name}-{node.id[:10]}-{what}.{KINDS[kind]}"
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    node = turn.node
+    told = {
+        "id": node.id,
+        "parent": node.parent.id if node.parent else None,
+        "thread": node.thread_id,
+        "model": node.model,
+        "created": node.created,
+        "verb": node.verb,
+        "mode": node.mode,
+        "excerpt": node.excerpt,
+        "start": node.start,
+        "end": node.end,
+        "system": turn.system,
+        "prompt": turn.prompt,
+        "attachments": turn.attachments,
+        "results": turn.results,
+        "text": turn.text,
+        "cut": turn.cut,
+        "leaves": turn.leaves,
+        "apart": turn.apart,
+        "calls": turn.calls,
+        "facts": turn.facts,
+        "starred": node.starred,
+        "note": node.note,
+    }
+    return {k: v for k, v in told.items() if v not in (None, [], {}, False)}
+
+
+def _markdown(turn: Turn, level: int) -> str:
+    "A turn below headings of a level"
+    node, mark = turn.node, "#" * level
+    about = [
+        node.model,
+        *([node.created[:16].replace("T", " ")] if node.created else []),
+    ]
+    star = "★ " if node.starred else ""
+    parts = [f"{mark} {star}{_said(turn)}", f"*{', '.join(about)}, {node.id}*"]
+    if turn.apart:
+        parts.append("*Begins anew: nothing above is in its context.*")
+    if node.note:
+        parts.append(f"> **Note:** {_one_line(node.note, len(node.note))}")
+    if turn.system:
+        parts += [f"**System:**\n\n{_closed(turn.system)}"]
+    parts += [f"**Prompt:**\n\n{_closed(turn.prompt)}"] if turn.prompt else []
+    for result in turn.results:
+        parts.append(f"**Result of {result['name']}:**\n\n{_fenced(result['output'])}")
+    parts += [f"*Attached: {_one_line(each, 200)}*" for each in turn.attachments]
+    text = turn.text if turn.cut is None else turn.text[: turn.cut]
+    parts.append(f"**Answer:**\n\n{_closed(text)}")
+    if turn.cut is not None and turn.cut < len(turn.text):
+        parts.append("*The next turn goes on from here, inside the answer.*")
+    for call in turn.calls:
+        arguments = json.dumps(call["arguments"], indent=2, ensure_ascii=False)
+        parts.append(f"**Calls {call['name']}:**\n\n{_fenced(arguments)}")
+    return "\n\n".join(parts)
+
+
+def _said(turn: Turn) -> str:
+    "A heading: how the turn was reached, and what was asked"
+    verb = turn.node.verb
+    how = "fresh" if turn.node.mode == "fresh" else verb
+    lead = f"{how}: " if how in ("branch", "focus", "retry", "fresh") else ""
+    return lead + (_one_line(turn.question, 80) or "(no text)")
+
+
+def _title(turn: Turn) -> str:
+    return _one_line(turn.question, 80) or "A conversation"
+
+
+def _one_line(text: str, n: int) -> str:
+    return one_line(text[: 4 * n], n)  # of a long text not all is looked at
+
+
+def _fenced(text: Any) -> str:
+    "A text as code, whatever fences are in it"
+    text = str(text)
+    longest = max((len(each) for each in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _closed(text: str) -> str:
+    "A text whose last block of code ends, or it would swallow what comes after"
+    fence = ""
+    for found in re.finditer(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.MULTILINE):
+        marks, rest = found.groups()
+        if not fence:
+            fence = marks
+        elif marks.startswith(fence) and not rest.strip():
+            fence = ""
+    return f"{text}\n{fence}" if fence else text

@@ -1,0 +1,438 @@
+"""One response's whole context as a file that can be given to someone else.
+
+The idea: a bundle is an uncompressed zip of the state files that lead up to a
+response, and a manifest: its messages, and the SHA-256 of every file. Only what
+is in the response's context goes in: of a state that the context leaves halfway,
+the rows up to there. An HMAC of the manifest under a key that people share says
+that one of them made it.
+
+The invariant: nothing of a bundle is believed before it is checked, and nothing
+is taken in unless it is signed with the user's key or trusted explicitly: rows
+of a KV cache steer a model's answers, and need not be those of the text beside
+them. Where state came from stays with it.
+
+This module does not know llama.cpp's library, only the layout of its rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import io
+import json
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from ..engine import cut
+from ..errors import BundleError, StateError, StoreError
+from ..log import Ancestry, History, Imported, adopt, unknown
+from .index import Chain, Entry, Segment
+from .statefile import (
+    SUFFIX,
+    State,
+    fingerprint_of,
+    open_parts,
+    prefix_digest,
+    read_state,
+    tokens_of,
+    write_state,
+)
+from .store import Store
+
+FORMAT = "llm-kvbranch-bundle/1"
+SIGNED = "imported, signed with your key"
+TRUSTED = "imported without a signature, trusted by you"
+
+_MANIFEST, _SIGNATURE = "bundle.json", "signature"
+_MAX_MANIFEST = 1 << 26
+_MAX_STATES = 100_000
+_ID = r"[A-Za-z0-9_-]{1,64}"
+
+
+@dataclass
+class Report:
+    "What an export wrote or an import took in"
+
+    response_id: str
+    n_states: int = 0
+    n_tokens: int = 0
+    nbytes: int = 0
+    origin: str | None = None
+    model: str = "unknown"
+    new_states: int = 0
+    thread_id: str | None = None
+    known_model: bool = True
+
+
+# -- export ------------------------------------------------------------
+
+
+def export(
+    store: Store, history: History, response_id: str, path: Path, key: str | None
+) -> Report:
+    """Write a response's context to a file (mode 0600), signed if there is a key.
+
+    Raises BundleError when its state is not all there or the file cannot be
+    written; then there is none.
+    """
+    entry = store.get(response_id)
+    if entry is None:
+        raise BundleError(f"Response {response_id} left no state to export")
+    chain = store.chain(entry)
+    names = store.hold(chain) or []
+    try:
+        gone = [s.entry for s in chain.segments if not s.entry.present]
+        if gone or not chain.segments:
+            why = (gone and gone[0].gone) or "a link of it is unknown"
+            raise BundleError(
+                f"The state of {response_id} is not complete ({why}). Go on from it "
+                "once with llm kvbranch continue, which writes it again"
+            )
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            report = _write(store, history, entry, chain, temporary, key)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, StateError) as error:
+        raise BundleError(f"Cannot export to {path}: {error}") from None
+    finally:
+        store.locks.drop(names)
+    return report
+
+
+def _write(
+    store: Store,
+    history: History,
+    entry: Entry,
+    chain: Chain,
+    path: Path,
+    key: str | None,
+) -> Report:
+    conversation = _conversation(history, entry.state.response_id)
+    own = {turn["id"] for turn in conversation["turns"]}
+    report = Report(entry.state.response_id, len(chain.segments), len(chain.tokens))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    with (
+        open(descriptor, "w+b") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as bundle,
+    ):
+        states, parent = [], None
+        for number, segment in enumerate(chain.segments):
+            state, rows, snapshots = _share(store, segment, parent, own)
+            parent = state.response_id
+            spare = path.with_name(f"{path.name}.{number}")
+            try:
+                write_state(spare, state, rows, snapshots)
+                name = f"states/{number:06}{SUFFIX}"
+                bundle.write(spare, name)
+                states.append({"file": name, "sha256": _sha256(spare)})
+            finally:
+                spare.unlink(missing_ok=True)
+        manifest = json.dumps(
+            {
+                "format": FORMAT,
+                "response_id": entry.state.response_id,
+                "model": json.loads(store.describe(entry.state.fingerprint) or "{}"),
+                "states": states,
+                **conversation,
+            }
+        ).encode()
+        bundle.writestr(_MANIFEST, manifest)
+        if key:
+            bundle.writestr(_SIGNATURE, _sign(manifest, key))
+        bundle.close()
+        file.flush()
+        os.fsync(file.fileno())
+        report.nbytes = file.seek(0, io.SEEK_END)
+    return report
+
+
+def _share(
+    store: Store, segment: Segment, parent: str | None, own: set[str]
+) -> tuple[State, Any, dict[int, bytes]]:
+    "A segment as a state of its own, with nothing that the context does not hold"
+    state = replace(segment.entry.state, parent_id=parent, thread_id=None, origin=None)
+    with store.open_parts(segment.entry) as (payload, parts):
+        snapshots = {at: bytes(part) for at, part in parts.items() if at <= segment.end}
+        if segment.end < state.end:
+            rows = cut(payload, state.start, state.end, segment.end)
+        else:
+            rows = bytearray(payload)
+            if state.response_id in own:
+                return state, rows, snapshots
+    return (
+        replace(
+            state,
+            response_id=f"{state.response_id[:100]}.{segment.end}",
+            end=segment.end,
+            answer=min(state.answer, segment.end),
+            tokens=state.tokens[: segment.end - state.start],
+            input_hash=None,
+            tip_hash=None,
+        ),
+        rows,
+        snapshots,
+    )
+
+
+def _conversation(history: History, response_id: str) -> dict[str, Any]:
+    "The messages of a response's context, and the turns that they are of"
+    response = history.response(response_id)
+    messages = [*response.sent, *response.answered]
+    turns: list[dict[str, Any]] = []
+    ancestry = Ancestry(history.db)
+    at: str | None = response_id
+    while at is not None:
+        turn, logged = history.turn(at), history.response(at)
+        theirs = [*logged.sent, *logged.answered]
+        if theirs == messages[: len(theirs)]:  # else an answer that was cut
+            names = ("id", "model", "resolved_model", "datetime_utc")
+            numbers = ("input_tokens", "output_tokens", "duration_ms")
+            turns.append(
+                {
+                    **{name: turn[name] for name in (*names, *numbers)},
+                    "n_sent": len(logged.sent),
+                    "n_answered": len(logged.answered),
+                }
+            )
+        at = ancestry.answered(at)
+    rows = [message.to_dict() for message in messages]
+    if any(part.get("type") != "text" for row in rows for part in row["parts"]):
+        raise BundleError("Conversations with attachments or tools cannot be exported")
+    return {"messages": rows, "turns": turns[::-1]}
+
+
+# -- import ------------------------------------------------------------
+
+
+def load(
+    store: Store, history: History, path: Path, key: str | None, trust: bool = False
+) -> Report:
+    """Take a bundle's states into the store and its messages into the log.
+
+    Raises BundleError, with the log as it was, when it is damaged, hostile, or
+    neither signed with the key nor trusted, or there is no room for its states.
+    """
+    try:
+        with zipfile.ZipFile(path) as bundle, contextlib.ExitStack() as spares:
+            manifest, origin = _read_manifest(bundle, path, key, trust)
+            turns = unknown(history, _parse_turns(manifest))
+            thread_id = str(ULID()).lower() if turns else None
+            states = [
+                (replace(state, origin=origin, thread_id=thread_id), spare)
+                for state, spare in _read_states(store, bundle, manifest, spares)
+            ]
+            report = _take_in(store, states, manifest, origin)
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"Cannot read {path}: {error}") from None
+    except (StateError, StoreError) as error:
+        raise BundleError(f"Cannot import {path}: {error}") from None
+    if thread_id:
+        adopt(history, turns, thread_id, origin)
+    report.thread_id = thread_id
+    return report
+
+
+def _read_manifest(
+    bundle: zipfile.ZipFile, path: Path, key: str | None, trust: bool
+) -> tuple[dict[str, Any], str]:
+    "The manifest, and what gives reason to believe it"
+    members = {info.filename: info for info in bundle.infolist()}
+    if _MANIFEST not in members:
+        raise BundleError(f"{path} is not a bundle that llm kvbranch export made")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+        raise BundleError(f"{path} is compressed, which bundles never are")
+    if members[_MANIFEST].file_size > _MAX_MANIFEST:
+        raise BundleError(f"The manifest of {path} is too large")
+    data = bundle.read(_MANIFEST)
+    signature = None
+    if _SIGNATURE in members and members[_SIGNATURE].file_size <= 128:
+        signature = bundle.read(_SIGNATURE)
+    if key and signature and hmac.compare_digest(signature, _sign(data, key)):
+        origin = SIGNED
+    elif trust:
+        origin = TRUSTED
+    else:
+        what = "is signed with another key" if signature else "is not signed"
+        raise BundleError(
+            f"{path} {what}. What it holds steers the model's answers: import it "
+            "with --trust if you trust who made it, or agree on a key with them: "
+            "llm keys set kvbranch"
+        )
+    try:
+        manifest = json.loads(data)
+        known = manifest["format"] == FORMAT
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BundleError(f"The manifest of {path} makes no sense") from None
+    if not known:
+        raise BundleError(
+            f"{path} has another format than {FORMAT}, which this version reads"
+        )
+    manifest["response_id"] = str(manifest.get("response_id"))
+    if not re.fullmatch(_ID, manifest["response_id"]):
+        raise BundleError(f"The manifest of {path} makes no sense")
+    return manifest, origin
+
+
+def _parse_turns(manifest: dict[str, Any]) -> list[Imported]:
+    "The turns of a manifest; raises BundleError on anything odd"
+    from llm import Message
+
+    try:
+        rows = manifest["messages"]
+        parts = [part for row in rows for part in row["parts"]]
+        if any(
+            part["type"] != "text" or not isinstance(part["text"], str)
+            for part in parts
+        ) or any(row["role"] not in ("system", "user", "assistant") for row in rows):
+            raise BundleError("The bundle holds messages that are not text")
+        messages = [Message.from_dict(row) for row in rows]
+        turns = []
+        for turn in manifest["turns"]:
+            sent, answered = int(turn["n_sent"]), int(turn["n_answered"])
+            if not 0 <= sent <= sent + answered <= len(messages):
+                raise ValueError
+            if not re.fullmatch(_ID, turn["id"]):
+                raise ValueError
+            facts = {
+                name: turn.get(name)
+                for name in ("model", "resolved_model", "datetime_utc")
+            }
+            numbers = {
+                name: int(turn.get(name) or 0)
+                for name in ("input_tokens", "output_tokens", "duration_ms")
+            }
+            if not all(v is None or isinstance(v, str) for v in facts.values()):
+                raise ValueError
+            turns.append(
+                Imported(
+                    turn["id"],
+                    messages[:sent],
+                    messages[sent : sent + answered],
+                    {**facts, **numbers},
+                )
+            )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise BundleError("The bundle's messages make no sense") from None
+    return turns
+
+
+def _read_states(
+    store: Store,
+    bundle: zipfile.ZipFile,
+    manifest: dict[str, Any],
+    spares: contextlib.ExitStack,
+) -> Iterator[tuple[State, Path]]:
+    "Each state, verified, and the temporary file that it is in, parents first"
+    try:
+        listed = [(str(row["file"]), str(row["sha256"])) for row in manifest["states"]]
+        model = {str(k): str(v) for k, v in manifest["model"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise BundleError("The bundle's list of states makes no sense") from None
+    if not all(len(v) < 200 and v.isprintable() for v in (*model, *model.values())):
+        raise BundleError("The bundle's model makes no sense")  # it will be shown
+    if not 0 < len(listed) <= _MAX_STATES:
+        raise BundleError("The bundle holds no states, or too many")
+    manifest["model"] = model
+    fingerprint = fingerprint_of({k: v for k, v in model.items() if k != "name"})
+    for name, digest in listed:
+        spare = store.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
+        store.locks.hold([spare.name])
+        spares.callback(store.locks.drop, [spare.name])
+        spares.callback(spare.unlink, missing_ok=True)
+        _extract(bundle, name, spare, digest)
+        state = read_state(spare)
+        if state.fingerprint != fingerprint:
+            raise BundleError("The bundle's states are not of the model it names")
+        yield state, spare
+
+
+def _extract(bundle: zipfile.ZipFile, name: str, path: Path, digest: str) -> None:
+    "Copy a member to a file, and check that it is the one the manifest means"
+    hashed = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        try:
+            member = bundle.open(name)
+        except KeyError:
+            raise BundleError("A state is missing from the bundle") from None
+        with member:
+            while data := member.read(1 << 20):
+                hashed.update(data)
+                file.write(data)
+    if not hmac.compare_digest(hashed.hexdigest(), digest):
+        raise BundleError("The bundle is damaged: a state is not the one it lists")
+
+
+def _take_in(
+    store: Store,
+    states: list[tuple[State, Path]],
+    manifest: dict[str, Any],
+    origin: str,
+) -> Report:
+    "Put the states into the store, those that it does not have yet"
+    _check_chain([state for state, _ in states])
+    model = manifest["model"]
+    last = states[-1][0]
+    report = Report(
+        manifest["response_id"],
+        len(states),
+        last.end,
+        origin=origin,
+        model=model.get("name", "unknown"),
+        known_model=store.describe(last.fingerprint) is not None,
+    )
+    if not report.known_model:
+        store.describe(last.fingerprint, json.dumps(model))
+    chain = Chain()
+    for state, spare in states:
+        here = store.get(state.response_id, state.fingerprint)
+        same = here is not None and (
+            (here.state.start, here.state.prefix, here.state.tokens)
+            == (state.start, state.prefix, state.tokens)
+        )
+        if here is not None and not same:
+            raise BundleError(
+                f"The store has another state of response {state.response_id}: "
+                "prune that first"
+            )
+        if here is None or not here.present:
+            with open_parts(spare) as (_, payload, snapshots):
+                here = store.put(state, payload, chain, snapshots)
+            report.new_states += 1
+            report.nbytes += here.nbytes
+        chain = store.chain(here)
+    return report
+
+
+def _check_chain(states: list[State]) -> None:
+    "Raise BundleError unless each state goes on where the one before ends"
+    tokens, parent, model = tokens_of(), None, states[0].fingerprint
+    for state in states:
+        links = (state.start, state.parent_id, state.fingerprint, state.prefix)
+        if links != (len(tokens), parent, model, prefix_digest(tokens, len(tokens))):
+            raise BundleError("The bundle's states do not follow each other")
+        tokens += state.tokens
+        parent = state.response_id
+
+
+def _sign(manifest: bytes, key: str) -> bytes:
+    return hmac.new(key.encode(), manifest, hashlib.sha256).hexdigest().encode()
+
+
+def _sha256(path: Path) -> str:
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            hashed.update(data)
+    return hashed.hexdigest()

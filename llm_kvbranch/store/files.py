@@ -1,0 +1,346 @@
+"""The directory of a store, and how its files are changed.
+
+The idea: a change of files is written down in the index before it is made
+(``pending``), and crossed out after. Who changes files is alone in it (a lock
+that dies with its process), so whatever is pending when that lock is had was
+left by a crash, and is settled by looking at the files.
+
+The invariants: a file appears only whole, by a rename, and is never changed; a
+row says that a file is there only if it is. The index can be made again from the
+files alone.
+
+This module does not know why a file is written or removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import StateError, StoreError
+from .database import SCHEMA_VERSION, connect, create, is_damage, now, version
+from .index import Chain, Entry, Index
+from .locks import Locks
+from .statefile import SUFFIX, State, read_head, sync_directory
+from .stats import Accounts
+
+BUDGET_SHARE = 0.2  # of what is free on the disk or held by the store already
+_INDEX_SHARE = 0.1  # of the budget, for token ids whose rows are gone, ...
+_INDEX_LEAST = 1 << 26  # ... and the bytes of index that they may take anyway
+
+
+@dataclass
+class Change:
+    "Files that are changed together: entries to remove, and one to write"
+
+    gone: list[Entry] = field(default_factory=list)
+    reason: str = ""
+    forget: bool = False  # the rows, too
+    new: State | None = None
+    temporary: Path | None = None
+    nbytes: int = 0
+    chain: Chain = field(default_factory=Chain)  # what the new one goes on from
+
+
+class Files(Index, Accounts):
+    "State files and their index, which agree whatever happens; see Store"
+
+    def __init__(self, root: Path | str, budget: int | None = None):
+        self.root = Path(root)
+        self.limit = budget
+        try:
+            for directory in (self.root, self.root / "states", self.root / "tmp"):
+                self._make_directory(directory)
+            self.locks = Locks(self.root / "lock")
+            path = self._index_file()
+            try:
+                self.db = self._connect(path)
+                self.recover()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self.rebuild()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"Cannot use the state store {self.root}: {error}. "
+                "Check its permissions, or set LLM_KVBRANCH_DIR to another directory"
+            ) from None
+
+    def close(self) -> None:
+        self.db.close()
+        self.locks.close()
+
+    # -- opening -------------------------------------------------------
+
+    @staticmethod
+    def _make_directory(path: Path) -> None:
+        if not path.is_dir():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(path.parent)
+
+    def _index_file(self) -> Path:
+        path = self.root / "index.db"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._inode = path.stat().st_ino
+        return path
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        db = connect(path)
+        if version(db) != SCHEMA_VERSION:
+            self._migrate(db)
+        if db.execute("pragma journal_mode").fetchone()[0] != "wal":
+            with contextlib.suppress(sqlite3.OperationalError):
+                # Readers and the writer then leave each other alone. It lasts;
+                # if someone is writing just now, the next one to open does it
+                db.execute("pragma journal_mode = wal")
+        return db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        "Make the index, or make it again after another version made it"
+        with self.locks.writer():  # no file comes or goes while they are read
+            db.execute("begin immediate")
+            try:
+                if version(db) != SCHEMA_VERSION:
+                    create(db)
+                    self._read_files(db)
+                db.execute("commit")
+            except BaseException:
+                db.execute("rollback")
+                raise
+
+    def _read_files(self, db: sqlite3.Connection) -> None:
+        "Fill an empty index with what the files say of themselves"
+        states = []
+        for path in self.files():
+            with contextlib.suppress(StateError):
+                state, nbytes = read_head(path)
+                if path == self.path(state):  # or it is a copy, or no file of ours
+                    states.append((state, nbytes))
+        states.sort(key=lambda pair: pair[0].created)
+        keys = [self._add(db, state, nbytes) for state, nbytes in states]
+        for key, (state, _) in zip(keys, states, strict=True):
+            self._index_tokens(db, key, state)  # now that every parent is there
+        # Nobody knows when they were used, but a parent is with its children:
+        # the newest come first, and take all that they go on from with them
+        above = {(s.fingerprint, s.response_id): s.parent_id for s, _ in states}
+        used: dict[tuple[str, str | None], str] = {}
+        for state, _ in reversed(states):
+            which: tuple[str, str | None] = (state.fingerprint, state.response_id)
+            while which in above and which not in used:
+                used[which] = state.created
+                which = (state.fingerprint, above[which])
+        for key, (state, _) in zip(keys, states, strict=True):
+            last = used[state.fingerprint, state.response_id]
+            db.execute("update states set used = ? where key = ?", [last, key])
+
+    def rebuild(self) -> None:
+        "Make the index again from the files alone, whatever state it is in"
+        with self.locks.writer():
+            if hasattr(self, "db"):
+                self.db.close()
+            for leftover in self.root.glob("index.db*"):
+                leftover.unlink()
+            self.db = self._connect(self._index_file())
+
+    # -- files ---------------------------------------------------------
+
+    def path(self, state: State) -> Path:
+        return self.root / "states" / state.fingerprint / f"{state.response_id}{SUFFIX}"
+
+    def pin_file(self, state: State) -> Path:
+        "An empty file that says that a state is pinned, whatever becomes of its row"
+        return self.path(state).with_suffix(".pin")
+
+    def files(self) -> Iterator[Path]:
+        "Every state file there is, whether the index knows it or not"
+        for path in sorted((self.root / "states").glob(f"*/*{SUFFIX}")):
+            if not path.is_dir():
+                yield path
+
+    # -- changing ------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Be the only one to change files, with the index as it is by now.
+
+        What others left half done is settled. Raises OSError or StoreError.
+        """
+        with self.locks.writer():
+            self._follow_rebuild()
+            self._settle()
+            yield
+
+    def change(self, change: Change) -> None:
+        """Make a change that a crash cannot leave half made.
+
+        The caller is the writer, and has claimed the entries to remove; they are
+        released. Raises OSError or StoreError, with the files as the index says.
+        """
+        try:
+            key = self._announce(change)
+            try:
+                self._move(change)
+            except BaseException:
+                with contextlib.suppress(OSError, StoreError, sqlite3.Error):
+                    self._settle()
+                raise
+            with self._write() as db:
+                if change.new is not None:
+                    db.execute(
+                        "update states set nbytes = ? where key = ?",
+                        [change.nbytes, key],
+                    )
+                    self._touch(db, change.chain)
+                states = [*(e.state for e in change.gone), change.new]
+                self._settled(db, [[s.fingerprint, s.response_id] for s in states if s])
+        finally:
+            self.release(change.gone)
+
+    def _announce(self, change: Change) -> int | None:
+        "Write down what is about to be done to files; key of the new row"
+        key = None
+        with self._write() as db:
+            for entry in change.gone:
+                self._remove(db, entry, change.reason, change.forget)
+            if change.new is not None:
+                key = self._add(db, change.new, 0)
+                self._index_tokens(db, key, change.new)
+                self._pend(db, change.new)
+                if self._index_bytes() > max(
+                    _INDEX_LEAST, int(_INDEX_SHARE * self.budget())
+                ):
+                    self._forget_gone(db)
+        return key
+
+    def _index_bytes(self) -> int:
+        "Bytes of the index that are in use"
+        pages, free, size = (
+            self.db.execute(f"pragma {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _follow_rebuild(self) -> None:
+        "Change to the index that another process has made in the meantime"
+        with contextlib.suppress(FileNotFoundError):
+            if (self.root / "index.db").stat().st_ino == self._inode:
+                return
+        self.db.close()
+        self.db = self._connect(self._index_file())
+
+    def _remove(
+        self, db: sqlite3.Connection, entry: Entry, reason: str, forget: bool
+    ) -> None:
+        self._pend(db, entry.state)
+        which = entry.state.key
+        where = "where fingerprint = ? and id = ?"
+        if forget:
+            db.execute(f"delete from states {where}", which)
+        else:
+            db.execute(
+                f"update states set nbytes = 0, gone = ? {where}", [reason, *which]
+            )
+        db.execute(
+            "insert into removals values (?, 1, ?, ?) on conflict (reason) do update"
+            " set count = count + 1, nbytes = nbytes + excluded.nbytes,"
+            " last = excluded.last",
+            [reason, entry.nbytes, now()],
+        )
+
+    def _pend(self, db: sqlite3.Connection, state: State) -> None:
+        db.execute(
+            "insert or ignore into pending values (?, ?)",
+            state.key,
+        )
+
+    def _settled(self, db: sqlite3.Connection, which: list[list[str]]) -> None:
+        db.executemany("delete from pending where fingerprint = ? and id = ?", which)
+
+    def _move(self, change: Change) -> None:
+        "Do to the files what was announced, and make it durable"
+        directories = set()
+        for entry in change.gone:
+            path = self.path(entry.state)
+            path.unlink(missing_ok=True)
+            if change.forget:
+                self.pin_file(entry.state).unlink(missing_ok=True)
+            directories.add(path.parent)
+        if change.new is not None and change.temporary is not None:
+            path = self.path(change.new)
+            self._make_directory(path.parent)
+            os.replace(change.temporary, path)
+            directories.add(path.parent)
+        for directory in directories:
+            sync_directory(directory)
+
+    def _settle(self) -> None:
+        "Finish or undo the change that a crash left: the caller is the writer"
+        rows = self.db.execute("select * from pending").fetchall()
+        found = []
+        for row in rows:
+            entry = self.get(row["id"], row["fingerprint"])
+            path = self.root / "states" / row["fingerprint"] / f"{row['id']}{SUFFIX}"
+            nbytes = 0
+            if entry is not None and entry.gone is None:
+                with contextlib.suppress(StateError):
+                    state, size = read_head(path)
+                    nbytes = size if state.digest == entry.state.digest else 0
+            if not nbytes:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    if path.exists():
+                        continue  # stays pending, and stops nothing else
+            found.append((nbytes, row["fingerprint"], row["id"]))
+        if found:
+            with self._write() as db:
+                db.executemany(
+                    "update states set nbytes = ?1, gone = iif(?1, null,"
+                    " coalesce(gone, 'state could not be written'))"
+                    " where fingerprint = ?2 and id = ?3",
+                    found,
+                )
+                self._settled(db, [which for _, *which in found])
+
+    def recover(self) -> None:
+        "Tidy up after processes that ended while they wrote"
+        leftovers = list((self.root / "tmp").iterdir())
+        pending = self.db.execute("select 1 from pending limit 1").fetchone()
+        if not (leftovers or pending):
+            return
+        with self.writer():
+            for path in leftovers:
+                if self.locks.claim(path.name):
+                    path.unlink(missing_ok=True)
+                    self.locks.release([path.name])
+
+    def adopt(self, state: State, nbytes: int) -> None:
+        "Take a file into the index that is in its place, whole and verified"
+        with self.writer(), self._write() as db:
+            self._index_tokens(db, self._add(db, state, nbytes), state)
+
+    def _add(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
+        "Put a state's row into the index, pinned where a file says so"
+        return self._insert(db, state, nbytes, self.pin_file(state).exists())
+
+    def release(self, entries: Iterable[Entry]) -> None:
+        self.locks.release(map(lock_name, entries))
+
+    # -- room ----------------------------------------------------------
+
+    def budget(self) -> int:
+        "How many bytes the state files may take"
+        if self.limit is not None:
+            return self.limit
+        free = shutil.disk_usage(self.root).free
+        return int(BUDGET_SHARE * (free + self.nbytes()))
+
+
+def lock_name(entry: Entry) -> str:
+    "What a state is called among locks"
+    return "/".join(entry.state.key)

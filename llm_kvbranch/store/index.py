@@ -1,0 +1,453 @@
+"""The index of all states: a tree that is found by content.
+
+The idea: a state's row names its parent and the position where it leaves the
+parent's tokens, so the tokens and the files of any prefix are a walk from a
+state to its root. A state is found three ways: by response id, by llm's message
+hashes, and by the token ids themselves (a row for every BLOCK tokens, keyed by
+the hash of everything up to there).
+
+The invariant: every hit is confirmed token by token. Token ids outlive their
+file (evicted or lost), so generated text is never tokenised again.
+
+This module does not know files or llama.cpp; a fingerprint is an opaque name, a
+message hash an opaque string.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import xxhash
+
+from .database import Database, chunks, now
+from .statefile import (
+    State,
+    common_prefix,
+    prefix_digest,
+    snapshots_of,
+    snapshots_text,
+    token_bytes,
+    tokens_from_bytes,
+    tokens_of,
+)
+
+BLOCK = 32  # tokens for each row that finds a state by its tokens
+_MAX_CANDIDATES = 8  # states looked at that begin in the block after a match
+_PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
+  select key, fingerprint, id, parent, start, nbytes from states where pinned
+  union
+  select s.key, s.fingerprint, s.id, s.parent, s.start, s.nbytes from up
+  join states s on s.fingerprint = up.fingerprint and s.id = up.parent
+  where up.start > 0)"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One state as the index has it.
+
+    ``nbytes`` is the size of its file, 0 where that is gone; ``gone`` says why.
+    """
+
+    state: State
+    nbytes: int
+    used: str
+    gone: str | None = None
+    pinned: bool = False
+
+    @property
+    def present(self) -> bool:
+        return self.nbytes > 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    "The rows [start, end) of a prefix, supplied by one entry"
+
+    entry: Entry
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        "Tokens in the file: it is read whole, however little of it is needed"
+        return self.entry.state.end - self.entry.state.start
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A prefix that the store knows: its token ids, and who holds which rows.
+
+    Segments are in order and cover [0, len(tokens)) without gaps or overlap.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    tokens: array[int] = field(default_factory=tokens_of)
+
+    def cut(self, n: int) -> Chain:
+        "The same chain, its first n tokens only"
+        if n >= len(self.tokens):
+            return self
+        kept = tuple(
+            replace(segment, end=min(segment.end, n))
+            for segment in self.segments
+            if segment.start < n
+        )
+        return Chain(kept, self.tokens[:n])
+
+    def before(self, entries: Iterable[Entry]) -> Chain:
+        "The same chain up to the first row that one of the entries supplies"
+        bad = [entry.state.response_id for entry in entries]
+        for segment in self.segments:
+            if segment.entry.state.response_id in bad:
+                return self.cut(segment.start)
+        return self
+
+    @property
+    def n_cells(self) -> int:
+        "Cells taken while the chain is restored, at the most"
+        return max((s.start + s.size for s in self.segments), default=0)
+
+    @property
+    def available(self) -> int:
+        "How many of the tokens have their rows in a file"
+        return sum(s.end - s.start for s in self.segments if s.entry.present)
+
+
+@dataclass
+class _Search:
+    "The best chain so far for some tokens"
+
+    tokens: array[int]
+    usable: Callable[[Chain], Chain]
+    best: Chain = field(default_factory=Chain)
+    tried: set[int] = field(default_factory=set)
+
+    def reach(self, start: int, tokens: bytes) -> int:
+        "The most tokens that a state's chain can share, were all before its own right"
+        own = tokens_from_bytes(tokens)
+        return start + common_prefix(own, self.tokens[start : start + len(own)])
+
+    def offer(self, chain: Chain) -> None:
+        chain = chain.cut(common_prefix(chain.tokens, self.tokens))
+        chain = self.usable(chain)
+        ours = (self.best.available, len(self.best.tokens))
+        if (chain.available, len(chain.tokens)) > ours:
+            self.best = chain
+
+
+class Index(Database):
+    "Rows about states, and how they are found"
+
+    def _insert(
+        self, db: sqlite3.Connection, state: State, nbytes: int, pinned: bool
+    ) -> int:
+        "Put a state's row in the place of the one before; returns its key"
+        which = state.key
+        db.execute("delete from states where fingerprint = ? and id = ?", which)
+        columns = {
+            "id": state.response_id,
+            "fingerprint": state.fingerprint,
+            "parent": state.parent_id,
+            "start": state.start,
+            "end": state.end,
+            "answer": state.answer,
+            "prefix": state.prefix,
+            "input_hash": state.input_hash,
+            "tip_hash": state.tip_hash,
+            "render": state.render,
+            "thread": state.thread_id,
+            "origin": state.origin,
+            "payload": state.payload,
+            "snapshots": snapshots_text(state.snapshots),
+            "digest": state.digest,
+            "created": state.created,
+            "nbytes": nbytes,
+            "pinned": pinned,
+            "used": now(),
+        }
+        cursor = db.execute(
+            f"insert into states ({', '.join(columns)})"
+            f" values ({', '.join('?' * len(columns))})",
+            list(columns.values()),
+        )
+        key = cursor.lastrowid
+        assert key is not None
+        db.execute(
+            "insert into token_ids values (?, ?)", [key, token_bytes(state.tokens)]
+        )
+        return key
+
+    def _index_tokens(self, db: sqlite3.Connection, key: int, state: State) -> None:
+        "Make a state findable by its token ids"
+        tokens = self._prefix_tokens(db, state) + state.tokens
+        if prefix_digest(tokens, state.start) != state.prefix:
+            # The parent is unknown here: found by id and message hashes only,
+            # until a repair finds the parent
+            return
+        hashes = block_hashes(state.fingerprint, tokens)
+        rows = [(hashes[state.start // BLOCK], 1, key)]
+        rows += [(h, 0, key) for h in hashes[state.start // BLOCK + 1 :]]
+        db.executemany("insert or ignore into blocks values (?, ?, ?)", rows)
+
+    def _prefix_tokens(self, db: sqlite3.Connection, state: State) -> array[int]:
+        "Token ids of [0, state.start), empty where the parent is unknown"
+        if state.parent_id is None or not state.start:
+            return tokens_of()
+        row = db.execute(
+            "select key from states where fingerprint = ? and id = ?",
+            [state.fingerprint, state.parent_id],
+        ).fetchone()
+        return self._chain(db, row["key"]).tokens[: state.start] if row else tokens_of()
+
+    # -- finding -------------------------------------------------------
+
+    def get(self, response_id: str, fingerprint: str | None = None) -> Entry | None:
+        """The entry of a response.
+
+        Without a fingerprint, the newest where several models have one.
+        """
+        row = self.db.execute(
+            "select * from entries where id = ? and fingerprint = coalesce(?,"
+            " fingerprint) order by key desc limit 1",
+            [response_id, fingerprint],
+        ).fetchone()
+        return entry_of(row) if row else None
+
+    def get_all(self, response_id: str) -> list[Entry]:
+        "The entries of a response, one for each model that has one"
+        rows = self.db.execute("select * from entries where id = ?", [response_id])
+        return [entry_of(row) for row in rows.fetchall()]
+
+    def hashes_of(self, entry: Entry) -> set[int]:
+        "The block hashes under which an entry is found"
+        rows = self.db.execute(
+            "select hash from blocks join states on state = key"
+            " where fingerprint = ? and id = ?",
+            entry.state.key,
+        )
+        return {row["hash"] for row in rows.fetchall()}
+
+    def chain(self, entry: Entry) -> Chain:
+        "Everything that leads up to an entry's end; empty if a link is unknown"
+        row = self.db.execute(
+            "select key from states where fingerprint = ? and id = ?",
+            entry.state.key,
+        ).fetchone()
+        return self._chain(self.db, row["key"]) if row else Chain()
+
+    def _chain(self, db: sqlite3.Connection, key: int) -> Chain:
+        rows = db.execute(
+            "with recursive up(key) as ("  # a union: a circle of parents ends
+            " select ? union"
+            " select parent.key from up join states child on child.key = up.key"
+            " join states parent on parent.id = child.parent"
+            " and parent.fingerprint = child.fingerprint where child.start > 0)"
+            " select entries.* from up join entries using (key)",
+            [key],
+        ).fetchall()
+        named = {row["id"]: row for row in rows}
+        at = next((row for row in rows if row["key"] == key), None)
+        path, cut = [], at["end"] if at else 0
+        while at is not None:
+            path.append((at, cut))
+            cut = min(cut, at["start"])
+            at = named.pop(at["parent"], None) if at["start"] else None
+        tokens, segments = tokens_of(), []
+        for row, cut in reversed(path):
+            entry = entry_of(row)
+            end = min(cut, entry.state.end)
+            if end <= entry.state.start:
+                continue  # its child leaves the chain before it begins
+            if entry.state.start > len(tokens):
+                return Chain()  # the parent is unknown
+            tokens = tokens[: entry.state.start]
+            if prefix_digest(tokens, len(tokens)) != entry.state.prefix:
+                return Chain()
+            tokens += entry.state.tokens[: end - entry.state.start]
+            segments.append(Segment(entry, entry.state.start, end))
+        return Chain(tuple(segments), tokens)
+
+    def find(
+        self, column: str, hashes: Iterable[str | None], fingerprint: str | None = None
+    ) -> list[Entry]:
+        """Entries whose ``tip_hash`` or ``input_hash`` is among the hashes.
+
+        Newest first. Without a fingerprint, entries of any model.
+        """
+        assert column in ("tip_hash", "input_hash")
+        found: list[sqlite3.Row] = []
+        for chunk in chunks([h for h in hashes if h]):
+            found += self.db.execute(
+                f"select * from entries where {column} in"
+                f" ({','.join('?' * len(chunk))})"
+                " and fingerprint = coalesce(?, fingerprint)",
+                [*chunk, fingerprint],
+            ).fetchall()
+        return [entry_of(row) for row in sorted(found, key=lambda r: -r["key"])]
+
+    def longest_prefix(
+        self,
+        fingerprint: str,
+        tokens: array[int],
+        known: Iterable[Entry] = (),
+        usable: Callable[[Chain], Chain] = lambda chain: chain,
+    ) -> Chain:
+        """The chain that shares the most leading tokens with ``tokens``.
+
+        ``known`` are entries found another way, to be tried too; ``usable`` cuts
+        a chain to what can be made use of. Of the chains found, the one with the
+        most rows in files wins. The cost is that of the path, not of the store.
+        """
+        search = _Search(tokens, usable)
+        for chunk in chunks([entry.state.response_id for entry in known]):
+            self._try(
+                search,
+                "select key, start, tokens from entries where fingerprint = ?"
+                f" and id in ({','.join('?' * len(chunk))})",
+                [fingerprint, *chunk],
+            )
+        hashes = block_hashes(fingerprint, tokens)
+        for depth in self._known_blocks(hashes):
+            for starts in (0, 1):
+                self._try(
+                    search,
+                    "select key, start, tokens from blocks join entries on key = state"
+                    " where hash = ? and starts = ? and fingerprint = ?"
+                    " order by state desc limit ?",
+                    [hashes[depth], starts, fingerprint, _MAX_CANDIDATES],
+                )
+            if search.best.available >= depth * BLOCK:
+                break  # else rows are lost, or the hash promised too much
+        return search.best
+
+    def _try(self, search: _Search, query: str, values: list[Any]) -> None:
+        "Offer the chains of the states that a query selects, where they may be better"
+        found = []
+        for row in self.db.execute(query, values).fetchall():
+            if row["key"] not in search.tried:
+                search.tried.add(row["key"])
+                found.append((search.reach(row["start"], row["tokens"]), row["key"]))
+        for reach, key in sorted(found, reverse=True):
+            if reach <= search.best.available:
+                break  # of many that leave a prefix at once, one will do
+            search.offer(self._chain(self.db, key))
+
+    def _known_blocks(self, hashes: list[int]) -> Iterator[int]:
+        "Indices of the hashes that any state has a block for, deepest first; 0 last"
+        # A few at a time: a follow-up is found among the deepest
+        for indices in chunks(list(range(len(hashes) - 1, 0, -1)), 32):
+            rows = self.db.execute(
+                "select distinct hash from blocks where starts = 0 and hash in"
+                f" ({','.join('?' * len(indices))})",
+                [hashes[i] for i in indices],
+            )
+            known = {row[0] for row in rows}
+            yield from (i for i in indices if hashes[i] in known)
+        yield 0
+
+    # -- walking -------------------------------------------------------
+
+    def by_use(self) -> Iterator[Entry]:
+        "Entries that have a file, the longest unused first, children first"
+        size = 200
+        for offset in itertools.count(0, size):
+            rows = self.db.execute(
+                "select * from entries where nbytes > 0"
+                " order by used, start desc limit ? offset ?",
+                [size, offset],
+            ).fetchall()
+            yield from map(entry_of, rows)
+            if len(rows) < size:
+                return
+
+    def pinned_keys(self) -> set[tuple[str, str]]:
+        "(fingerprint, response id) of what is pinned, and of all that it needs"
+        rows = self.db.execute(f"{_PINNED} select fingerprint, id from up").fetchall()
+        return {(row["fingerprint"], row["id"]) for row in rows}
+
+    def pinned_bytes(self) -> int:
+        "Bytes of what is pinned, and of all that it needs"
+        query = f"{_PINNED} select coalesce(sum(nbytes), 0) from up"
+        return int(self.db.execute(query).fetchone()[0])
+
+    def children(self, entry: Entry) -> list[Entry]:
+        "Entries whose chain leads through an entry"
+        state = entry.state
+        rows = self.db.execute(
+            "select * from entries where parent = ? and fingerprint = ? and start > 0",
+            [state.response_id, state.fingerprint],
+        ).fetchall()
+        return [entry_of(row) for row in rows]
+
+    def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
+        "Note that a chain's states were used now, all at the same time"
+        used = now()
+        db.executemany(
+            "update states set used = ? where fingerprint = ? and id = ?",
+            [(used, *segment.entry.state.key) for segment in chain.segments],
+        )
+
+    def _forget_gone(self, db: sqlite3.Connection, n: int = 100) -> None:
+        "Forget the longest unused states that have no file and that none needs"
+        db.execute(
+            "delete from states where key in (select key from states s"
+            " where nbytes = 0 and gone is not null and not exists ("
+            "  select 1 from states c where c.parent = s.id"
+            "  and c.fingerprint = s.fingerprint and c.start > 0)"
+            " order by used, start desc limit ?)",
+            [n],
+        )
+
+    def entries(self) -> Iterator[Entry]:
+        "Every entry, oldest first; the store may change in the meantime"
+        last = -1
+        while rows := self.db.execute(
+            "select * from entries where key > ? order by key limit 500", [last]
+        ).fetchall():
+            yield from map(entry_of, rows)
+            last = rows[-1]["key"]
+
+
+def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
+    """Chained hashes of the tokens at 0, BLOCK, 2 * BLOCK, ... as signed int64.
+
+    Entry k covers tokens [0, k * BLOCK). 64 bits, because a hit is confirmed
+    token by token.
+    """
+    data = token_bytes(tokens)
+    last = xxhash.xxh3_64_digest(fingerprint.encode())
+    digests = [last]
+    step = 4 * BLOCK
+    for begin in range(0, len(data) - step + 1, step):
+        last = xxhash.xxh3_64_digest(last + data[begin : begin + step])
+        digests.append(last)
+    return [int.from_bytes(digest, "big", signed=True) for digest in digests]
+
+
+def entry_of(row: sqlite3.Row) -> Entry:
+    "An entry from a row of the view entries"
+    state = State(
+        response_id=row["id"],
+        fingerprint=row["fingerprint"],
+        start=row["start"],
+        end=row["end"],
+        answer=row["answer"],
+        tokens=tokens_from_bytes(row["tokens"]),
+        prefix=row["prefix"],
+        parent_id=row["parent"],
+        input_hash=row["input_hash"],
+        tip_hash=row["tip_hash"],
+        render=row["render"],
+        thread_id=row["thread"],
+        origin=row["origin"],
+        created=row["created"],
+        payload=row["payload"],
+        snapshots=snapshots_of(row["snapshots"]),
+        digest=row["digest"],
+    )
+    return Entry(state, row["nbytes"], row["used"], row["gone"], bool(row["pinned"]))

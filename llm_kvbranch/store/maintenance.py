@@ -1,0 +1,312 @@
+"""What a person asks of the store: keep this, drop that, make room, check it.
+
+The idea: each is a change or a walk of the store's own kind, so that all that
+holds there (alone in changing files, nothing half done) holds here.
+
+The invariant: nothing that is pinned, in use or needed by something that stays
+is removed.
+
+This module does not know the log: it is told response ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import StateError, StoreError
+from .database import is_damage
+from .files import Change, lock_name
+from .index import BLOCK, Entry, block_hashes
+from .statefile import SUFFIX, open_state, read_state, sync_directory
+from .store import EVICTED, Store
+
+PRUNED = "state was pruned"
+UNFINDABLE = "cannot be found by its tokens"
+
+
+@dataclass
+class Removal:
+    "Entries that were removed, and those that had to stay, with the reason"
+
+    removed: list[Entry] = field(default_factory=list)
+    kept: list[tuple[Entry, str]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.removed)
+
+
+def pin(store: Store, response_id: str, pinned: bool = True) -> Entry:
+    """Keep a state, and all that it needs, from being evicted; or no longer.
+
+    Raises StoreError where there is no state.
+    """
+    with store.writer():
+        entry = store.get(response_id)
+        if entry is None or not (entry.present or not pinned):
+            raise StoreError(
+                f"Response {response_id} has no state to pin"
+                + (f": {entry.gone}" if entry and entry.gone else "")
+            )
+        marker = store.pin_file(entry.state)
+        try:
+            if pinned:
+                os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
+            else:
+                marker.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"Cannot write to the state store: {error}") from None
+        sync_directory(marker.parent)
+        store.set_pinned(entry, pinned)
+    return entry
+
+
+def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Removal:
+    """Remove leftovers, and states until all take ``limit`` bytes.
+
+    Without a limit it is the store's budget. Longest unused states go first.
+    Leftovers are what crashes left, and files that the index does not know: those
+    of an earlier format, say. Good ones among them are taken into the index.
+    """
+    store.recover()
+    for path in () if dry_run else store.files():
+        if store.get(path.name.removesuffix(SUFFIX), path.parent.name) is None:
+            _repair_file(store, path)
+    removal = Removal()
+    limit = store.budget() if limit is None else limit
+    with store.writer():
+        removal.removed = store.least_used(store.nbytes() - limit)
+        if dry_run:
+            store.release(removal.removed)
+        else:
+            store.change(Change(list(removal.removed), EVICTED))
+    return removal
+
+
+def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> Removal:
+    """Remove the states of some responses, and forget their token ids.
+
+    What is pinned, in use, or needed by the state of any other response stays.
+    """
+    removal = Removal()
+    with store.writer():
+        chosen = {}
+        for response_id in response_ids:
+            for entry in store.get_all(response_id):
+                chosen[lock_name(entry)] = entry
+        pinned = store.pinned_keys()
+        for name, entry in list(chosen.items()):
+            reason = None
+            if entry.state.key in pinned:
+                reason = "it is pinned, or something pinned needs it"
+            elif not store.locks.claim(name):
+                reason = "it is in use"
+            if reason:
+                removal.kept.append((chosen.pop(name), reason))
+        _keep_needed(store, chosen, removal)
+        removal.removed = list(chosen.values())
+        if dry_run:
+            store.release(removal.removed)
+        else:
+            store.change(Change(list(removal.removed), PRUNED, forget=True))
+    return removal
+
+
+def _keep_needed(store: Store, chosen: dict[str, Entry], removal: Removal) -> None:
+    "Move what a state that stays goes on from out of the chosen ones"
+    found = True
+    while found:
+        found = False
+        for name, entry in list(chosen.items()):
+            if any(lock_name(child) not in chosen for child in store.children(entry)):
+                removal.kept.append(
+                    (chosen.pop(name), "another response goes on from it")
+                )
+                store.release([entry])
+                found = True
+
+
+# -- checking ----------------------------------------------------------
+
+
+def verify(store: Store) -> Iterator[tuple[str, str]]:
+    """Check every file, every link and the index; yields (name, problem).
+
+    Reads every byte of the store, changes nothing. Other processes may go on
+    using it: what looks wrong is looked at again while nobody changes files.
+    """
+    try:
+        yield from _check_database(store)
+        yield from _check_entries(store)
+        yield from _check_files(store)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        yield "index.db", str(error)
+
+
+def _check_entries(store: Store) -> Iterator[tuple[str, str]]:
+    "Whether each entry is as its file says"
+    for entry in store.entries():
+        problem = _problem(store, entry)
+        if problem:
+            with store.locks.writer():
+                current = store.get(entry.state.response_id, entry.state.fingerprint)
+                problem = _problem(store, current) if current else None
+        if problem:
+            yield entry.state.response_id, problem
+
+
+def _problem(store: Store, entry: Entry) -> str | None:
+    "What is wrong with an entry, None if nothing is"
+    state, path = entry.state, store.path(entry.state)
+    if not entry.present:
+        if entry.gone is None:
+            return "being written, or left so by a crash"
+        return "file is there, the index says it is not" if path.exists() else None
+    problem = None
+    try:
+        with open_state(path) as (found, _):
+            if found != state:
+                problem = "index and file say different things"
+            elif path.stat().st_size != entry.nbytes:
+                problem = "index has another size for the file"
+    except (StateError, OSError) as error:
+        problem = str(error)
+    return problem or _link_problem(store, entry)
+
+
+def _link_problem(store: Store, entry: Entry) -> str | None:
+    "Whether what an entry goes on from is known, and it is found after that"
+    state, tokens = entry.state, store.chain(entry).tokens
+    if len(tokens) != state.end:
+        return f"its parent {state.parent_id} is unknown"
+    due = set(block_hashes(state.fingerprint, tokens)[state.start // BLOCK :])
+    return UNFINDABLE if due - store.hashes_of(entry) else None
+
+
+def _check_database(store: Store) -> Iterator[tuple[str, str]]:
+    "What SQLite finds, and whether totals are the sum of their parts"
+    for pragma in ("integrity_check(5)", "foreign_key_check"):
+        for row in store.db.execute(f"pragma {pragma}").fetchall():
+            if row[0] != "ok":
+                yield "index.db", " ".join(" ".join(map(str, row)).split())
+    sums = store.db.execute(
+        "select (select coalesce(sum(nbytes), 0) from states),"
+        " (select coalesce(sum(nbytes), 0) from models),"
+        " (select coalesce(sum(nbytes), 0) from threads)"
+    ).fetchone()
+    if len(set(sums)) > 1:
+        yield "index.db", "totals are not the sum of their parts"
+
+
+def _check_files(store: Store) -> Iterator[tuple[str, str]]:
+    "Files that should not be there, or be seen by others"
+    for path in store.files():
+        which = path.name.removesuffix(SUFFIX), path.parent.name
+        if store.get(*which) is None:
+            with store.locks.writer():
+                unknown = store.get(*which) is None and path.exists()
+            if unknown:
+                yield which[0], "file is not in the index"
+    for path in _leftovers(store):
+        yield path.name, "temporary file left by a crash"
+    for path in _exposed(store):
+        yield str(path.relative_to(store.root)), "others may read it"
+
+
+def _leftovers(store: Store) -> list[Path]:
+    "Temporary files that nobody is writing"
+    found = []
+    for path in sorted((store.root / "tmp").iterdir()):
+        if store.locks.claim(path.name):
+            store.locks.release([path.name])
+            if path.exists():
+                found.append(path)
+    return found
+
+
+def _exposed(store: Store) -> Iterator[Path]:
+    "Files and directories of the store with rights for anyone but their owner"
+    ours = [store.root / "states", store.root / "tmp", *store.root.glob("index.db*")]
+    for path in [*ours, *sorted((store.root / "states").rglob("*"))]:
+        with contextlib.suppress(OSError):
+            if os.name == "posix" and path.lstat().st_mode & 0o077:
+                yield path
+
+
+def repair(store: Store) -> Iterator[tuple[str, str]]:
+    """Make files and index agree again; yields (name, what was done).
+
+    The files are the truth: an index that SQLite finds fault with is made again
+    from them alone. Otherwise it is corrected, and keeps what no file says.
+    """
+    for path in _exposed(store):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        yield str(path.relative_to(store.root)), "closed to others"
+    try:
+        damaged = next(_check_database(store), None)
+    except sqlite3.DatabaseError as error:
+        damaged = ("index.db", str(error)) if is_damage(error) else None
+    if damaged:
+        store.rebuild()
+        yield "index.db", "made again from the files"
+    for path in _leftovers(store):
+        yield path.name, "removed a temporary file"
+    store.recover()
+    for path in store.files():
+        done = _repair_file(store, path)
+        if done:
+            yield path.name.removesuffix(SUFFIX), done
+    with store.writer():
+        for entry in list(store.entries()):
+            if entry.present and not store.path(entry.state).exists():
+                store.change(Change([entry], "state file is missing"))
+                yield entry.state.response_id, "file is gone: noted"
+    yield from _repair_links(store)
+
+
+def _repair_file(store: Store, path: Path) -> str | None:
+    "Make one file and its row agree; says what was done, None for nothing"
+    with store.writer():
+        try:
+            state = read_state(path)
+        except StateError as error:
+            if not path.exists():
+                return None
+            entry = store.get(path.name.removesuffix(SUFFIX), path.parent.name)
+            if entry is not None and entry.present:
+                store.change(Change([entry], str(error)))
+            else:
+                path.unlink()
+            return f"removed: {error}"
+        if store.path(state) != path:
+            path.unlink()
+            return "removed: the file is in the place of another"
+        entry = store.get(state.response_id, state.fingerprint)
+        size = path.stat().st_size
+        if entry is not None and entry.state == state and entry.nbytes == size:
+            return None
+        store.adopt(state, size)
+        return "taken into the index"
+
+
+def _repair_links(store: Store) -> Iterator[tuple[str, str]]:
+    "States whose tokens are not known to their full length, or not findable"
+    for entry in store.entries():
+        if not entry.present:
+            continue
+        problem = _link_problem(store, entry)
+        if problem == UNFINDABLE:
+            store.adopt(entry.state, entry.nbytes)
+            yield entry.state.response_id, "made findable by its tokens"
+        elif problem:
+            with store.writer():
+                if store.locks.claim(lock_name(entry)):
+                    store.change(Change([entry], problem, forget=True))
+                    yield entry.state.response_id, f"removed: {problem}"

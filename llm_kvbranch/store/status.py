@@ -1,0 +1,87 @@
+"""The user's store: where the settings say it is, opened, and in numbers.
+
+This module does not change anything in a store.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import StoreError
+from ..log import History
+from ..settings import budget, data_directory
+from .store import Store
+
+
+def open_store(create: bool = False) -> Store | None:
+    "The state store, None where nothing was ever stored unless it may be created"
+    root = data_directory()
+    there = create or (root / "states").is_dir()
+    return Store(root, budget()) if there else None
+
+
+def existing_store(create: bool = False) -> Store:
+    "The state store; raises StoreError where nothing was ever stored"
+    store = open_store(create)
+    if store is None:
+        raise StoreError("Nothing is stored yet: ask something with llm -m kvllama")
+    return store
+
+
+def describe_store(history: History | None = None) -> dict[str, Any]:
+    """The store in numbers, none of which take longer to find as it grows.
+
+    ``reclaimable`` bytes are neither pinned nor needed by what is; ``hit_rate``
+    is the share of all prompts' tokens that was not read again. With a history
+    the largest threads have names.
+    """
+    store = open_store()
+    if store is None:
+        return {"directory": str(data_directory()), "responses": 0, "states": 0}
+    models = [_describe_model(row) for row in store.models()]
+    total = {
+        name: sum(model[name] for model in models)
+        for name in ("responses", "states", "bytes", "tokens", "prompts")
+    }
+    read = sum(model["prompt_tokens"] for model in models)
+    reused = sum(model["reused_tokens"] for model in models)
+    pinned = store.pinned_bytes()
+    return {
+        "directory": str(data_directory()),
+        **total,
+        "budget": store.budget(),
+        "budget_is_default": store.limit is None,
+        "pinned_bytes": pinned,
+        "reclaimable_bytes": total["bytes"] - pinned,
+        "prompt_tokens": read,
+        "reused_tokens": reused,
+        "hit_rate": round(reused / read, 4) if read else None,
+        "models": models,
+        "threads": [_describe_thread(row, history) for row in store.largest_threads(5)],
+        "misses": store.misses(),
+        "removals": store.removals(),
+    }
+
+
+def _describe_model(row: dict[str, Any]) -> dict[str, Any]:
+    fields = json.loads(row["fields"] or "{}")
+    counters = ("responses", "states", "tokens", "prompts", "prompt_tokens")
+    return {
+        "fingerprint": row["fingerprint"],
+        "name": fields.get("name", "unknown"),
+        "kv_type": fields.get("kv_type", "unknown"),
+        "llama.cpp": fields.get("llama.cpp", "unknown"),
+        "bytes": row["nbytes"],
+        "reused_tokens": row["reused_tokens"],
+        **{name: row[name] for name in counters},
+    }
+
+
+def _describe_thread(row: dict[str, Any], history: History | None) -> dict[str, Any]:
+    return {
+        "thread_id": row["thread"] or None,
+        "name": history.thread_name(row["thread"]) if history else None,
+        "states": row["states"],
+        "bytes": row["nbytes"],
+    }

@@ -1,0 +1,261 @@
+"""The state files that there are, which come in, go out, and make room.
+
+The idea: a state is put with the chain that it goes on from, and room is made
+for it by giving up what was used the longest ago.
+
+The invariants: the files never exceed the budget, and no file that anyone reads
+is removed. Nothing here is the only copy of anything: the log is the history,
+the store is a cache of it.
+
+This module does not know llama.cpp, prompts or llm's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import StateError, StoreError
+from .database import now
+from .digests import Check
+from .files import Change, Files, lock_name
+from .index import Chain, Entry
+from .statefile import SUFFIX, State, open_parts, write_state
+
+EVICTED = "state was evicted to stay within the store's budget"
+EVICTED_FULL = "state was evicted because the disk was full"
+
+
+class Store(Files):
+    """The state files below one directory, and their index.
+
+    ``budget`` is how many bytes the files may take; None for a share of what is
+    free on the disk. Opening creates the directory (0700) and the index (0600),
+    and tidies up after a crash. Raises StoreError where that is impossible. One
+    Store may be used from several threads, one call at a time; several processes
+    may have one each, but not one across a fork.
+    """
+
+    @contextlib.contextmanager
+    def open(self, entry: Entry) -> Iterator[memoryview]:
+        """The payload of an entry's file, every byte of it verified.
+
+        Raises StateError when the file is not the one that the index knows.
+        """
+        with self.open_parts(entry, ()) as (payload, _):
+            yield payload
+
+    @contextlib.contextmanager
+    def open_parts(
+        self,
+        entry: Entry,
+        marks: Sequence[int] | None = None,
+        check: Check | None = None,
+    ) -> Iterator[tuple[memoryview, dict[int, memoryview]]]:
+        """The same, and the snapshots at some positions, or all, by position.
+
+        With a ``check`` the payload is verified only once that is settled.
+        """
+        try:
+            opened = open_parts(self.path(entry.state), marks, check)
+            state, payload, snapshots = opened.__enter__()
+        except StateError as error:
+            # Another process may have removed it since the entry was found
+            current = self.get(entry.state.response_id, entry.state.fingerprint)
+            raise StateError((current and current.gone) or str(error)) from None
+        with contextlib.ExitStack() as stack:
+            stack.push(opened)
+            if state.fingerprint != entry.state.fingerprint:
+                raise StateError("state file belongs to another model or build")
+            if state.digest != entry.state.digest and not self._is_newer(entry, state):
+                raise StateError("state file is not the one that was stored")
+            if marks is not None and not set(marks) <= snapshots.keys():
+                raise StateError("state file lacks a snapshot that the index knows")
+            yield payload, snapshots
+
+    def prefetch(self, entries: Iterable[Entry]) -> None:
+        "Have the kernel read files that will be opened soon; it goes on by itself"
+        if not hasattr(os, "posix_fadvise"):  # not on macOS or Windows
+            return
+        for entry in entries:
+            with contextlib.suppress(OSError):  # told when it is opened
+                file = os.open(self.path(entry.state), os.O_RDONLY)
+                try:
+                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(file)
+
+    def _is_newer(self, entry: Entry, state: State) -> bool:
+        "Whether the index has come to know a file, with the same rows to offer"
+        current = self.get(entry.state.response_id, entry.state.fingerprint)
+        known = entry.state
+        return (
+            current is not None
+            and current.state.digest == state.digest
+            and (state.start, state.prefix) == (known.start, known.prefix)
+            and state.tokens == known.tokens
+        )
+
+    def put(
+        self,
+        state: State,
+        payload: Any,
+        chain: Chain | None = None,
+        snapshots: Mapping[int, Any] | None = None,
+    ) -> Entry:
+        """Store a state, and make room for it; ``chain`` is what it goes on from.
+
+        ``payload`` and the ``snapshots`` by position are any buffers. A state of the
+        same response is replaced; ``created`` becomes now, so no two files are equal.
+        Raises StoreError, with no new file, when it cannot be written or there is no
+        room that could be made.
+        """
+        for name in (state.response_id, state.fingerprint):
+            if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
+                raise StoreError(f"Response id {name!r} cannot name a file")
+        state = replace(state, created=now())
+        temporary = self.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
+        self.locks.hold([temporary.name])
+        try:
+            chain = chain or Chain()
+            parts = (payload, snapshots or {})
+            self._check_budget(_nbytes(*parts))
+            state, nbytes = self._write_file(temporary, state, chain, *parts)
+            with self.writer():
+                gone = self._to_evict(nbytes, state, chain)
+                change = Change(gone, EVICTED, False, state, temporary, nbytes, chain)
+                self.change(change)
+        except OSError as error:
+            raise StoreError(f"Cannot write to the state store: {error}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self.locks.drop([temporary.name])
+        return Entry(state, nbytes, state.created)
+
+    def _write_file(
+        self,
+        path: Path,
+        state: State,
+        chain: Chain,
+        payload: Any,
+        snapshots: Mapping[int, Any],
+    ) -> tuple[State, int]:
+        "Write a file, giving up old ones where the disk is full; raises OSError"
+        try:
+            return write_state(path, state, payload, snapshots)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # And for the index, whose journal takes as much again
+            nbytes = _nbytes(payload, snapshots) + 16 * len(state.tokens) + (1 << 17)
+            with self.writer():
+                entries = self.least_used(nbytes, state, chain)
+                if sum(entry.nbytes for entry in entries) < nbytes:
+                    self.release(entries)
+                    raise
+                self.change(Change(entries, EVICTED_FULL))
+            return write_state(path, state, payload, snapshots)
+
+    def lost(self, entry: Entry, reason: str) -> None:
+        """Record that an entry's file cannot be used; its token ids stay known.
+
+        A file that another process has written again since is left alone.
+        """
+        if entry.present:
+            with self.writer():
+                state = entry.state
+                current = self.get(state.response_id, state.fingerprint)
+                if (
+                    current is not None
+                    and current.present
+                    and current.state.digest == state.digest
+                ):
+                    self.change(Change([current], reason))
+        self.count_miss(reason)
+
+    # -- room ----------------------------------------------------------
+
+    def hold(self, chain: Chain) -> list[str] | None:
+        """Keep the files of a chain from being removed by anyone.
+
+        Returns what to give to ``locks.drop`` in the end; None, with nothing
+        held, if one of them has been removed or written again by now.
+        """
+        present = [s.entry for s in chain.segments if s.entry.present]
+        names = [lock_name(entry) for entry in present]
+        self.locks.hold(names)
+        for entry in present:
+            row = self.db.execute(
+                "select digest from states where fingerprint = ? and id = ?"
+                " and nbytes > 0",
+                entry.state.key,
+            ).fetchone()
+            if row is None or row["digest"] != entry.state.digest:
+                self.locks.drop(names)
+                return None
+        return names
+
+    def set_pinned(self, entry: Entry, pinned: bool) -> None:
+        with self._write() as db:
+            db.execute(
+                "update states set pinned = ? where fingerprint = ? and id = ?",
+                [pinned, *entry.state.key],
+            )
+
+    def _check_budget(self, nbytes: int) -> None:
+        if nbytes > (budget := self.budget()):
+            raise StoreError(
+                f"A state of {nbytes:,} bytes is larger than the store's budget of "
+                f"{budget:,}: raise it with llm kvbranch budget"
+            )
+
+    def _to_evict(self, nbytes: int, state: State, chain: Chain) -> list[Entry]:
+        "What to remove for a new state; raises StoreError where that is not enough"
+        before = self.get(state.response_id, state.fingerprint)
+        budget = self.budget()
+        held = self.nbytes() - (before.nbytes if before else 0)
+        excess = held + nbytes - budget
+        entries = self.least_used(excess, state, chain)
+        if sum(entry.nbytes for entry in entries) < excess:
+            self.release(entries)
+            raise StoreError(
+                f"The store's budget of {budget:,} bytes is taken by states that are "
+                "in use or pinned: raise it with llm kvbranch budget"
+            )
+        return entries
+
+    def least_used(
+        self, nbytes: int, state: State | None = None, chain: Chain | None = None
+    ) -> list[Entry]:
+        """Entries that may go, claimed, until they make up nbytes or no more are.
+
+        Longest unused first, never what is pinned, in use anywhere, or leads up
+        to a state.
+        """
+        entries: list[Entry] = []
+        if nbytes <= 0:
+            return entries
+        kept = self.pinned_keys() | {
+            s.entry.state.key for s in (chain.segments if chain else ())
+        }
+        if state is not None:
+            kept.add(state.key)
+        for entry in self.by_use():
+            if nbytes <= 0:
+                break
+            if entry.state.key not in kept and self.locks.claim(lock_name(entry)):
+                entries.append(entry)
+                nbytes -= entry.nbytes
+        return entries
+
+
+def _nbytes(payload: Any, snapshots: Mapping[int, Any]) -> int:
+    return sum(memoryview(part).nbytes for part in (payload, *snapshots.values()))

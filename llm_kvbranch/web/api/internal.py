@@ -1,0 +1,116 @@
+"""What the server does for other processes of the same user: see remote.
+
+The idea: they get text and facts, log the answer themselves, and say so: then its
+state is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import llm
+from pydantic import BaseModel, ConfigDict
+
+from ...inference import Ticket
+from ...model import request_of
+from ...models import ModelSettings
+from .endpoint import Call, json_response, view
+from .openai import RequestError
+from .streams import Event
+
+GENERATE = "kvbranch-generate"
+# Answers that were not logged yet: a command does so at once, or never. They may
+# hold their rows in memory until then.
+_MOST = 256
+_SECONDS = 120
+
+
+class RunRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    messages: list[dict[str, Any]]
+    options: dict[str, Any]
+    schema_: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] = []
+
+
+class CommitRequest(BaseModel):
+    ticket: str
+    response_id: str
+    thread_id: str | None = None
+
+
+class TailRequest(BaseModel):
+    text: str
+    n: int
+
+
+@view("POST", GENERATE, RunRequest)
+async def run(call: Call) -> Any:
+    "Answer messages of llm's, with kvllama's options; to be logged by who asks"
+    body, server = call.body, call.server
+    try:
+        chosen = ModelSettings(**body.options)
+        messages = [llm.parts.Message.from_dict(each) for each in body.messages]
+        prompt = SimpleNamespace(messages=messages, schema=body.schema_)
+        recommended = server.session.engine.weights.sampling
+        request = request_of(prompt, chosen, recommended, body.tools)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(400, str(error)) from None
+
+    async def events() -> AsyncGenerator[Event]:
+        kept = None
+        answer = server.scheduler.stream(request, call.client)
+        async with contextlib.aclosing(answer) as pieces:
+            async for ticket, piece in pieces:
+                kept = ticket
+                if piece:
+                    yield {"piece": piece}
+        if kept is None or not kept.generation.facts:
+            raise RequestError(400, "The answer was cancelled before it began")
+        yield {
+            "facts": kept.generation.facts,
+            "name": server.session.name,
+            "calls": [asdict(call) for call in kept.generation.calls],
+            "ticket": _keep(server.uncommitted, kept),
+        }
+
+    return await call.lines(events())
+
+
+def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
+    while len(uncommitted) >= _MOST:
+        del uncommitted[next(iter(uncommitted))]
+    name = secrets.token_urlsafe(16)
+    uncommitted[name] = ticket
+    asyncio.get_running_loop().call_later(_SECONDS, uncommitted.pop, name, None)
+    return name
+
+
+@view("POST", GENERATE, CommitRequest)
+async def commit(call: Call) -> Any:
+    "Store the state of an answer that was logged"
+    body, server = call.body, call.server
+    ticket = server.uncommitted.pop(body.ticket, None)
+    if ticket is None:
+        raise RequestError(404, "There is no such answer to be stored")
+    future = server.scheduler.call(
+        ticket.generation.commit, body.response_id, body.thread_id
+    )
+    entry = await asyncio.wrap_future(future)
+    return json_response({"stored": entry is not None})
+
+
+@view("POST", GENERATE, TailRequest)
+async def tail(call: Call) -> Any:
+    "The last tokens of a text"
+    future = call.server.scheduler.call(
+        call.server.session.tail, call.body.text, call.body.n
+    )
+    return json_response({"text": await asyncio.wrap_future(future)})

@@ -1,0 +1,222 @@
+"""From datasette's own pages to ours: menus, cells, and tables that say more.
+
+The idea: whoever looks at a row of the log is one click away from the tree that it
+is in. Facets, sort orders and queries are suggestions: what the person who runs
+datasette has set goes first.
+
+The invariant: nothing is changed in a database that is no log, or that somebody
+may not see.
+
+This module does not know what our pages show.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from typing import Any
+
+from ..log import READ, VIEWS
+from .door.access import HOME
+from .serving.log import is_log, known_logs, logs_of, may_see
+
+_INTERNAL = "_internal"  # datasette 0.65's own
+LABEL = "Conversation trees"
+# Columns that name a response or a message, by what they are called everywhere
+_IDS = frozenset({"response_id", "from_response", "turn_id", "state_parent"})
+_HASHES = frozenset({"tip_message_hash", "message_hash"})
+# Cells beside a key that names a response, and the table that their value is of
+_BESIDE: dict[tuple[str | None, str], str] = {
+    ("kvbranch_branches", "thread_id"): "threads",
+    ("kvbranch_marks", "starred"): "",
+}
+_ID = re.compile(r"[0-9a-z]{26}")
+_HASH = re.compile(r"b2:[0-9a-f]{32}")
+_TABLES = (*READ, "kvbranch_branches", "kvbranch_marks", *VIEWS)
+
+_ORDERS = {"sort", "sort_desc"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "threads": {"label_column": "name", "sort_desc": "id"},
+    "turns": {"sort_desc": "id", "facets": ["model"]},
+    "messages": {"facets": ["role"]},
+    "message_tree": {"sort": "path"},
+    "kvbranch_branches": {"sort_desc": "response_id", "facets": ["verb", "mode"]},
+    "kvbranch_marks": {"sort_desc": "updated", "facets": ["starred"]},
+    "kvbranch_responses": {
+        "sort_desc": "response_id",
+        "facets": ["model", "verb"],
+        "description": "Responses with what was asked, what it cost, and marks",
+    },
+    "kvbranch_branch_points": {
+        "sort_desc": "response_id",
+        "facets": ["verb"],
+        "description": "Branches with the answer that they leave",
+    },
+}
+QUERIES: dict[str, dict[str, str]] = {
+    "kvbranch_starred": {
+        "title": "Starred responses and notes",
+        "sql": "select response_id, prompt, note, model, datetime_utc"
+        " from kvbranch_responses where starred or note is not null"
+        " order by response_id desc",
+    },
+    "kvbranch_most_branched": {
+        "title": "Responses that most branches leave",
+        "sql": "select from_response, from_prompt, count(*) as branches,"
+        " group_concat(distinct verb) as verbs from kvbranch_branch_points"
+        " group by from_response order by branches desc, from_response desc",
+    },
+    "kvbranch_reuse": {
+        "title": "What was read again, and what was not, by model and day",
+        "sql": "select model, substr(datetime_utc, 1, 10) as day,"
+        " count(*) as responses, sum(restored_tokens) as restored_tokens,"
+        " sum(prefilled_tokens) as prefilled_tokens,"
+        " round(100.0 * sum(restored_tokens)"
+        " / nullif(sum(restored_tokens + prefilled_tokens), 0), 1)"
+        " as percent_restored, round(avg(ttft_ms)) as average_ttft_ms"
+        " from kvbranch_responses where restored_tokens is not null"
+        " group by model, day order by day desc, model",
+    },
+    "kvbranch_misses": {
+        "title": "Why state could not be used",
+        "sql": "select miss_reason, count(*) as responses,"
+        " sum(prefilled_tokens) as prefilled_tokens, max(response_id) as response_id"
+        " from kvbranch_responses where miss_reason is not null"
+        " group by miss_reason order by responses desc",
+    },
+}
+
+
+async def menu(datasette: Any, actor: Any) -> list[dict[str, str]]:
+    "For everybody's menu, where there is a log that they may see"
+    if not await logs_of(datasette, actor):
+        return []
+    return [{"href": datasette.urls.path(HOME), "label": LABEL}]
+
+
+async def actions(
+    datasette: Any, actor: Any, database: str, table: str | None = None
+) -> list[dict[str, str]]:
+    "For the menu of a database, or of a table in it"
+    if table is not None and table not in _TABLES:
+        return []
+    if not (
+        await is_log(datasette, database) and await may_see(datasette, actor, database)
+    ):
+        return []
+    href = address(datasette, database)
+    about = "Read and search this log as trees of responses"
+    return [{"href": href, "label": LABEL, "description": about}]
+
+
+async def row_actions(
+    datasette: Any, actor: Any, database: str, table: str, row: Any
+) -> list[dict[str, str]]:
+    "For the menu of a row: the tree that it is in"
+    columns = {"turns": "id", "threads": "id", "messages": "hash"}
+    column = columns.get(table, "response_id" if table in _TABLES else None)
+    if column is None or column not in row.keys():  # noqa: SIM118  (a row of SQLite's)
+        return []
+    if not await actions(datasette, actor, database):
+        return []
+    href = address(datasette, database, str(row[column]))
+    return [{"href": href, "label": "Show in its tree"}]
+
+
+async def cell(
+    datasette: Any, database: str, table: str | None, column: str, value: Any, row: Any
+) -> Any:
+    "An id or a hash with a link to the tree beside it; None for others"
+    if isinstance(value, dict):  # of a row that datasette has looked up
+        value = value.get("value")
+    linked, meant = _meaning(table, column, value, row)
+    if meant is None or not await is_log(datasette, database):
+        return None
+    from markupsafe import Markup, escape
+
+    shown = escape(value)
+    if linked:
+        href = datasette.urls.row(database, linked, _dashed(value))
+        shown = Markup('<a href="{}">{}</a>').format(href, value)
+    return Markup('{} <a href="{}" title="Show in its tree">tree</a>').format(
+        shown, address(datasette, database, meant)
+    )
+
+
+def _meaning(
+    table: str | None, column: str, value: Any, row: Any
+) -> tuple[str, str | None]:
+    "The table that a cell is about a row of, and what to show in its tree"
+    beside = _BESIDE.get((table, column))
+    if beside is not None:  # datasette itself links the key of these
+        id = str(row["response_id"])
+        return beside, id if _ID.fullmatch(id) else None
+    if not isinstance(value, str):
+        return "", None
+    if column in _IDS and _ID.fullmatch(value):
+        return "turns", value
+    if column in _HASHES and _HASH.fullmatch(value):
+        # Several responses may say the same: this row knows which one
+        return "messages", row["id"] if table in ("turns", "threads") else value
+    return "", None
+
+
+def _dashed(value: Any) -> str:
+    "A primary key as datasette has it in addresses"
+    from datasette.utils import tilde_encode
+
+    return str(tilde_encode(str(value)))
+
+
+def address(datasette: Any, database: str, id: str | None = None) -> str:
+    "Of our page on a log, or on a response or a message of it"
+    from urllib.parse import quote, urlencode
+
+    page = f"{HOME}/{quote(id, safe=':')}" if id else HOME
+    others = [each for each in datasette.databases if each not in (database, _INTERNAL)]
+    query = {"db": database} if others else {}
+    return str(datasette.urls.path(page)) + (f"?{urlencode(query)}" if query else "")
+
+
+async def find_logs(datasette: Any) -> None:
+    "Look for logs when datasette starts, and tell 1.0 what is suggested for each"
+    logs = [name for name in datasette.databases if await is_log(datasette, name)]
+    if not hasattr(datasette, "add_query"):  # datasette 0.65 asks when it needs it
+        return
+    for name in logs:
+        tables = datasette.config.setdefault("databases", {}).setdefault(name, {})
+        tables = tables.setdefault("tables", {})
+        for table, settings in suggested(tables).items():
+            tables[table] = {**settings, **tables.get(table, {})}
+        for query, about in (await queries(datasette, name)).items():
+            await datasette.add_query(name, query, about["sql"], title=about["title"])
+
+
+def suggested(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    "What is suggested beside what somebody has set for tables; one order is enough"
+    return {
+        table: {
+            key: value
+            for key, value in deepcopy(settings).items()
+            if not (key in _ORDERS and _ORDERS & set(tables.get(table, {})))
+        }
+        for table, settings in SETTINGS.items()
+    }
+
+
+def metadata(datasette: Any) -> dict[str, Any]:
+    "What is suggested for the tables of each log, as datasette 0.65 asks for it"
+    own = getattr(datasette, "_metadata_local", None) or {}
+    databases = {}
+    for name in known_logs(datasette):
+        tables = ((own.get("databases") or {}).get(name) or {}).get("tables") or {}
+        databases[name] = {"tables": suggested(tables)}
+    return {"databases": databases}
+
+
+async def queries(datasette: Any, database: str) -> dict[str, dict[str, str]]:
+    "Queries for a log that has our views"
+    if not await is_log(datasette, database):
+        return {}
+    views = await datasette.get_database(database).view_names()
+    return QUERIES if set(VIEWS) <= set(views) else {}

@@ -1,0 +1,102 @@
+"""What the list of conversations shows, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from ...log import (
+    Found,
+    History,
+    Listed,
+    Node,
+    Wanted,
+    list_trees,
+    models_of,
+    n_older,
+    outline,
+    search,
+)
+from ...settings import format_size
+from ...store import known_states
+from .page_data import PROMPT, one_line
+
+_LINES = 10  # of a tree's outline
+
+
+def describe_list(
+    history: History, wanted: Wanted, slots: Mapping[str, int]
+) -> dict[str, Any]:
+    "A page of trees, and what can be chosen from"
+    page = list_trees(history, wanted)
+    newest = [tree.fitting[0] for tree in page.trees]
+    found = {}
+    if wanted.words:
+        found = {f.id: f for f in search(history.db, wanted.words, newest)}
+    nodes = {node.id for tree in page.trees for node in tree.root.walk()}
+    states = {id: known.nbytes for id, known in known_states(nodes).items()}
+    return {
+        "trees": [
+            {
+                **_tree(tree, wanted, states),
+                "n_hot": sum(node.id in slots for node in tree.root.walk()),
+                "snippet": _pieces(found.get(tree.fitting[0])),
+            }
+            for tree in page.trees
+        ],
+        "before": page.before,
+        "models": models_of(history),
+        "n_older": n_older(history),
+    }
+
+
+def _tree(tree: Listed, wanted: Wanted, states: Mapping[str, int]) -> dict[str, Any]:
+    "What a tree is about, how large it is, what it looks like"
+    nodes = list(tree.root.walk())
+    newest = max(nodes, key=lambda node: node.id)
+    counted = [node.n_tokens for node in nodes if node.n_tokens is not None]
+    nbytes = sum(states.get(node.id, 0) for node in nodes)
+    lines = list(outline(tree.root))
+    if not wanted.is_all:  # what was looked for may be far down
+        fitting = set(tree.fitting)
+        lines = [("", node) for node in nodes if node.id in fitting]
+    return {
+        "id": tree.root.id,
+        "open": tree.fitting[0],
+        "question": one_line(tree.root.prompt, PROMPT) or "(no text)",
+        "changed": newest.created,
+        "models": sorted({node.model for node in nodes if node.model}),
+        "n_responses": len(nodes),
+        "n_branches": sum(max(0, len(node.children) - 1) for node in nodes),
+        "n_starred": sum(node.starred for node in nodes),
+        "n_fitting": 0 if wanted.is_all else len(lines),
+        "tokens": sum(counted) if counted else None,
+        "size": format_size(nbytes) if nbytes else None,
+        "lines": [_line(lead, node) for lead, node in islice(lines, _LINES)],
+        "n_more": max(0, len(lines) - _LINES),
+    }
+
+
+def _line(lead: str, node: Node) -> dict[str, Any]:
+    "A response in a tree's outline"
+    return {
+        "lead": lead,
+        "id": node.id,
+        "question": one_line(node.prompt, 120) or "(no text)",
+        "verb": "fresh" if node.mode == "fresh" else node.verb,
+        "excerpt": one_line(node.excerpt, 60),
+        "starred": node.starred,
+        "note": one_line(node.note, 120),
+    }
+
+
+def _pieces(found: Found | None) -> list[tuple[str, bool]]:
+    "A snippet in pieces, and which of them are what was looked for"
+    if found is None:
+        return []
+    pieces, at = [], 0
+    for start, end in found.hits:
+        pieces += [(found.snippet[at:start], False), (found.snippet[start:end], True)]
+        at = end
+    return [*pieces, (found.snippet[at:], False)]

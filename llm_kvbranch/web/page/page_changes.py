@@ -1,0 +1,132 @@
+"""What a person changes from the page: stars and notes, and what is dropped.
+
+The idea: as the commands do it, by the same code. State is dropped by the thread that
+owns the store, between two batches; the log is changed where datasette writes.
+
+The invariant: nothing is dropped that an answer on its way goes on from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import sqlite_utils
+from llm.logs import message_hash
+
+from ...errors import KVBranchError
+from ...log import Forest, History, forget, marks
+from ...settings import format_size
+from ...store import Removal
+from ...store import prune as prune_states
+from ..api import schemas
+from ..api.endpoint import Call, json_response, view
+from ..api.openai import RequestError
+from ..door.access import GENERATE
+from ..serving.log import Log
+from ..serving.served_model import Server
+
+
+@view("POST", GENERATE, schemas.MarkRequest)
+async def mark(call: Call) -> Any:
+    "Star a response, or write a note on it"
+    body = call.body
+    note = body.note
+    if "note" in body.model_fields_set and note is None:
+        note = ""
+
+    def change(history: History) -> marks.Mark:
+        return marks.mark(history, history.resolve(body.id), body.starred, note)
+
+    now = await _write(call, change)
+    return json_response(
+        {"id": now.response_id, "starred": now.starred, "note": now.note}
+    )
+
+
+@view("POST", GENERATE, schemas.PruneRequest)
+async def prune(call: Call) -> Any:
+    "Drop a response and all that goes on from it, or say what that would do"
+    body, server = call.body, call.server
+
+    def find(history: History) -> list[str]:
+        root = Forest(history, 0).below(history.resolve(body.id))
+        ids = [node.id for node in root.walk()]
+        _refuse_if_wanted(history, server, ids)
+        return ids
+
+    ids = await Log(call.datasette, server.database).read(find)
+    removal = await _prune_states(server, ids, body.dry_run)
+    if body.what == "log" and not body.dry_run:
+        await _write(call, lambda history: _forget(history, server, ids))
+    return json_response(
+        {
+            "responses": len(ids),
+            "states": len(removal.removed),
+            "nbytes": removal.nbytes,
+            "nbytes_text": format_size(removal.nbytes),
+            "kept": sorted({reason for _, reason in removal.kept}),
+        }
+    )
+
+
+async def _prune_states(server: Server, ids: list[str], dry_run: bool) -> Removal:
+    store = server.session.store
+    if store is None:  # nothing is kept here
+        return Removal()
+    future = server.scheduler.call(prune_states, store, ids, dry_run)
+    return await asyncio.wrap_future(future)
+
+
+def _forget(history: History, server: Server, ids: list[str]) -> None:
+    "Remove responses from the log, unless it has changed since they were found"
+    root = Forest(history, 0).below(ids[0])
+    if {node.id for node in root.walk()} != set(ids):
+        raise RequestError(409, "Something was added there meanwhile: look again")
+    _refuse_if_wanted(history, server, ids)
+    forget(history, ids)
+
+
+def _refuse_if_wanted(history: History, server: Server, ids: Iterable[str]) -> None:
+    "Raises RequestError where an answer on its way goes on from one of some responses"
+    chosen = set(ids)
+    tips = {history.turn(each)["tip_message_hash"] for each in chosen}
+    answers = list(server.answers)
+    branches = [answer.asked.branch for answer in answers]
+    asked = [
+        *(answer.response.prompt.messages for answer in answers),
+        *(request.messages for request in server.scheduler.requests()),  # of commands
+    ]
+    if any(branch and branch.parent.id in chosen for branch in branches) or any(
+        not tips.isdisjoint(_hashes(messages)) for messages in asked
+    ):
+        raise RequestError(
+            409, "An answer that goes on from there is on its way: wait, or stop it"
+        )
+
+
+def _hashes(messages: Iterable[Any]) -> Iterator[str]:
+    "llm's names for messages in a row"
+    above = None
+    for message in messages:
+        above = message_hash(message, above)
+        yield above
+
+
+async def _write(call: Call, change: Callable[[History], Any]) -> Any:
+    "What a change of the log gives; it is refused before anything is changed"
+    database = call.datasette.get_database(call.server.database)
+    if not database.is_mutable:
+        raise RequestError(403, "This log cannot be changed")
+
+    def work(connection: Any) -> Any:
+        try:
+            return change(History(sqlite_utils.Database(connection)))
+        except (KVBranchError, RequestError) as error:
+            return error  # datasette would print what is raised
+
+    result = await database.execute_write_fn(work)
+    if isinstance(result, Exception):
+        raise result
+    return result

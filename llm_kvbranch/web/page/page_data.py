@@ -1,0 +1,198 @@
+"""What the page shows of a log, as plain values.
+
+The idea: a tree is told at a glance, the beginning of every text; a conversation
+in whole. What state a response has is told with both.
+
+This module does not know HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...log import Forest, Found, History, Node, Turn, columns, turns_of
+from ...log import path as path_to
+from ...store import Known, known_states
+from ..serving.served_model import Server
+
+PROMPT, START, EXCERPT = 200, 160, 200  # characters of each that a tree shows
+_READ = 1000  # that are read for them: white space is made one space
+
+
+def one_line(text: str | None, n: int) -> str:
+    "The beginning of a text, without line breaks"
+    return " ".join((text or "")[: 2 * _READ].split())[:n]
+
+
+def slots_of(server: Server | None) -> dict[str, int]:
+    "The slot that holds each response in memory"
+    if server is None:
+        return {}
+    slots = server.session.slots.all()
+    return {slot.response_id: slot.seq for slot in slots if slot.response_id}
+
+
+def describe_tree(
+    history: History, reference: str, slots: Mapping[str, int]
+) -> dict[str, Any]:
+    "The tree that a response is in, parents before children"
+    forest = Forest(history, _READ)
+    root = forest.tree(history.resolve(reference, threads=True))
+    forest.say_answers(root)
+    nodes = list(root.walk())
+    current = forest.current()
+    states = known_states(node.id for node in nodes)
+    hot = _hot(forest, nodes, slots)
+    return {
+        "root": root.id,
+        "current": current if any(node.id == current for node in nodes) else None,
+        "nodes": [_node(node, states.get(node.id), hot.get(node.id)) for node in nodes],
+    }
+
+
+def _hot(forest: Forest, nodes: list[Node], slots: Mapping[str, int]) -> dict[str, int]:
+    "Those in memory whole: what a slot ends with, and what that goes on from"
+    hot: dict[str, int] = {}
+    for node in nodes:
+        at, slot = node, slots.get(node.id)
+        while slot is not None and at.id not in hot:
+            hot[at.id] = slot
+            above = at.parent
+            if above is None or not forest.ancestry.is_whole(at.id, above.id):
+                break
+            at = above
+    return hot
+
+
+def _node(node: Node, state: Known | None, slot: int | None) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "parent": node.parent.id if node.parent else None,
+        "thread": node.thread_id,
+        "model": node.model,
+        "prompt": one_line(node.prompt, PROMPT),
+        "start": one_line(node.answer, START),
+        "tokens": {"input": node.input_tokens, "output": node.output_tokens},
+        "verb": node.verb,
+        "mode": node.mode,
+        "excerpt": None if node.excerpt is None else one_line(node.excerpt, EXCERPT),
+        **_state(state, slot),
+        "starred": node.starred,
+        "note": node.note,
+        "created": node.created,
+        "ms": node.duration_ms,
+    }
+
+
+def _state(state: Known | None, slot: int | None) -> dict[str, Any]:
+    kind = state.kind if state else "none"
+    return {
+        "state": kind if slot is None else "hot",
+        "why": state.gone if state else None,
+        "nbytes": (state.nbytes or None) if state else None,
+        "slot": slot,
+    }
+
+
+def describe_path(
+    history: History, reference: str, slots: Mapping[str, int]
+) -> dict[str, Any]:
+    "Everything from the root of a tree to a response"
+    wanted = history.resolve(reference, threads=True)
+    forest = Forest(history, _READ)
+    nodes = {node.id: node for node in forest.tree(wanted).walk()}
+    turns = path_to(history, nodes[wanted])
+    states = known_states(turn.node.id for turn in turns)
+    hot = _hot(forest, list(nodes.values()), slots)
+    return {
+        "id": wanted,
+        "turns": [
+            _turn(turn, _state(states.get(turn.node.id), hot.get(turn.node.id)))
+            for turn in turns
+        ],
+    }
+
+
+def _turn(turn: Turn, state: dict[str, Any]) -> dict[str, Any]:
+    node = turn.node
+    return {
+        "id": node.id,
+        "thread": node.thread_id,
+        "model": node.model,
+        "created": node.created,
+        "verb": node.verb,
+        "mode": node.mode,
+        "system": turn.system,
+        "prompt": turn.prompt,
+        "question": turn.question,
+        "quoted": turn.quoted,
+        "text": turn.text,
+        "cut": turn.cut,
+        "apart": turn.apart,
+        "facts": turn.facts,
+        "tokens": {"input": node.input_tokens, "output": node.output_tokens},
+        "ms": node.duration_ms,
+        "calls": turn.calls,
+        "results": turn.results,
+        "attachments": turn.attachments,
+        "starred": node.starred,
+        "note": node.note,
+        **state,
+        "children": [_child(child) for child in node.children],
+    }
+
+
+def _child(node: Node) -> dict[str, Any]:
+    "A response that leaves an answer, and where"
+    return {
+        "id": node.id,
+        "verb": node.verb,
+        "mode": node.mode,
+        "start": node.start,
+        "end": node.end,
+        "question": one_line(node.prompt, PROMPT),
+        "starred": node.starred,
+    }
+
+
+def describe_found(found: Found, forest: Forest) -> dict[str, Any]:
+    "A response that was searched for"
+    return {
+        "id": found.id,
+        "root": forest.ancestry.root(found.id),
+        "prompt": one_line(found.prompt, PROMPT),
+        "snippet": found.snippet,
+        "hits": found.hits,
+        "created": found.created,
+        "model": found.model,
+    }
+
+
+def describe_columns(history: History, references: list[str]) -> dict[str, Any]:
+    "Answers beside each other: what they go on from alike, how their words differ"
+    ids = [history.resolve(each, threads=True) for each in references]
+    forest = Forest(history, _READ)
+    roots = forest.grown(list(dict.fromkeys(map(forest.ancestry.root, ids))))
+    nodes = {node.id: node for root in roots for node in root.walk()}
+    ways = [[node.id for node in nodes[id].way()] for id in ids]
+    shared = [each[0] for each in zip(*ways, strict=False) if len(set(each)) == 1]
+    turns = {
+        turn.node.id: turn
+        for turn in turns_of(history, [nodes[id] for id in dict.fromkeys(ids)])
+    }
+    pieces = columns([turns[id].text for id in ids])
+    return {
+        "shared": len(shared),
+        "last_shared": shared[-1] if shared else None,
+        "columns": [
+            {
+                "id": id,
+                "question": one_line(turns[id].question, PROMPT),
+                "model": nodes[id].model,
+                "created": nodes[id].created,
+                "pieces": [{"sign": sign, "text": text} for sign, text in runs],
+            }
+            for id, runs in zip(ids, pieces, strict=True)
+        ],
+    }

@@ -1,0 +1,366 @@
+"""Several generations in one context, step by step, as a server runs them.
+
+Everything here runs on the FakeEngine, whose output depends on every row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import llm
+import pytest
+
+from llm_kvbranch.engine import Feed
+from llm_kvbranch.errors import BusyError, ContextError
+from llm_kvbranch.inference import cells
+from llm_kvbranch.inference import generation as one_answer
+from llm_kvbranch.inference.batching import Pace, choose, interruptible
+from llm_kvbranch.inference.session import Request
+from llm_kvbranch.store.maintenance import verify
+from llm_kvbranch.store.statefile import tokens_of
+
+from ..support.fake import FakeSettings, fake_session, oracle
+from ..support.life import user
+
+DOCUMENT = "".join(chr(97 + i * i % 26) for i in range(900))
+KINDS = [{}, {"recurrent": True}, {"window": 12}]
+
+
+class Served:
+    "Generations over one session; their pieces are taken after every step"
+
+    def __init__(self, session):
+        self.session = session
+        self.texts = {}
+
+    def start(self, messages, **options):
+        options.setdefault("max_tokens", 20)
+        generation = self.session.generate(Request(messages=messages, **options))
+        generation.start()
+        self.texts[generation] = ""
+        return generation
+
+    def step(self):
+        before = len(self.session.engine.decoded)
+        self.session.step()
+        for generation in self.texts:
+            while generation.pieces:
+                self.texts[generation] += generation.pieces.popleft()
+        return len(self.session.engine.decoded) - before
+
+    def run(self, n_steps=10_000):
+        for _ in range(n_steps):
+            if not self.session.running:
+                return
+            self.step()
+        raise AssertionError("it does not end")
+
+    def check(self, generation):
+        "Its answer is that of an engine that had nothing else to do"
+        assert generation.ended
+        if generation.error is not None:
+            raise generation.error
+        tokens, kind = generation.plan.tokens, self.session.engine.memory_kind
+        answer = list(generation.tokens[generation.answer :])
+        assert answer == oracle(tokens, len(answer) + 64, **kind)[: len(answer)]
+        assert self.texts[generation] or not answer
+
+
+def served(root=None, n_seq=4, n_batch=16, **kind):
+    settings = FakeSettings(n_batch=n_batch, n_seq=n_seq)
+    return Served(fake_session(root, settings=settings, **kind))
+
+
+class TestSharedPrefill:
+    "A document that several ask about at once is read for each of them"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_same_prompt(self, kind):
+        crowd = served(**kind)
+        generations = [crowd.start([user(DOCUMENT)]) for _ in range(4)]
+        crowd.run()
+        for generation in generations:
+            crowd.check(generation)
+        n = generations[0].answer
+        assert sum(g.facts["prefilled_tokens"] for g in generations) <= n + 3
+        assert {g.facts["prompt_tokens"] for g in generations} == {n}
+
+    def test_other_questions_on_it(self):
+        crowd = served()
+        generations = [crowd.start([user(f"{DOCUMENT} {i}?")]) for i in range(4)]
+        crowd.run()
+        read = [g.facts["prefilled_tokens"] for g in generations]
+        assert read[0] == generations[0].answer
+        assert max(read[1:]) < 10
+        assert {g.facts["restored_tokens"] for g in generations[1:]} == {
+            g.facts["resident_tokens"] for g in generations[1:]
+        }
+        for generation in generations:
+            crowd.check(generation)
+
+    def test_who_reads_it_leaves(self):
+        crowd = served()
+        first = crowd.start([user(DOCUMENT)])
+        others = [crowd.start([user(f"{DOCUMENT} {i}?")]) for i in range(3)]
+        for _ in range(7):
+            crowd.step()
+        first.cancel()
+        crowd.run()
+        assert first.finish_reason == "cancelled"
+        for generation in others:
+            crowd.check(generation)
+        assert sum(g.facts["prefilled_tokens"] for g in others) < len(DOCUMENT)
+
+    def test_one_who_is_ahead_is_waited_for(self, tmp_path):
+        "The earlier one has less of it: the later one restored more"
+        crowd = served(tmp_path)
+        stored = crowd.start([user(DOCUMENT[:600])])
+        crowd.run()
+        stored.commit("r1")
+        crowd = served(tmp_path)
+        session = crowd.session
+        held, session.planner.store = session.planner.store, None
+        slow = crowd.start([user(DOCUMENT + " slow")])
+        session.planner.store = held
+        quick = crowd.start([user(DOCUMENT + " quick")])
+        crowd.run()
+        crowd.check(slow)
+        crowd.check(quick)
+        read = slow.facts["prefilled_tokens"] + quick.facts["prefilled_tokens"]
+        assert read < slow.answer - 250
+
+    def test_they_share_cells_as_the_context_grows(self):
+        crowd = served()
+        first = crowd.start([user(DOCUMENT)], max_tokens=1)
+        crowd.run()
+        others = [crowd.start([user(f"{DOCUMENT} {i}?")]) for i in range(3)]
+        crowd.run()
+        engine = crowd.session.engine
+        assert sum(map(len, engine.rows.values())) > 3 * first.answer
+        assert engine.n_cells < 2 * first.answer
+        before = engine.n_cells
+        slots = crowd.session.slots
+        assert slots._n_cells() == before
+        slots._enlarge(engine.n_ctx + 10_000)
+        assert engine.n_cells == slots._n_cells() == before
+        for generation in others:
+            crowd.check(generation)
+
+
+class TestEveryOneGoesOn:
+    "An answer stands still while a prompt is read, or one prompt while another is"
+
+    def test_answers_while_a_prompt_is_read(self):
+        crowd = served()
+        talking = crowd.start([user("Hello")], max_tokens=None)
+        while not talking.is_answering:
+            crowd.step()
+        reading = crowd.start([user(DOCUMENT)])
+        while not reading.is_answering and not talking.ended:
+            before = talking.n_generated
+            crowd.step()
+            assert talking.n_generated > before or talking.ended
+
+    def test_two_prompts(self):
+        crowd = served()
+        long = crowd.start([user(DOCUMENT)])
+        crowd.step()
+        short = crowd.start([user("Is it long?" * 4)])
+        while not short.is_answering:
+            crowd.step()
+        assert not long.is_answering
+        crowd.run()
+        crowd.check(long)
+        crowd.check(short)
+
+    def test_what_is_not_taken_is_not_computed(self):
+        crowd = served()
+        unread = crowd.start([user("Hello")], max_tokens=None)
+        for _ in range(50):
+            crowd.session.step()
+        assert len(unread.pieces) == 1
+        assert unread.n_generated <= 3
+
+    def test_a_batch_is_full_but_not_fuller(self):
+        feeds = [
+            Feed(0, 5, tokens_of(range(1))),
+            Feed(1, 0, tokens_of(range(100))),
+            Feed(2, 0, tokens_of(range(4))),
+        ]
+        running = [_Running(feed, i == 0) for i, feed in enumerate(feeds)]
+        chosen = choose(running, 64, 32)
+        assert [len(feed.tokens) for _, feed in chosen] == [1, 4, 28]
+        assert [feed.logits for _, feed in chosen] == [True, True, False]
+        chosen = choose(running[1:], 64, 32)
+        assert sum(len(feed.tokens) for _, feed in chosen) == 64
+
+    def test_the_pace_follows_what_is_measured(self):
+        pace = Pace(512)
+        assert pace.chunk() == 8
+        pace.measured(300, 1.0)
+        assert pace.chunk() == 30
+        for _ in range(20):
+            pace.measured(30, 1.0)
+        assert pace.chunk() == 8
+        for _ in range(20):
+            pace.measured(512, 0.01)
+        assert pace.chunk() == 512
+
+    def test_llama_cpp_asks_nothing_in_a_short_batch(self):
+        "Fails if every token of an answer takes some hundred calls of Python"
+        pace = Pace(512)
+        assert not pace.takes_long(0)  # answers alone
+        assert pace.takes_long(1)  # nobody knows yet
+        pace.measured(400, 1.0)
+        assert not pace.takes_long(60)
+        assert pace.takes_long(400)
+        with interruptible(lambda: True, False) as stop:
+            assert stop is None
+        with interruptible(lambda: True, True) as stop:
+            assert stop()
+
+
+class _Running:
+    def __init__(self, feed, is_answering):
+        self.feed, self.is_answering = feed, is_answering
+
+
+class TestRoom:
+    "Generations run out of cells that were promised to others"
+
+    def test_a_reading_one_keeps_its_cells(self):
+        crowd = served(n_seq=3)
+        first = crowd.start([user(DOCUMENT)], max_tokens=5)
+        others = [
+            crowd.start([user(f"{i} {DOCUMENT}")], max_tokens=5) for i in range(2)
+        ]
+        crowd.run()
+        for generation in (first, *others):
+            crowd.check(generation)
+
+    def test_a_limit(self):
+        crowd = served()
+        crowd.session.slots.limit = 700
+        first = crowd.start([user(DOCUMENT)], max_tokens=5)
+        with pytest.raises(BusyError, match="finish one first"):
+            crowd.start([user(DOCUMENT[::-1])], max_tokens=5)
+        crowd.run()
+        crowd.check(first)
+        second = crowd.start([user(DOCUMENT[::-1])], max_tokens=5)
+        crowd.run()
+        crowd.check(second)
+        with pytest.raises(ContextError, match="do not fit the context of 700"):
+            crowd.start([user(DOCUMENT * 3)], max_tokens=5)
+        assert not crowd.session.running
+
+    def test_an_answer_that_has_no_more_room_ends(self, monkeypatch):
+        monkeypatch.setattr(one_answer, "HEADROOM", 1)
+        monkeypatch.setattr(cells, "HEADROOM", 1)
+        reasons = set()
+        for i in range(20):
+            crowd = served()
+            crowd.session.slots.limit = 40
+            answer = crowd.start([user(f"Hello {i}")], max_tokens=None)
+            crowd.run()
+            crowd.check(answer)
+            assert answer.end <= 40
+            reasons.add(answer.finish_reason)
+        assert reasons == {"context", "stop"}
+
+    def test_shared_rows_are_counted_once(self):
+        crowd = served()
+        crowd.session.slots.limit = 700
+        generations = [
+            crowd.start([user(f"{DOCUMENT} {i}?")], max_tokens=5) for i in range(1)
+        ]
+        crowd.step()
+        crowd.run()
+        generations += [
+            crowd.start([user(f"{DOCUMENT} {i}?")], max_tokens=5) for i in range(1, 4)
+        ]
+        crowd.run()
+        for generation in generations:
+            crowd.check(generation)
+
+
+class TestDisturbance:
+    "What happens to one generation harms another"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seed", range(6))
+    def test_any_order(self, tmp_path, kind, seed):
+        "Starts, cancels, commits and interrupts at random; answers stay right"
+        draw = random.Random(seed)
+        crowd, ids = served(tmp_path, **kind), itertools.count()
+        known, cancelled = [[user(DOCUMENT)], [llm.system("Be brief")]], set()
+        for _ in range(300):
+            running = crowd.session.running
+            if draw.random() < 0.15 and len(running) < 4:
+                before = draw.choice(known)
+                question = user("".join(draw.choices("abc ", k=draw.randint(1, 90))))
+                crowd.start([*before, question], max_tokens=draw.randint(1, 40))
+            elif draw.random() < 0.03 and running:
+                cancelled.add(chosen := draw.choice(running))
+                chosen.cancel()
+            elif draw.random() < 0.03:
+                interrupted(crowd.session)
+            crowd.step()
+            for generation in [g for g in crowd.texts if g.ended]:
+                text = crowd.texts[generation]
+                if generation in cancelled and not generation.tokens:
+                    del crowd.texts[generation]
+                    continue
+                crowd.check(generation)
+                if draw.random() < 0.7:
+                    generation.commit(f"r{next(ids)}")
+                    answer = [llm.assistant(text)] if text else []
+                    known.append([*generation.request.messages, *answer])
+                del crowd.texts[generation]
+        crowd.run()
+        assert not list(verify(crowd.session.store))
+
+    def test_an_error_is_its_own(self):
+        crowd = served()
+        good = crowd.start([user("Hello")])
+        bad = crowd.start([user("Hi")])
+        bad._draw = _fail
+        crowd.run()
+        crowd.check(good)
+        assert "no token" in str(bad.error)
+        with pytest.raises(RuntimeError, match="no token"):
+            crowd.session.next_piece(bad)
+        assert all(not slot.busy for slot in crowd.session.slots._slots)
+
+    def test_a_batch_that_cannot_be_decoded(self):
+        crowd = served()
+        generations = [crowd.start([user(f"Hello {i}")]) for i in range(2)]
+        decode = crowd.session.engine.decode
+        crowd.session.engine.decode = _fail
+        crowd.session.step()
+        crowd.session.engine.decode = decode
+        assert all("no token" in str(g.error) for g in generations)
+        again = crowd.start([user("Hello")])
+        crowd.run()
+        crowd.check(again)
+
+
+def _fail(*_):
+    raise RuntimeError("no token")
+
+
+def interrupted(session):
+    "A step that Ctrl-C ends, after the batch was decoded"
+    decode = session.engine.decode
+
+    def interrupt(feeds, stop=None):
+        decode(feeds, stop)
+        raise KeyboardInterrupt
+
+    session.engine.decode = interrupt
+    try:
+        session.step()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        session.engine.decode = decode

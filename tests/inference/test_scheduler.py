@@ -1,0 +1,350 @@
+"""Many askers at one session, on the FakeEngine: who is let in, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+
+import llm
+import pytest
+
+from llm_kvbranch.errors import ContextError, OverloadedError
+from llm_kvbranch.inference.scheduler import Scheduler
+from llm_kvbranch.inference.session import Request
+from llm_kvbranch.store.maintenance import verify
+
+from ..support.fake import FakeSettings, fake_session, oracle
+from ..support.life import user
+
+LONG = "Tell me about the sea, its tides and its storms. " * 20
+
+
+@contextlib.contextmanager
+def scheduled(root=None, n_seq=2, n_waiting=64, pause=0.0, **kind):
+    session = fake_session(root, settings=FakeSettings(n_batch=16, n_seq=n_seq), **kind)
+    if pause:
+        decode = session.engine.decode
+
+        def slow(feeds, stop=None):
+            time.sleep(pause)
+            return decode(feeds, stop)
+
+        session.engine.decode = slow
+    scheduler = Scheduler(session, n_waiting)
+    try:
+        yield scheduler
+    finally:
+        scheduler.stop()
+
+
+class Asked:
+    "A request and what its listener was told"
+
+    def __init__(self, scheduler, text, client="", max_tokens=20, before=()):
+        self.pieces, self.ends, self.order = [], 0, []
+        self.done = threading.Event()
+        request = Request(messages=[*before, user(text)], max_tokens=max_tokens)
+        self.ticket = scheduler.submit(request, self.listen, client)
+
+    def listen(self, ticket, pieces):
+        assert not self.ends, "told something after the end"
+        self.pieces += pieces
+        if ticket.ended:
+            self.ends += 1
+            self.done.set()
+
+    @property
+    def text(self):
+        return "".join(self.pieces)
+
+    def wait(self):
+        assert self.done.wait(20), "it did not end"
+        return self
+
+    def check(self):
+        generation = self.wait().ticket.generation
+        assert self.ticket.error is None
+        kind = generation.session.engine.memory_kind
+        answer = list(generation.tokens[generation.answer :])
+        n = len(answer)
+        assert answer == oracle(generation.plan.tokens, n + 64, **kind)[:n]
+        return self
+
+
+class TestAnswers:
+    "An answer of many is wrong, late or lost"
+
+    @pytest.mark.parametrize("kind", [{}, {"recurrent": True}, {"window": 12}])
+    def test_more_than_there_are_slots(self, kind):
+        with scheduled(**kind) as scheduler:
+            for asked in [Asked(scheduler, f"Hello {i}") for i in range(9)]:
+                asked.check()
+            assert scheduler.n_running() == scheduler.n_waiting_now() == 0
+            assert (
+                scheduler.counts["ended stop"] + scheduler.counts["ended length"] == 9
+            )
+
+    def test_text_comes_while_it_is_made(self):
+        with scheduled(pause=0.01) as scheduler:
+            asked = Asked(scheduler, LONG, max_tokens=200)
+            asked.check()
+            assert len(asked.pieces) > 1
+
+    def test_an_error_is_told_to_who_asked(self):
+        with scheduled() as scheduler:
+            scheduler.session.engine.n_ctx_train = 40
+            wrong, right = Asked(scheduler, LONG), Asked(scheduler, "Hi")
+            assert isinstance(wrong.wait().ticket.error, ContextError)
+            right.check()
+
+    def test_the_engine_outlives_what_nobody_foresaw(self):
+        with scheduled() as scheduler:
+            decode, scheduler.session.step = scheduler.session.step, _fail
+            first = Asked(scheduler, "Hi")
+            assert "nobody" in str(first.wait().ticket.error)
+            scheduler.session.step = decode
+            Asked(scheduler, "Hi").check()
+
+    def test_calls_come_between_batches(self):
+        with scheduled(pause=0.002) as scheduler:
+            asked = Asked(scheduler, LONG, max_tokens=100)
+            names = [
+                scheduler.call(lambda: threading.current_thread().name)
+                for _ in range(5)
+            ]
+            assert {name.result(5) for name in names} == {"kvbranch-engine"}
+            with pytest.raises(RuntimeError, match="nobody"):
+                scheduler.call(_fail).result(5)
+            asked.check()
+
+
+def _fail():
+    raise RuntimeError("nobody foresaw this")
+
+
+class TestReadAhead:
+    "Idle time is wasted, or what is read in it harms what is asked next"
+
+    def idle(self, scheduler, asked):
+        "The slot of an answer, after a while in which nobody asked anything"
+        slot, n = asked.ticket.generation.slot, len(asked.ticket.generation.tokens)
+        deadline = time.monotonic() + 5
+        while len(slot.tokens) == n and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return slot
+
+    def after(self, asked, text):
+        said = [*asked.ticket.generation.request.messages, llm.assistant(asked.text)]
+        return {"text": text, "before": said}
+
+    @pytest.mark.parametrize("text", ["And then?", "1", "", "😀", "<|im_end|>"])
+    def test_what_any_turn_begins_with(self, text):
+        with scheduled() as scheduler:
+            first = Asked(scheduler, LONG).check()
+            generation, slot = first.ticket.generation, self.idle(scheduler, first)
+            ahead = len(slot.tokens) - len(generation.tokens)
+            assert ahead > 3
+            then = Asked(scheduler, **self.after(first, text)).check()
+            resident = then.ticket.generation.facts["resident_tokens"]
+            assert resident == len(generation.tokens) + ahead
+
+    def test_a_branch_is_none_the_worse(self):
+        with scheduled() as scheduler:
+            first = Asked(scheduler, LONG).check()
+            self.idle(scheduler, first)
+            request = first.ticket.generation.request
+            cut = llm.assistant(first.text[: len(first.text) // 2])
+            Asked(scheduler, "Why?", before=[*request.messages, cut]).check()
+
+    def test_it_is_not_part_of_the_state(self, tmp_path):
+        with scheduled(tmp_path) as scheduler:
+            first = Asked(scheduler, LONG).check()
+            self.idle(scheduler, first)
+            generation = first.ticket.generation
+            entry = scheduler.call(generation.commit, "first").result(5)
+            assert entry.state.end == len(generation.tokens)
+        assert not list(verify(scheduler.session.store))
+        with scheduled(tmp_path) as scheduler:
+            then = Asked(scheduler, **self.after(first, "And then?")).check()
+            facts = then.ticket.generation.facts
+            assert facts["restored_tokens"] == entry.state.end
+
+    def test_who_asks_meanwhile_does_not_wait(self):
+        with scheduled() as scheduler:
+            decode, begun = scheduler.session.engine.decode, threading.Event()
+
+            def forever(feeds, stop=None):
+                if scheduler.n_running():
+                    return decode(feeds, stop)
+                begun.set()
+                while not stop():
+                    time.sleep(0.001)
+                raise KeyboardInterrupt
+
+            scheduler.session.engine.decode = forever
+            first = Asked(scheduler, LONG).check()
+            assert begun.wait(5)
+            assert scheduler.call(lambda: "at once").result(5) == "at once"
+            Asked(scheduler, **self.after(first, "And then?")).check()
+
+    @pytest.mark.parametrize("kind", [{"recurrent": True}, {"window": 12}])
+    def test_not_where_a_branch_could_not_go_back(self, kind):
+        with scheduled(**kind) as scheduler:
+            first = Asked(scheduler, LONG).check()
+            time.sleep(0.1)
+            generation = first.ticket.generation
+            assert generation.slot.tokens == generation.tokens
+
+
+class TestTurns:
+    "One client takes all slots, or waits forever"
+
+    def test_clients_take_turns(self):
+        with scheduled(n_seq=1, pause=0.002) as scheduler:
+            greedy = [Asked(scheduler, f"More {i}", "greedy") for i in range(6)]
+            modest = Asked(scheduler, "One", "modest")
+            modest.check()
+            assert sum(asked.done.is_set() for asked in greedy) <= 2
+            for asked in greedy:
+                asked.check()
+
+    def test_too_many(self):
+        with scheduled(n_seq=1, n_waiting=2, pause=0.005) as scheduler:
+            first = Asked(scheduler, LONG)
+            while not scheduler.n_running():
+                time.sleep(0.001)
+            others = [Asked(scheduler, f"{i}") for i in range(2)]
+            with pytest.raises(OverloadedError, match="2 requests are waiting") as full:
+                Asked(scheduler, "One more")
+            assert full.value.retry_after >= 1
+            for asked in (first, *others):
+                asked.check()
+            Asked(scheduler, "One more").check()
+
+    def test_no_room_for_two(self):
+        "The second waits for the first one's cells, though a slot is free"
+        with scheduled(n_seq=3, pause=0.001) as scheduler:
+            scheduler.session.slots.limit = 700
+            for asked in [Asked(scheduler, f"{i} {LONG}") for i in range(3)]:
+                asked.check()
+            alone = Asked(scheduler, LONG * 3).wait()
+            assert "do not fit the context of 700" in str(alone.ticket.error)
+
+
+class TestLeaving:
+    "Something goes on for someone who left"
+
+    def test_while_it_waits(self):
+        with scheduled(n_seq=1, pause=0.002) as scheduler:
+            first, second = Asked(scheduler, LONG), Asked(scheduler, "Hi")
+            scheduler.cancel(second.ticket)
+            second.wait()
+            assert not first.done.is_set()
+            assert second.ticket.generation.plan is None
+            first.check()
+
+    def test_while_the_prompt_is_read(self):
+        with scheduled(pause=0.005) as scheduler:
+            asked = Asked(scheduler, LONG * 5)
+            while not scheduler.session.engine.decoded:
+                time.sleep(0.001)
+            scheduler.cancel(asked.ticket)
+            asked.wait()
+            assert len(scheduler.session.engine.decoded) < 1000
+            assert asked.ticket.generation.finish_reason == "cancelled"
+            assert not asked.text
+
+    def test_while_it_is_answered(self, tmp_path):
+        with scheduled(tmp_path, pause=0.005) as scheduler:
+            asked = next(
+                asked
+                for i in range(50)
+                if not (asked := Asked(scheduler, f"Hi {i}", max_tokens=500)).done.wait(
+                    0.15
+                )
+            )
+            scheduler.cancel(asked.ticket)
+            generation = asked.check().ticket.generation
+            assert generation.finish_reason == "cancelled"
+            entry = scheduler.call(generation.commit, "r1").result(5)
+            assert entry.state.end == generation.end
+            assert not list(verify(scheduler.session.store))
+
+    def test_after_the_end(self):
+        with scheduled() as scheduler:
+            asked = Asked(scheduler, "Hi").check()
+            scheduler.cancel(asked.ticket)
+            Asked(scheduler, "Ho").check()
+            assert asked.ends == 1
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_at_any_time(self, tmp_path, seed):
+        draw, asked = random.Random(seed), []
+        with scheduled(tmp_path, n_seq=3, pause=0.0005) as scheduler:
+            for i in range(60):
+                text = draw.choice([LONG, LONG[: draw.randrange(500)] + "?", f"{i}"])
+                asked.append(Asked(scheduler, text, client=str(i % 4)))
+                if draw.random() < 0.5:
+                    scheduler.cancel(draw.choice(asked).ticket)
+                time.sleep(draw.random() * 0.01)
+            for each in asked:
+                each.wait()
+                if each.ticket.generation.finish_reason != "cancelled":
+                    each.check()
+            slots = scheduler.session.slots.all()
+            assert not any(slot.busy or slot.reserved for slot in slots)
+            assert not scheduler.session.running
+
+
+class TestStopping:
+    "A server that ends leaves someone waiting, or a thread"
+
+    def test_everybody_is_told(self):
+        with scheduled(n_seq=1, pause=0.01) as scheduler:
+            asked = [Asked(scheduler, f"{i} {LONG}") for i in range(3)]
+            time.sleep(0.05)
+            call = scheduler.call(time.sleep, 0)
+            scheduler.stop()
+            assert all(each.done.is_set() and each.ends == 1 for each in asked)
+            assert call.done()
+            with pytest.raises(OverloadedError, match="shutting down"):
+                Asked(scheduler, "Hi")
+            with pytest.raises(OverloadedError):
+                scheduler.call(time.sleep, 0).result(1)
+        assert "kvbranch-engine" not in {t.name for t in threading.enumerate()}
+
+
+class TestAsync:
+    "The same, from asyncio"
+
+    async def test_pieces(self):
+        with scheduled() as scheduler:
+            request = Request(messages=[user(LONG)], max_tokens=20)
+            text, tickets = "", set()
+            async for ticket, piece in scheduler.stream(request):
+                tickets.add(ticket)
+                text += piece
+            (ticket,) = tickets
+            assert ticket.ended
+            assert ticket.generation.facts["queue_ms"] >= 0
+            assert text == Asked(scheduler, LONG).check().text
+
+    async def test_leaving_cancels(self):
+        with scheduled(pause=0.005) as scheduler:
+            request = Request(messages=[user(LONG * 5)], max_tokens=20)
+            async with contextlib.aclosing(scheduler.stream(request)) as pieces:
+                ticket, _ = await anext(pieces)
+                await asyncio.sleep(0.02)
+            while not ticket.ended:
+                await asyncio.sleep(0.001)
+            assert ticket.generation.finish_reason == "cancelled"
+
+    async def test_errors(self):
+        with scheduled() as scheduler:
+            scheduler.session.engine.n_ctx_train = 40
+            with pytest.raises(ContextError):
+                async for _ in scheduler.stream(Request(messages=[user(LONG)])):
+                    pass

@@ -1,0 +1,304 @@
+"""Whoever reads a state can rely on it, whoever died cannot be in the way.
+
+A lock that is not taken removes a file from under its reader, one that is never
+given back keeps a file for ever: both are asked of other Locks of this process
+and of other processes, killed ones among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llm_kvbranch
+import llm_kvbranch.store.locks as locks_module
+from llm_kvbranch.errors import StoreError
+from llm_kvbranch.store.locks import Locks
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(locks_module.fcntl, "F_OFD_SETLK"), reason="no locks of open files"
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
+
+
+@pytest.fixture
+def ours(path: Path) -> Iterator[Locks]:
+    with contextlib.closing(Locks(path)) as locks:
+        yield locks
+
+
+@pytest.fixture
+def theirs(path: Path) -> Iterator[Locks]:
+    with contextlib.closing(Locks(path)) as locks:
+        yield locks
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks_module, "PATIENCE", 0.01)
+
+
+def free(locks: Locks, name: str) -> bool:
+    "Whether a name could be claimed just now"
+    if not locks.claim(name):
+        return False
+    locks.release([name])
+    return True
+
+
+class TestHold:
+    "A name that others can claim while it is held is a file removed while read"
+
+    def test_what_is_held_cannot_be_claimed(self, ours: Locks, theirs: Locks) -> None:
+        ours.hold(["a", "b"])
+        assert not theirs.claim("a")
+        assert not theirs.claim("b")
+        assert theirs.claim("c")
+
+    def test_nor_by_who_holds_it(self, ours: Locks) -> None:
+        ours.hold(["a"])
+        assert not ours.claim("a")
+        ours.drop(["a"])
+        assert ours.claim("a")
+
+    def test_many_hold_a_name(self, ours: Locks, theirs: Locks, path: Path) -> None:
+        ours.hold(["a"])
+        theirs.hold(["a"])
+        with contextlib.closing(Locks(path)) as third:
+            ours.drop(["a"])
+            assert not third.claim("a")
+            theirs.drop(["a"])
+            assert third.claim("a")
+
+    def test_until_it_is_dropped_as_often(self, ours: Locks, theirs: Locks) -> None:
+        ours.hold(["a", "b", "a"])
+        ours.hold(["a"])
+        ours.drop(["a", "a", "b"])
+        assert not theirs.claim("a")
+        assert free(theirs, "b")
+        ours.drop(["a"])
+        assert free(theirs, "a")
+
+    def test_dropped_later_is_dropped_with_the_next_call(
+        self, ours: Locks, theirs: Locks
+    ) -> None:
+        ours.hold(["a"])
+        ours.drop_later(["a"])
+        assert not theirs.claim("a")
+        ours.hold(["b"])
+        assert free(theirs, "a")
+        ours.drop_later(["b"])
+        assert free(ours, "b")
+
+    def test_a_failed_claim_takes_nothing(self, ours: Locks, theirs: Locks) -> None:
+        ours.hold(["a"])
+        assert not theirs.claim("a")
+        ours.drop(["a"])
+        assert free(ours, "a")
+        assert free(theirs, "a")
+
+    def test_closing_lets_go_of_everything(self, path: Path, theirs: Locks) -> None:
+        ours = Locks(path)
+        ours.hold(["a"])
+        assert ours.claim("b")
+        ours.close()
+        ours.close()
+        assert free(theirs, "a")
+        assert free(theirs, "b")
+
+    def test_another_file_object_closed_lets_go_of_nothing(
+        self, path: Path, ours: Locks, theirs: Locks
+    ) -> None:
+        "As a lock of the process would be"
+        ours.hold(["a"])
+        Locks(path).close()
+        assert not theirs.claim("a")
+
+    def test_a_claim_is_waited_for(self, ours: Locks, theirs: Locks) -> None:
+        assert theirs.claim("a")
+        thread = threading.Thread(target=ours.hold, args=[["a"]])
+        thread.start()
+        theirs.release(["a"])
+        thread.join(60)
+        assert not thread.is_alive()
+        assert not theirs.claim("a")
+
+    @pytest.mark.usefixtures("impatient")
+    def test_a_claim_that_stays_leaves_nothing_held(
+        self, ours: Locks, theirs: Locks
+    ) -> None:
+        assert theirs.claim("b")
+        with pytest.raises(StoreError, match="keeps the state store locked"):
+            ours.hold(["a", "b", "c"])
+        theirs.release(["b"])
+        assert all(free(theirs, name) for name in "abc")
+
+    def test_nothing_is_written(self, path: Path, ours: Locks) -> None:
+        ours.hold(["a"])
+        assert path.stat().st_size == 0
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+class TestClaim:
+    "Two that remove a file, or one that removes what another begins to read"
+
+    def test_is_for_one_alone(self, ours: Locks, theirs: Locks) -> None:
+        assert ours.claim("a")
+        assert not theirs.claim("a")
+        ours.release(["a"])
+        assert theirs.claim("a")
+
+    def test_releasing_leaves_what_is_held(self, ours: Locks, theirs: Locks) -> None:
+        "A state that turned out bad is removed by who holds it, and written again"
+        ours.hold(["a"])
+        ours.release(["a", "b"])
+        assert not theirs.claim("a")
+        ours.drop(["a"])
+        assert free(theirs, "a")
+
+
+class TestWriter:
+    "Two that change files at once leave an index that neither of them meant"
+
+    @pytest.mark.usefixtures("impatient")
+    def test_is_alone(self, ours: Locks, theirs: Locks) -> None:
+        with ours.writer(), pytest.raises(StoreError, match="locked"), theirs.writer():
+            pytest.fail("two writers at once")
+        with theirs.writer():
+            pass
+
+    def test_may_be_entered_again(self, ours: Locks, theirs: Locks) -> None:
+        with ours.writer():
+            with ours.writer():
+                pass
+            assert not theirs._lock(0, shared=False)
+        assert theirs._lock(0, shared=False)
+
+    def test_an_error_lets_go_of_it(self, ours: Locks, theirs: Locks) -> None:
+        with pytest.raises(ZeroDivisionError), ours.writer():
+            raise ZeroDivisionError
+        with theirs.writer():
+            pass
+
+    def test_names_do_not_stand_in_its_way(self, ours: Locks, theirs: Locks) -> None:
+        ours.hold(map(str, range(1000)))
+        with theirs.writer():
+            assert theirs.claim("a")
+
+    def test_it_is_waited_for(self, path: Path) -> None:
+        "Each adds to what the one before it wrote"
+        count = path.with_name("count")
+        count.write_text("0")
+
+        def work() -> None:
+            with contextlib.closing(Locks(path)) as locks:
+                for _ in range(20):
+                    with locks.writer():
+                        count.write_text(str(int(count.read_text()) + 1))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert count.read_text() == "80"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from llm_kvbranch.store.locks import Locks
+locks = Locks(Path(sys.argv[1]))
+locks.hold(["held"])
+locks.claim("claimed")
+with locks.writer():
+    print("ready", flush=True)
+    sys.stdin.readline()
+locks.drop(["held"])
+print("dropped", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    "Another process, which holds a name, has claimed one and is the writer"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        cwd=Path(llm_kvbranch.__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.usefixtures("impatient")
+class TestProcesses:
+    "Locks that end at a process's border, or outlive it, protect nothing"
+
+    def test_they_see_each_others(
+        self, ours: Locks, holder: subprocess.Popen[str]
+    ) -> None:
+        assert not ours.claim("held")
+        assert not ours.claim("claimed")
+        with pytest.raises(StoreError):
+            ours.hold(["claimed"])
+        with pytest.raises(StoreError), ours.writer():
+            pytest.fail("two writers at once")
+        ours.hold(["held"])
+
+    def test_what_is_dropped_is_free(
+        self, ours: Locks, holder: subprocess.Popen[str]
+    ) -> None:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == "dropped\n"
+        assert ours.claim("held")
+        assert not ours.claim("claimed")
+        with ours.writer():
+            pass
+
+    def test_a_killed_process_holds_nothing(
+        self, ours: Locks, holder: subprocess.Popen[str]
+    ) -> None:
+        holder.kill()
+        holder.wait()
+        assert ours.claim("held")
+        assert ours.claim("claimed")
+        with ours.writer():
+            pass
+
+
+class TestWithoutLocks:
+    "Where there are no locks a store must still work, alone"
+
+    def test_everything_can_be_claimed(
+        self, ours: Locks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(95, os.strerror(95))
+
+        monkeypatch.setattr(locks_module.fcntl, "fcntl", refuse)
+        ours.hold(["a"])
+        assert ours.claim("b")
+        with ours.writer():
+            pass
+        ours.release(["b"])
+        ours.drop(["a"])

@@ -1,0 +1,344 @@
+"""Whatever happened to files or index, a repair makes them agree, once.
+
+A repair that leaves something wrong, that breaks what was whole, or that finds
+something to do each time, is none. So each test of one ends with a check that
+finds nothing, and with a second repair that does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_kvbranch.errors import StateError
+from llm_kvbranch.store.index import Entry
+from llm_kvbranch.store.maintenance import pin, repair, verify
+from llm_kvbranch.store.statefile import write_state
+from llm_kvbranch.store.store import Store
+
+from ..support.stores import (
+    DOCUMENT,
+    MODEL,
+    contents,
+    files,
+    find,
+    flip,
+    pinned,
+    put,
+    rows_of,
+    run,
+)
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
+
+Damage = Callable[[Store], Any]
+
+
+def path_of(store: Store, name: str, model: str = MODEL) -> Path:
+    return store.root / "states" / model / f"{name}.safetensors"
+
+
+def edit(*statements: str) -> Damage:
+    "Damage to the rows of the index"
+
+    def damage(store: Store) -> None:
+        for statement in statements:
+            store.db.execute(statement)
+
+    return damage
+
+
+def noise(store: Store) -> None:
+    descriptor = os.open(path_of(store, "noise"), os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(descriptor, b"noise")
+    os.close(descriptor)
+
+
+def copy(source: str, target: str, model: str = MODEL) -> Damage:
+    def damage(store: Store) -> None:
+        path_of(store, target, model).parent.mkdir(0o700, exist_ok=True)
+        shutil.copy(path_of(store, source), path_of(store, target, model))
+
+    return damage
+
+
+def write_in_place(store: Store) -> None:
+    "The right state, but not the file that the index knows"
+    entry = store.get("three")
+    assert entry is not None
+    path_of(store, "three").unlink()
+    state = replace(entry.state, created="later")
+    write_state(path_of(store, "three"), state, rows_of("three"))
+
+
+def come_back(store: Store) -> None:
+    entry = store.get("two")
+    assert entry is not None
+    path_of(store, "two").rename(store.root / "kept")
+    store.lost(entry, "gone")
+    (store.root / "kept").rename(path_of(store, "two"))
+
+
+def open_to_all(store: Store) -> None:
+    for path in (path_of(store, "two"), store.root / "index.db"):
+        path.chmod(0o644)
+    path_of(store, "two").parent.chmod(0o755)
+
+
+def die_while_writing(store: Store) -> None:
+    script = (
+        "import os, sys\n"
+        "from llm_kvbranch.store import statefile as s, store as t\n"
+        "os.replace = lambda *_: os._exit(9)\n"
+        "state = s.State('x', 'm', 0, 1, 0, s.tokens_of([1]), '')\n"
+        "t.Store(sys.argv[1]).put(state, b'rows')\n"
+    )
+    assert run(script, str(store.root)).wait() == 9
+
+
+DAMAGED = "removed: state file is damaged (digest does not match)"
+TAKEN, GONE = "taken into the index", "file is gone: noted"
+REBUILT = ("index.db", "made again from the files")
+FINDABLE = "made findable by its tokens"
+MISPLACED = "removed: the file is in the place of another"
+CASES: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
+    "nothing": (lambda store: None, []),
+    "a damaged file": (
+        lambda store: flip(path_of(store, "three")),
+        [("three", DAMAGED)],
+    ),
+    "a damaged file that others go on from": (
+        lambda store: flip(path_of(store, "one")),
+        [("one", DAMAGED)],
+    ),
+    "a file cut short": (
+        lambda store: os.truncate(path_of(store, "two"), 300),
+        [("two", "removed: state file is truncated")],
+    ),
+    "a good file that the index does not know": (
+        edit("delete from states where id = 'three'"),
+        [("three", TAKEN)],
+    ),
+    "one that others go on from": (
+        edit("delete from states where id = 'two'"),
+        [("two", TAKEN)],
+    ),
+    "a whole conversation": (
+        edit("delete from states where id in ('one', 'two', 'three')"),
+        [("one", TAKEN), ("three", TAKEN), ("two", TAKEN), ("three", FINDABLE)],
+    ),
+    "a bad file that the index does not know": (
+        noise,
+        [("noise", "removed: state file is truncated")],
+    ),
+    "a copy under another name": (copy("one", "copy"), [("copy", MISPLACED)]),
+    "a copy among another model's": (copy("one", "one", "x"), [("one", MISPLACED)]),
+    "a copy in the place of another": (
+        copy("one", "three"),
+        [("three", MISPLACED), ("three", GONE)],
+    ),
+    "a file that is gone": (
+        lambda store: path_of(store, "two").unlink(),
+        [("two", GONE)],
+    ),
+    "all files gone": (
+        lambda store: shutil.rmtree(path_of(store, "one").parent),
+        [(name, GONE) for name in ("one", "two", "three", "solo")],
+    ),
+    "a file written again": (write_in_place, [("three", TAKEN)]),
+    "a file that came back": (come_back, [("two", TAKEN)]),
+    "another size": (
+        edit("update states set nbytes = nbytes + 1 where id = 'two'"),
+        [("two", TAKEN)],
+    ),
+    "other token ids": (
+        edit("update token_ids set ids = zeroblob(4) where length(ids) = 4"),
+        [("three", TAKEN)],
+    ),
+    "totals": (edit("update models set nbytes = nbytes + 1"), [REBUILT]),
+    "totals of threads": (edit("update threads set nbytes = 0"), [REBUILT]),
+    "blocks of one": (
+        edit("delete from blocks where state = (select key from states limit 1)"),
+        [("one", FINDABLE)],
+    ),
+    "all blocks": (
+        edit("delete from blocks"),
+        [(name, FINDABLE) for name in ("one", "two", "three", "solo")],
+    ),
+    "an unknown parent": (
+        lambda store: put(store, "x", DOCUMENT, 50, "nobody"),
+        [("x", "removed: its parent nobody is unknown")],
+    ),
+    "unknown parents of parents": (
+        lambda store: (
+            put(store, "x", DOCUMENT, 50, "nobody"),
+            put(store, "y", [*DOCUMENT, 1], 100, "x"),
+        ),
+        [
+            ("x", "removed: its parent nobody is unknown"),
+            ("y", "removed: its parent x is unknown"),
+        ],
+    ),
+    "others may read": (
+        open_to_all,
+        [
+            (name, "closed to others")
+            for name in (
+                "index.db",
+                f"states/{MODEL}",
+                f"states/{MODEL}/two.safetensors",
+            )
+        ],
+    ),
+    "a temporary file": (
+        lambda store: (store.root / "tmp" / "0.safetensors").touch(0o600),
+        [("0.safetensors", "removed a temporary file")],
+    ),
+}
+
+
+@pytest.fixture
+def filled(store: Store) -> Entry:
+    "A conversation of three turns, one of its own; returns the last turn's"
+    put(store, "one", DOCUMENT)
+    put(store, "two", DOCUMENT[:50] + [7] * 30, 50, "one")
+    last = put(store, "three", DOCUMENT[:50] + [7] * 30 + [8], 80, "two")
+    put(store, "solo", [9] * 40)
+    pin(store, "two")
+    return last
+
+
+def check_all(store: Store) -> None:
+    "Nothing is wrong, nothing is left to do, every row is the right one"
+    assert list(verify(store)) == []
+    before = contents(store.root), list(store.db.iterdump())
+    assert list(repair(store)) == []
+    assert (contents(store.root), list(store.db.iterdump())) == before
+    for entry in store.entries():
+        if entry.present:
+            with store.open(entry) as rows:
+                assert rows == rows_of(entry.state.response_id)
+
+
+class TestRepair:
+    "A repair that breaks what is whole, or never ends, is worse than the damage"
+
+    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.usefixtures("filled")
+    def test_mends(self, store: Store, case: str) -> None:
+        damage, done = CASES[case]
+        damage(store)
+        assert bool(list(verify(store))) == bool(done)
+        assert list(repair(store)) == done
+        check_all(store)
+
+    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.usefixtures("filled")
+    def test_loses_nothing_else(self, store: Store, case: str) -> None:
+        "Of the states there were, those whose own file was sound are still there"
+        damage, done = CASES[case]
+        damage(store)
+        list(repair(store))
+        bad = {name for name, what in done if what.startswith(("removed", "file is"))}
+        for name in {"one", "two", "three", "solo"} - bad:
+            entry = store.get(name)
+            assert entry is not None
+            assert entry.present
+        chain = find(store, DOCUMENT[:50] + [7] * 30 + [8])
+        assert len(chain.tokens) == 81
+        assert find(store, [9] * 40).tokens
+        assert "two" in pinned(store)
+
+    @pytest.mark.usefixtures("filled")
+    def test_all_at_once(self, store: Store) -> None:
+        flip(path_of(store, "one"))
+        path_of(store, "two").unlink()
+        store.db.execute("delete from states where id = 'three'")
+        noise(store)
+        put(store, "x", DOCUMENT, 50, "nobody")
+        path_of(store, "solo").chmod(0o644)
+        (store.root / "tmp" / "0.safetensors").touch(0o600)
+        assert len(list(repair(store))) == 7
+        check_all(store)
+        assert len(find(store, DOCUMENT[:50] + [7] * 30 + [8]).tokens) == 81
+
+    @pytest.mark.usefixtures("filled")
+    def test_what_a_killed_writer_left(self, store: Store) -> None:
+        die_while_writing(store)
+        ((name, done),) = repair(store)
+        assert name.endswith(".safetensors")
+        assert done == "removed a temporary file"
+        check_all(store)
+
+    @pytest.mark.parametrize("keep", [0, 100, 4096, 8192])
+    def test_an_index_that_is_no_database(
+        self, store: Store, filled: Entry, keep: int
+    ) -> None:
+        store.count_miss("known so far")
+        store.db.execute("pragma wal_checkpoint(truncate)")
+        path = store.root / "index.db"
+        size = path.stat().st_size
+        with (
+            contextlib.closing(Store(store.root)) as other,
+            open(path, "r+b") as file,
+        ):
+            file.seek(keep)
+            file.write(b"\xa5" * (size - keep))
+            file.flush()
+            problems = list(verify(other))
+            assert {name for name, _ in problems} == {"index.db"}
+            assert list(repair(other)) == [REBUILT]
+            check_all(other)
+            assert pinned(other) == ["two"]
+            assert len(other.chain(filled).tokens) == 81
+
+    @pytest.mark.usefixtures("filled")
+    def test_what_no_file_says_is_kept(self, store: Store) -> None:
+        store.count_miss("known so far")
+        store.describe(MODEL, "{}")
+        flip(path_of(store, "three"))
+        list(repair(store))
+        assert [miss["reason"] for miss in store.misses()] == ["known so far"]
+        assert store.describe(MODEL) == "{}"
+
+    @pytest.mark.usefixtures("filled")
+    def test_the_reason_is_kept(self, store: Store) -> None:
+        flip(path_of(store, "three"))
+        list(repair(store))
+        entry = store.get("three")
+        assert entry is not None
+        reason = "state file is damaged (digest does not match)"
+        assert (entry.present, entry.gone) == (False, reason)
+        with pytest.raises(StateError, match="damaged"):
+            store.open(entry).__enter__()
+
+    @pytest.mark.usefixtures("filled")
+    def test_a_directory_in_a_files_place_stops_nothing(self, store: Store) -> None:
+        path_of(store, "x").mkdir(0o700)
+        flip(path_of(store, "three"))
+        assert list(repair(store)) == [("three", DAMAGED)]
+        assert list(verify(store)) == []
+
+    def test_what_hangs_on_nothing_is_forgotten(self, store: Store) -> None:
+        "Even if it was pinned: its token ids stand for no context"
+        put(store, "x", DOCUMENT, 50, "nobody")
+        pin(store, "x")
+        list(repair(store))
+        assert store.get("x") is None
+        assert not files(store.root)
+
+    def test_leaves_alone_what_is_being_written(self, store: Store) -> None:
+        with contextlib.closing(Store(store.root)) as other:
+            leftover = store.root / "tmp" / "0.safetensors"
+            leftover.touch(0o600)
+            other.locks.hold([leftover.name])
+            assert list(repair(store)) == []
+            assert leftover.exists()

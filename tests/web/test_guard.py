@@ -1,0 +1,934 @@
+"""What reaches the routes of the server, and who: header by header, actor by actor.
+
+Runs on datasette 0.65 and on 1.0, whichever is installed. What real browsers make of
+it is in test_attacks.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from llm_kvbranch.errors import SettingError
+from llm_kvbranch.log.history import open_log
+from llm_kvbranch.web.api.routes import ROUTES
+from llm_kvbranch.web.door import access, guard
+from llm_kvbranch.web.serving import launch
+
+HOST = ("host", "127.0.0.1:8177")
+JSON = ("content-type", "application/json")
+TOKEN = "a-token-of-the-tests"
+BEARER = ("authorization", f"Bearer {TOKEN}")
+
+
+class Answer:
+    "What an ASGI app sent"
+
+    def __init__(self, messages):
+        start, *rest = messages
+        self.status = start["status"]
+        self.headers = {
+            bytes(name).decode().lower(): bytes(value).decode()
+            for name, value in start["headers"]
+        }
+        self.body = b"".join(each.get("body", b"") for each in rest)
+
+    @property
+    def error(self):
+        "The error in OpenAI's form, and nothing else"
+        body = json.loads(self.body)
+        assert set(body) == {"error"}
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        return body["error"]
+
+
+def scope_of(method, path, headers, **more):
+    raw, _, query = path.partition("?")
+    from urllib.parse import unquote
+
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(raw),
+        "raw_path": raw.encode(),
+        "query_string": query.encode(),
+        "headers": [
+            (name.encode(), value.encode("latin-1")) for name, value in headers
+        ],
+        **more,
+    }
+
+
+async def send_to(application, method, path, *headers, body=(b"",), **more):
+    "One request, its body in pieces; what came back"
+    pieces = [
+        {"type": "http.request", "body": piece, "more_body": i < len(body) - 1}
+        for i, piece in enumerate(body)
+    ]
+    sent = []
+
+    async def receive():
+        return pieces.pop(0) if pieces else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await application(scope_of(method, path, headers, **more), receive, send)
+    return Answer(sent) if sent else None
+
+
+class Behind:
+    "An app that keeps what it was passed"
+
+    def __init__(self):
+        self.bodies = []
+
+    async def __call__(self, scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.bodies.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"passed"})
+
+
+@pytest.fixture
+def behind():
+    return Behind()
+
+
+@pytest.fixture
+def guarded(behind):
+    return guard.Guard(behind, lambda scope: scope["path"].startswith("/v1/"))
+
+
+class TestHost:
+    "Fails if a page gets here under a name of its own (DNS rebinding)"
+
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1:8177", "localhost", "LOCALHOST:1", "[::1]:8177", "[::1]"]
+    )
+    async def test_our_names_pass(self, guarded, behind, host):
+        answer = await send_to(guarded, "GET", "/v1/models", ("host", host))
+        assert answer.status == 200
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            *("evil.test", "evil.test:8177", "127.0.0.1.evil.test", "localhost.evil"),
+            *("evil.test:127.0.0.1", "127.0.0.1@evil.test", "127.0.0.1:80@evil.test"),
+            *("", " ", "[::1", "[::1]evil.test", "127.0.0.1:123456", "0.0.0.0"),
+            *("127.0.0.1,evil.test", "127.0.0.1/evil", "localhost.", "::1", "[::2]"),
+        ],
+    )
+    async def test_all_others_are_refused(self, guarded, behind, host):
+        for method, more in (("GET", ()), ("POST", (JSON,)), ("OPTIONS", ())):
+            answer = await send_to(guarded, method, "/v1/x", ("host", host), *more)
+            assert answer.status == 403
+            assert answer.error["code"] == "host_not_allowed"
+        assert not behind.bodies
+
+    async def test_none_and_two_are_refused(self, guarded, behind):
+        for headers in ((), (HOST, ("host", "evil.test")), (HOST, HOST)):
+            assert (await send_to(guarded, "GET", "/v1/x", *headers)).status == 403
+        assert not behind.bodies
+
+    async def test_other_paths_are_left_alone_in_a_plain_datasette(self, guarded):
+        answer = await send_to(guarded, "GET", "/logs", ("host", "my.example"))
+        assert answer.status == 200
+        assert "x-frame-options" not in answer.headers
+
+    async def test_all_paths_under_serve(self, behind):
+        whole = guard.Guard(behind, lambda scope: False, everything=True)
+        for path in ("/logs", "/logs/turns.json", "/-/static/app.css", "/"):
+            assert (await send_to(whole, "GET", path, ("host", "a.b"))).status == 403
+            assert (await send_to(whole, "GET", path, HOST)).status == 200
+
+    def test_names_are_read_as_people_write_them(self):
+        names = ["Box.Example", "10.0.0.1", "fe80::1", "[::2]", "box:80"]
+        wanted = {"box.example", "10.0.0.1", "[fe80::1]", "[::2]", "box"}
+        assert access.host_names(names) == wanted
+        assert access.host_names("box") == {"box"}
+        with pytest.raises(SettingError, match="'a b' is no host name"):
+            access.host_names(["a b"])
+
+
+SITE, MODE, DEST = "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest"
+
+
+class TestSite:
+    "Fails if a foreign page's request passes, or our own page's does not"
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            (),  # no browser
+            ((SITE, "same-origin"),),
+            ((SITE, "none"),),
+            ((SITE, "same-origin"), ("origin", "http://127.0.0.1:8177")),
+            (("origin", "http://127.0.0.1:8177"),),  # a browser of before 2023
+        ],
+    )
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+    async def test_ours_pass(self, guarded, method, headers):
+        answer = await send_to(guarded, method, "/v1/x", HOST, JSON, *headers)
+        assert answer.status == 200
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            ((SITE, "cross-site"),),
+            ((SITE, "same-site"),),  # another port of this machine
+            ((SITE, "anything"),),
+            ((SITE, ""),),
+            ((SITE, "cross-site"), ("origin", "http://127.0.0.1:8177")),
+            ((SITE, "cross-site"), (MODE, "navigate"), (DEST, "iframe")),
+            ((SITE, "same-site"), (MODE, "navigate"), (DEST, "object")),
+            ((SITE, "cross-site"), (MODE, "no-cors"), (DEST, "document")),
+            (("origin", "http://127.0.0.1:9000"),),
+            (("origin", "http://evil.test"),),
+            (("origin", "null"),),
+            (("origin", "http://[::1"),),
+            (("origin", ""),),
+        ],
+    )
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "OPTIONS", "get"])
+    async def test_foreign_ones_are_refused(self, guarded, behind, method, headers):
+        answer = await send_to(guarded, method, "/v1/x", HOST, JSON, *headers)
+        assert answer.status == 403
+        assert answer.error["code"] == "cross_site_request"
+        assert not behind.bodies
+
+    async def test_a_link_on_another_page_opens_ours(self, guarded):
+        opened = ((SITE, "cross-site"), (MODE, "navigate"), (DEST, "document"))
+        assert (await send_to(guarded, "GET", "/v1/x", HOST, *opened)).status == 200
+        for method in ("POST", "PUT"):
+            sent = await send_to(guarded, method, "/v1/x", HOST, JSON, *opened)
+            assert sent.status == 403
+
+    async def test_nobody_may_frame_or_embed_what_is_answered(self, guarded):
+        for headers in ((HOST,), ()):
+            answer = await send_to(guarded, "GET", "/v1/x", *headers)
+            assert answer.headers["x-frame-options"] == "DENY"
+            assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+class TestContentType:
+    "Fails if a form, or anything that needs no preflight, is taken for a request"
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            *("text/plain", "application/x-www-form-urlencoded", "", "json"),
+            *("multipart/form-data; boundary=x", "text/plain;application/json"),
+            *(
+                "application/json+x",
+                "application/jsonp",
+                "text/plain, application/json",
+            ),
+        ],
+    )
+    async def test_only_json_is_read(self, guarded, behind, kind):
+        answer = await send_to(
+            guarded, "POST", "/v1/x", HOST, ("content-type", kind), body=(b"{}",)
+        )
+        assert answer.status == 415
+        assert answer.error["code"] == "unsupported_media_type"
+        assert not behind.bodies
+
+    async def test_without_one_nothing_is_read(self, guarded, behind):
+        assert (await send_to(guarded, "POST", "/v1/x", HOST)).status == 415
+        assert not behind.bodies
+
+    @pytest.mark.parametrize(
+        "kind", ["application/json", "Application/JSON; charset=utf-8"]
+    )
+    async def test_json_is(self, guarded, kind):
+        answer = await send_to(guarded, "POST", "/v1/x", HOST, ("content-type", kind))
+        assert answer.status == 200
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+    async def test_what_only_reads_needs_none(self, guarded, method):
+        assert (await send_to(guarded, method, "/v1/x", HOST)).status == 200
+
+    async def test_datasette_s_own_forms_are_left_to_it(self, behind):
+        whole = guard.Guard(behind, lambda scope: False, everything=True)
+        form = ("content-type", "application/x-www-form-urlencoded")
+        answer = await send_to(whole, "POST", "/-/logout", HOST, form)
+        assert answer.status == 200
+
+
+class TestBody:
+    "Fails if a body is taken that is too long, or changed on its way"
+
+    PIECE = b"x" * 2**20
+    FULL = (PIECE,) * (guard.MAX_BODY // 2**20)
+
+    async def test_it_is_whole_behind_the_guard(self, guarded, behind):
+        for body in ((b"",), (b"{}",), (b"{", b"", b"}"), self.FULL):
+            answer = await send_to(guarded, "POST", "/v1/x", HOST, JSON, body=body)
+            assert answer.status == 200
+            assert behind.bodies.pop() == b"".join(body)
+
+    @pytest.mark.parametrize("promised", [None, "10", str(2**40), "-1", "nonsense"])
+    async def test_too_long_whatever_was_promised(self, guarded, behind, promised):
+        headers = () if promised is None else (("content-length", promised),)
+        answer = await send_to(
+            *(guarded, "POST", "/v1/x", HOST, JSON, *headers), body=(*self.FULL, b"x")
+        )
+        assert answer.status == 413
+        assert answer.error["type"] == "invalid_request_error"
+        assert answer.headers["connection"] == "close"
+        assert not behind.bodies
+
+    async def test_an_endless_one_ends(self, guarded, behind):
+        n_read = 0
+
+        async def receive():
+            nonlocal n_read
+            n_read += 1
+            return {"type": "http.request", "body": self.PIECE, "more_body": True}
+
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await guarded(scope_of("POST", "/v1/x", (HOST, JSON)), receive, send)
+        assert Answer(sent).status == 413
+        assert n_read <= (guard.MAX_BODY + guard.DRAINED) / 2**20 + 2
+        assert not behind.bodies
+
+    async def test_one_that_is_never_sent_is_not_waited_for(self, guarded, monkeypatch):
+        monkeypatch.setattr(guard, "PATIENCE", 0.05)
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        headers = (HOST, JSON, ("content-length", str(guard.MAX_BODY + 1)))
+        scope = scope_of("POST", "/v1/x", headers)
+        await asyncio.wait_for(guarded(scope, asyncio.Event().wait, send), 2)
+        assert Answer(sent).status == 413
+
+    async def test_a_client_that_asks_first_need_not_send_it(self, guarded):
+        headers = (HOST, JSON, ("content-length", str(guard.MAX_BODY + 1)))
+        scope = scope_of("POST", "/v1/x", (*headers, ("expect", "100-continue")))
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        async def receive():
+            raise AssertionError("read")
+
+        await guarded(scope, receive, send)
+        assert Answer(sent).status == 413
+
+    async def test_who_leaves_while_sending_is_not_passed_on(self, guarded, behind):
+        scope, sent = scope_of("POST", "/v1/x", (HOST, JSON)), []
+        messages = [
+            {"type": "http.disconnect"},
+            {"type": "http.request", "body": b"{", "more_body": True},
+        ]
+
+        async def receive():
+            return messages.pop()
+
+        async def send(message):
+            sent.append(message)
+
+        await guarded(scope, receive, send)
+        assert not behind.bodies
+
+    async def test_who_stops_sending_is_told_so(self, guarded, behind, monkeypatch):
+        monkeypatch.setattr(guard, "IDLE", 0.05)
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = scope_of("POST", "/v1/x", (HOST, JSON))
+        await asyncio.wait_for(guarded(scope, asyncio.Event().wait, send), 2)
+        assert Answer(sent).status == 408
+        assert not behind.bodies
+
+    async def test_nobody_is_waited_for_when_the_server_stops(self, behind):
+        closing, sent = asyncio.Event(), []
+        guarded = guard.Guard(behind, lambda scope: True, closing=closing)
+
+        async def send(message):
+            sent.append(message)
+
+        scope = scope_of("POST", "/v1/x", (HOST, JSON))
+        request = asyncio.create_task(guarded(scope, asyncio.Event().wait, send))
+        await asyncio.sleep(0.05)
+        assert not request.done()
+        closing.set()
+        await asyncio.wait_for(request, 2)
+        assert Answer(sent).status == 503
+        assert Answer(sent).error["code"] == "server_stopping"
+        assert not behind.bodies
+
+    async def test_leaving_is_heard_after_the_body(self):
+        heard = []
+
+        async def view(scope, receive, send):
+            heard.extend([await receive(), await receive()])
+
+        guarded = guard.Guard(view, lambda scope: True)
+        await send_to(guarded, "POST", "/v1/x", HOST, JSON, body=(b"{", b"}"))
+        assert heard[0] == {"type": "http.request", "body": b"{}", "more_body": False}
+        assert heard[1] == {"type": "http.disconnect"}
+
+    async def test_nothing_is_read_of_what_is_refused(self, guarded):
+        async def receive():
+            raise AssertionError("read")
+
+        async def send(message):
+            pass
+
+        for headers in ((), (HOST,), (HOST, JSON, (SITE, "cross-site"))):
+            await guarded(scope_of("POST", "/v1/x", headers), receive, send)
+
+
+# -- with datasette -------------------------------------------------------
+
+
+def plugged():
+    from datasette.plugins import pm
+
+    from llm_kvbranch import web
+
+    if not any(plugin is web for plugin in pm.get_plugins()):
+        pm.register(web, name="llm_kvbranch")
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    "A log made once: that takes longer than most of these tests"
+    path = tmp_path_factory.mktemp("log") / "logs.db"
+    open_log(str(path), create=True).close()
+    return path
+
+
+@pytest.fixture
+def log(user_path, migrated):
+    return shutil.copy(migrated, user_path / "logs.db")
+
+
+@pytest.fixture
+async def plain(log):
+    "datasette as anybody starts it, with this plugin installed"
+    from datasette.app import Datasette
+
+    plugged()
+    datasette = Datasette([str(log)])
+    if hasattr(datasette, "root_enabled"):
+        datasette.root_enabled = True
+    await datasette.invoke_startup()
+    return datasette
+
+
+@pytest.fixture
+async def served(log):
+    "datasette as serve starts it, without a model"
+    datasette, name = launch.build(log)
+    assert name == "logs"
+    access.close_door(datasette, access.Door(TOKEN))
+    await datasette.invoke_startup()
+    return datasette
+
+
+def cookie(datasette, actor):
+    return ("cookie", f"ds_actor={datasette.sign({'a': actor}, 'actor')}")
+
+
+def sample(pattern):
+    "A path that a route's pattern takes"
+    return re.sub(r"\(.*?\)", "x", pattern.strip("^$").replace("\\", ""))
+
+
+PATHS = sorted({sample(pattern) for pattern, _ in ROUTES})
+# What whoever may see the log may read, without a model, too: see test_page.py
+READING = {
+    *("/openapi.json", "/branch/tree", "/-/kvbranch", "/-/kvbranch/", "/-/kvbranch/x"),
+    *(f"/-/kvbranch/{name}.json" for name in ("tree", "path", "search", "compare")),
+    "/-/kvbranch/export",
+}
+STATIC = "/-/kvbranch/static/x/x"  # nobody's secret
+# Allowed, but no model is served in these tests: 503, or what a route says of the
+# method or the body
+ALLOWED = (200, 400, 404, 405, 503)
+
+
+class TestOurPaths:
+    "Fails if a route of ours can be reached around the guard"
+
+    def test_every_route_is_guarded(self, plain):
+        for path in (*PATHS, access.LOGIN, "/v1/", "/v1/nix", "/-/kvbranch/nix"):
+            assert access.is_ours(plain, scope_of("GET", path, ()))
+
+    @pytest.mark.parametrize("path", ["/", "/logs", "/logs/turns", "/-/static/app.css"])
+    def test_other_pages_are_not(self, plain, path):
+        assert not access.is_ours(plain, scope_of("GET", path, ()))
+
+    async def test_however_the_path_is_written(self, plain):
+        "What is guarded is at least what the router finds a route for"
+        application = plain.app()
+        for base_url in ("/", "/prefix/", "/v1/"):
+            plain._settings["base_url"] = base_url
+            for path in PATHS:
+                for written in (
+                    path,
+                    base_url + path[1:],
+                    path.replace("/", "%2F"),
+                    path.replace("e", "%65"),
+                    path + "?x=1",
+                ):
+                    answer = await send_to(
+                        *(application, "POST", written, ("host", "evil.test"), JSON),
+                        body=(b"{}",),
+                    )
+                    refused = answer.body.startswith(b'{"error": {"message": "This is ')
+                    assert refused or answer.status in (302, 404), written
+
+    async def test_names_that_a_plain_datasette_allows(self, log):
+        from datasette.app import Datasette
+
+        plugged()
+        config = {"plugins": {"llm-kvbranch": {"allowed_hosts": ["Box.example"]}}}
+        try:
+            datasette = Datasette([str(log)], config=config)
+        except TypeError:
+            datasette = Datasette([str(log)], metadata=config)
+        application = datasette.app()
+        for host, status in (("box.example:80", 403), ("evil.test", 403)):
+            answer = await send_to(application, "GET", "/v1/models", ("host", host))
+            assert answer.status == status
+            denied = json.loads(answer.body)["error"]["code"] == "host_not_allowed"
+            assert denied == (host == "evil.test")
+
+
+class TestPermissions:
+    "Fails if somebody may do what they may not, or may not do what they may"
+
+    def test_what_may_be_read_is_served(self):
+        assert set(PATHS) > READING
+
+    @pytest.mark.parametrize("path", sorted(set(PATHS) - READING - {STATIC}))
+    async def test_in_a_plain_datasette_root_alone(self, plain, path):
+        application = plain.app()
+        for method in ("GET", "POST"):
+            for actor, is_allowed in (
+                (None, False),
+                ({"id": "bob"}, False),
+                ({"id": "root"}, True),
+                ({}, False),
+            ):
+                headers = [HOST, JSON]
+                if actor is not None:
+                    headers.append(cookie(plain, actor))
+                if method == "POST":
+                    headers.append(BEARER)  # or datasette wants a CSRF token of 0.65
+                answer = await send_to(
+                    application, method, path, *headers, body=(b"{}",)
+                )
+                if is_allowed:
+                    assert answer.status in ALLOWED
+                else:
+                    assert answer.status in (401, 403, 405)
+
+    @pytest.mark.parametrize("action", access.ACTIONS)
+    async def test_who_is_allowed_what(self, plain, action):
+        for actor, wanted in (
+            (None, False),
+            ({"id": "bob"}, False),
+            ({"id": None}, False),
+            ({}, False),
+            ({"id": "root"}, True),
+            ({"id": "kvbranch-api"}, True),
+        ):
+            assert await access.allowed(plain, actor, action) is wanted
+
+    async def test_no_token_opens_a_plain_datasette(self, plain):
+        for token in ("", " ", "None", TOKEN):
+            assert access.actor_of_token(plain, f"Bearer {token}") is None
+
+    @pytest.mark.parametrize(
+        ("sent", "fits"),
+        [
+            (f"Bearer {TOKEN}", True),
+            (f"bearer  {TOKEN} ", True),
+            (None, False),
+            ("", False),
+            ("Bearer", False),
+            ("Bearer ", False),
+            (TOKEN, False),
+            (f"Basic {TOKEN}", False),
+            (f"Bearer {TOKEN[:-1]}", False),
+            (f"Bearer {TOKEN}x", False),
+            (f"Bearer {TOKEN.upper()}", False),
+            ("Bearer \xe4\xff", False),
+        ],
+    )
+    def test_the_token(self, served, sent, fits):
+        actor = access.actor_of_token(served, sent)
+        assert actor == ({"id": "kvbranch-api"} if fits else None)
+
+
+class TestDoor:
+    "Fails if anybody gets into a served log who was not let in"
+
+    EVERYWHERE = (
+        *PATHS,
+        *("/", "/logs", "/logs.json", "/logs/turns.json", "/logs.db", "/-/careless"),
+        "/-/wrapped",
+        *("/-/actor.json", "/-/patterns", "/-/auth-token?token=x", "/nowhere"),
+        *("/logs.json?sql=select+1", "/-/static/app.css", "/-/plugins.json"),
+    )
+
+    NEVER = ("/logs.db", "/-/auth-token?token=x")  # datasette gives these to nobody
+
+    @pytest.fixture
+    async def door(self, served):
+        "A door with a plugin behind it that asks nobody who they are"
+        from datasette import Response, hookimpl
+        from datasette.plugins import pm
+
+        class Careless:
+            __name__ = "careless"
+
+            @hookimpl
+            def asgi_wrapper(self):
+                def wrap(application):
+                    async def wrapped(scope, receive, send):
+                        if scope["path"] != "/-/wrapped":
+                            return await application(scope, receive, send)
+                        return await Response.text("the diary").asgi_send(send)
+
+                    return wrapped
+
+                return wrap
+
+            @hookimpl
+            def register_routes(self):
+                def careless():
+                    return Response.text("the diary")
+
+                return [("/-/careless$", careless)]
+
+        from llm_kvbranch import web
+
+        plugin = Careless()
+        pm.register(plugin)
+        pm.register(pm.unregister(web), name="llm_kvbranch")  # after it, the worst case
+        yield served.app()
+        pm.unregister(plugin)
+
+    @pytest.mark.parametrize("path", EVERYWHERE)
+    async def test_nobody_else(self, served, door, path):
+        stranger = cookie(served, {"id": "bob"})
+        forged = ("cookie", "ds_actor=" + served.sign({"a": {"id": "root"}}, "other"))
+        for who in ((), (stranger,), (forged,), (("authorization", "Bearer x"),)):
+            for method in ("GET", "POST", "HEAD", "OPTIONS"):
+                answer = await send_to(door, method, path, HOST, JSON, *who)
+                assert answer.status == 401
+                assert b"diary" not in answer.body
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.error["code"] == "invalid_api_key"
+
+    @pytest.mark.parametrize("path", EVERYWHERE)
+    async def test_these_two_do(self, served, door, path):
+        for who in (BEARER, cookie(served, {"id": "root"})):
+            answer = await send_to(door, "GET", path, HOST, who)
+            assert answer.status not in (401, 500)
+            if path not in self.NEVER:
+                assert answer.status != 403
+        for careless in ("/-/careless", "/-/wrapped"):
+            assert b"diary" in (await send_to(door, "GET", careless, HOST, who)).body
+
+    async def test_a_person_is_told_what_to_do(self, door):
+        answer = await send_to(door, "GET", "/", HOST, ("accept", "text/html,*/*"))
+        assert answer.status == 403
+        assert b"Open the link that llm kvbranch serve printed" in answer.body
+
+    async def test_guarded_before_anybody_is_asked_who_they_are(self, door):
+        for who in (BEARER, ("cookie", "x=y")):
+            host = ("host", "evil.test")
+            answer = await send_to(door, "GET", "/logs/turns.json", host, who)
+            assert answer.status == 403
+            foreign = (SITE, "same-site")
+            answer = await send_to(door, "POST", "/generate", HOST, JSON, who, foreign)
+            assert answer.status == 403
+
+    async def test_what_datasette_s_own_client_says_of_itself_holds(self, served, door):
+        answer = await send_to(door, "GET", "/", HOST, actor={"id": "root"})
+        assert answer.status == 200
+
+    @pytest.mark.parametrize("plugins", [None, "", "llm-echo"])
+    def test_there_whatever_plugins_datasette_loads(self, log, plugins):
+        "DATASETTE_LOAD_PLUGINS could leave this one out"
+        code = (
+            "import sys; from pathlib import Path; from llm_kvbranch.web import app\n"
+            "app.build(Path(sys.argv[1]))\n"
+            "from datasette.plugins import pm; from llm_kvbranch import web\n"
+            "print([p is web for p in pm.get_plugins()].count(True))"
+        )
+        more = {} if plugins is None else {"DATASETTE_LOAD_PLUGINS": plugins}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(log)],
+            env={**os.environ, **more},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "1\n"
+
+
+class TestLogin:
+    "Fails if a link can be guessed or used twice"
+
+    async def test_once(self, served):
+        application, door = served.app(), access.door_of(served)
+        link = door.new_link()
+        answer = await send_to(application, "GET", link, HOST)
+        assert answer.status == 302
+        assert answer.headers["location"] == "/-/kvbranch"
+        assert "no-store" in answer.headers["cache-control"]
+        given = answer.headers["set-cookie"]
+        assert "HttpOnly" in given
+        assert "SameSite=lax" in given
+        who = ("cookie", given.partition(";")[0])
+        assert (await send_to(application, "GET", "/logs", HOST, who)).status == 200
+        again = await send_to(application, "GET", link, HOST)
+        assert again.status == 403
+        assert again.error["code"] == "login_refused"
+        assert "set-cookie" not in again.headers
+
+    async def test_looking_does_not_use_it_up(self, served):
+        "Mail programs and terminals look at what links lead to"
+        application, link = served.app(), access.door_of(served).new_link()
+        assert (await send_to(application, "HEAD", link, HOST)).status == 401
+        wrong = await send_to(application, "GET", f"{access.LOGIN}?token=x", HOST)
+        assert wrong.status == 403
+        evil = await send_to(application, "GET", link, ("host", "evil.test"))
+        assert evil.status == 403
+        assert (await send_to(application, "GET", link, HOST)).status == 302
+
+    @pytest.mark.parametrize("query", ["", "?token=", "?token=None", "?token=%ff"])
+    async def test_nothing_fits_where_no_link_was_made(self, served, query):
+        answer = await send_to(served.app(), "GET", access.LOGIN + query, HOST)
+        assert answer.status == 403
+
+    async def test_the_token_gives_another_link(self, served):
+        application, door = served.app(), access.door_of(served)
+        old = door.new_link()
+        sent = ("POST", access.LOGIN, HOST, JSON)
+        assert (await send_to(application, *sent)).status == 401
+        answer = await send_to(application, *sent, BEARER)
+        link = json.loads(answer.body)["path"]
+        assert (await send_to(application, "GET", old, HOST)).status == 403
+        assert (await send_to(application, "GET", link, HOST)).status == 302
+
+    async def test_a_plain_datasette_has_no_login_of_ours(self, plain):
+        application = plain.app()
+        assert (await send_to(application, "GET", access.LOGIN, HOST)).status == 404
+
+
+class TestSecret:
+    "Fails if a session could be forged, or one that was meant to last does not"
+
+    def test_another_one_at_every_start(self, log):
+        signed = {launch.build(log)[0].sign("x") for _ in range(3)}
+        assert len(signed) == 3
+
+    def test_one_of_your_own_stays(self, log, monkeypatch):
+        monkeypatch.setenv("DATASETTE_SECRET", "of my own")
+        signed = {launch.build(log)[0].sign("x") for _ in range(3)}
+        assert len(signed) == 1
+
+
+class TestFailures:
+    "Fails if an error says what it should not, or not as OpenAI's clients read it"
+
+    async def test_unknown_paths_of_ours(self, served):
+        answer = await send_to(served.app(), "GET", "/v1/nix", HOST, BEARER)
+        assert answer.status == 404
+        assert "nothing at this path" in answer.error["message"]
+
+    async def test_an_exception_is_not_told(self, served):
+        from datasette import hookimpl
+        from datasette.plugins import pm
+
+        class Failing:
+            __name__ = "failing"
+
+            @hookimpl
+            def register_routes(self):
+                def failing():
+                    raise ValueError("the prompt was: secret")
+
+                return [("/v1/failing$", failing)]
+
+        plugin = Failing()
+        pm.register(plugin)
+        try:
+            answer = await send_to(served.app(), "GET", "/v1/failing", HOST, BEARER)
+        finally:
+            pm.unregister(plugin)
+        assert answer.status == 500
+        assert answer.error["type"] == "server_error"
+        assert b"secret" not in answer.body
+
+    def test_local_variables_are_not_printed(self, served):
+        "As datasette does where rich is installed"
+        from datasette import handle_exception
+
+        assert handle_exception.rich is None
+
+
+# -- secrets, names, ports ------------------------------------------------
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+class TestToken:
+    "Fails if the token can be read, guessed, or changes for no reason"
+
+    @pytest.fixture
+    def file(self, user_path):
+        return user_path / "kvbranch" / "token"
+
+    def test_kept_for_us_alone(self, file):
+        os.umask(0)
+        token = access.kept_token()
+        assert len(token) > 40
+        assert access.kept_token() == token
+        assert mode(file) == 0o600
+        assert mode(file.parent) == 0o700
+        assert os.listdir(file.parent) == ["token"]
+
+    @pytest.mark.parametrize("damage", ["readable", "empty", "spaces", "binary"])
+    def test_one_that_is_no_secret_or_no_token_is_replaced(self, file, damage):
+        token = access.kept_token()
+        if damage == "readable":
+            file.chmod(0o640)
+        else:
+            text = {"empty": b"", "spaces": b"a b", "binary": b"\xff\x00"}
+            file.write_bytes(text[damage])
+        other = access.kept_token()
+        assert len(other) > 40
+        assert other != token
+        assert access.kept_token() == other
+        assert mode(file) == 0o600
+
+    def test_made_once_by_many(self, file):
+        with ThreadPoolExecutor(8) as pool:
+            tokens = set(pool.map(lambda _: access.kept_token(), range(8)))
+        assert access.kept_token() in tokens
+
+    def test_nowhere_to_keep_it(self, user_path):
+        (user_path / "kvbranch").write_text("")
+        with pytest.raises(SettingError, match="Cannot keep the API token in"):
+            access.kept_token()
+
+    @pytest.mark.parametrize("token", ["", " ", "a b", "tok\n", "t\xf6ken", "\x7f"])
+    def test_what_no_header_can_carry_is_refused(self, token):
+        with pytest.raises(SettingError, match="without spaces"):
+            access.check_token(token)
+
+    def test_a_given_one_is_not_kept(self, file):
+        assert launch._token(launch.Wanted(token="given")) == "given"
+        assert not file.exists()
+
+    def test_others_in_the_network_could_guess_a_short_one(self):
+        wanted = {"host": "0.0.0.0", "allow_hosts": ("box",)}
+        with pytest.raises(SettingError, match="at least 16 characters"):
+            launch._token(launch.Wanted(token="short", **wanted))
+        assert launch._token(launch.Wanted(token="x" * 16, **wanted))
+
+
+class TestAddress:
+    "Fails if others are let in unasked, or an address in use gives a riddle"
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.9"])
+    def test_loopback_needs_no_names(self, host):
+        assert launch._hosts(launch.Wanted(host=host)) == guard.LOOPBACK | {host}
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7"])
+    def test_others_need_a_name(self, host):
+        with pytest.raises(SettingError, match="--allow-host NAME") as caught:
+            launch._hosts(launch.Wanted(host=host))
+        assert "\n" not in str(caught.value)
+        hosts = launch._hosts(launch.Wanted(host=host, allow_hosts=("Box",)))
+        assert {"box", "localhost"} <= hosts
+        assert "0.0.0.0" not in hosts
+
+    def test_no_address_of_this_machine(self):
+        with pytest.raises(SettingError, match="no address of this machine"):
+            launch._hosts(launch.Wanted(host="nowhere.invalid"))
+        with pytest.raises(SettingError, match="Cannot listen at 192"):
+            launch.listen("192.0.2.7", None)
+
+    def test_a_port_in_use(self):
+        with launch.listen("127.0.0.1", 0) as first:
+            port = first.getsockname()[1]
+            with pytest.raises(SettingError, match=f"Port {port} of 127.0.0.1 cannot"):
+                launch.listen("127.0.0.1", port)
+
+    def test_without_a_port_any_will_do(self, monkeypatch):
+        with launch.listen("127.0.0.1", 0) as first:
+            monkeypatch.setattr(launch, "PORT", first.getsockname()[1])
+            with launch.listen("127.0.0.1", None) as second:
+                assert second.getsockname()[1] != first.getsockname()[1]
+
+    def test_a_client_that_comes_early_waits(self):
+        with launch.listen("127.0.0.1", 0) as listening:
+            socket.create_connection(listening.getsockname(), 1).close()
+
+    @pytest.mark.parametrize(
+        ("wanted", "local", "public"),
+        [
+            ({}, "127.0.0.1", "127.0.0.1"),
+            ({"host": "::1"}, "[::1]", "[::1]"),
+            ({"host": "0.0.0.0", "allow_hosts": ("box",)}, "127.0.0.1", "box"),
+            ({"host": "::", "allow_hosts": ("fe80::1",)}, "[::1]", "[fe80::1]"),
+            ({"host": "192.0.2.7", "allow_hosts": ("b",)}, "192.0.2.7", "b"),
+        ],
+    )
+    def test_what_it_is_called(self, wanted, local, public):
+        assert launch._local_name(wanted.get("host", "127.0.0.1")) == local
+        assert launch._public_name(launch.Wanted(**wanted)) == public
+
+
+def test_datasette_commands_do_not_pay_for_it():
+    "Every datasette command imports the plugin"
+    code = (
+        "import sys\n"
+        "sys._called_from_test = True  # datasette then loads no installed plugin\n"
+        "from datasette.app import Datasette; before = set(sys.modules)\n"
+        "import llm_kvbranch.web\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['llm_kvbranch', 'llm_kvbranch.web']"

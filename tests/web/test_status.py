@@ -1,0 +1,44 @@
+"""What the server tells of itself while its engine goes on."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from llm_kvbranch.web.api.status import describe_slots, metrics_text
+
+from ..inference.test_scheduler import LONG, Asked, scheduled
+
+
+@pytest.fixture
+def restless():
+    "Threads that take turns as often as can be"
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class TestLooking:
+    "Fails if who looks fails what is looked at: an array in use cannot grow"
+
+    def test_answers_go_on(self, restless):
+        with scheduled(n_seq=4) as scheduler:
+            server = SimpleNamespace(
+                session=scheduler.session, scheduler=scheduler, started=0
+            )
+            seen = set()
+            for i in range(10):
+                asked = [
+                    Asked(scheduler, f"{i} {j} {LONG}", max_tokens=200)
+                    for j in range(6)
+                ]
+                while not all(each.done.is_set() for each in asked):
+                    told = describe_slots(server)
+                    seen |= {slot["state"] for slot in told["slots"]}
+                    assert metrics_text(server)
+                for each in asked:
+                    each.check()
+        assert {"reading", "answering"} <= seen
