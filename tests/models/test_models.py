@@ -1040,7 +1040,7 @@ class TestDoctor:
             "from llm_kvbranch.engine import lib\n"
             "def fail(): raise ImportError('it is not installed')\n"
             "lib._import_bindings = fail\n"
-            "from llm_kvbranch import doctor\n"
+            "from llm_kvbranch.models import doctor\n"
             "print(doctor.examine()['problems'])"
         )
         done = subprocess.run(
