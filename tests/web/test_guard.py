@@ -685,8 +685,9 @@ class TestDoor:
     def test_there_whatever_plugins_datasette_loads(self, log, plugins):
         "DATASETTE_LOAD_PLUGINS could leave this one out"
         code = (
-            "import sys; from pathlib import Path; from llm_kvbranch.web.serving import launch\n"
-            "app.build(Path(sys.argv[1]))\n"
+            "import sys; from pathlib import Path\n"
+            "from llm_kvbranch.web.serving import launch\n"
+            "launch.build(Path(sys.argv[1]))\n"
             "from datasette.plugins import pm; from llm_kvbranch import web\n"
             "print([p is web for p in pm.get_plugins()].count(True))"
         )
