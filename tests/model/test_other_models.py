@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from ..cli.test_cli import Shell
+from ..support.shell import Shell
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from llm_kvbranch.store.index import Chain
 from llm_kvbranch.store.statefile import State, common_prefix, tokens_of
 from llm_kvbranch.store.store import Entry, Store
 
-from ..cli.test_cli import WORDS, Shell
+from ..support.shell import WORDS, Shell
 from ..support.toys import (
     CLOSE,
     SETTINGS,

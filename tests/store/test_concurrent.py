@@ -21,8 +21,8 @@ from llm_kvbranch.inference.slots import BEING_WRITTEN
 from llm_kvbranch.store.maintenance import verify
 from llm_kvbranch.store.store import EVICTED, Store
 
+from ..support.children import as_line, child, from_line
 from ..support.life import Life
-from .test_kill import _messages, _words, child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -40,10 +40,10 @@ def crowd(root: Path, budget: int) -> list[dict]:
         for _ in range(N_TURNS):
             for path in shared.iterdir():  # what the others said lately
                 with contextlib.suppress(ValueError, FileNotFoundError):
-                    life.known[path.name] = _messages(path.read_text())
+                    life.known[path.name] = from_line(path.read_text())
             _, answer = life.step()
             facts.append(answer.facts)
-            (shared / f"{seed}").write_text(_words(answer.chain))
+            (shared / f"{seed}").write_text(as_line(answer.chain))
             life.known = dict(list(life.known.items())[-16:])
         said = {
             "warnings": warnings,

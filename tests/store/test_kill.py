@@ -15,10 +15,9 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import llm
 import pytest
 
 import llm_kvbranch.store.database as database_module
@@ -26,31 +25,10 @@ import llm_kvbranch.store.statefile as state_module
 from llm_kvbranch.store.maintenance import prune, verify
 from llm_kvbranch.store.store import EVICTED, Store
 
+from ..support.children import as_line, child, from_line
 from ..support.life import Life
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@contextlib.contextmanager
-def child(work: Callable[[int], None]) -> Iterator[tuple[int, int]]:
-    "Run something in a process of its own: its id, and what it writes to"
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        status = 1
-        try:
-            work(writing)
-            status = 0
-        except BaseException as error:
-            os.write(writing, f"failed {error!r}\n".encode())
-        finally:
-            os._exit(status)
-    os.close(writing)
-    try:
-        yield pid, reading
-    finally:
-        os.close(reading)
 
 
 def problems(root: Path) -> list[tuple[str, str]]:
@@ -106,7 +84,7 @@ class TestKill:
                 name, answer = life.step(
                     lambda name: os.write(out, f"begun {name}\n".encode())
                 )
-                os.write(out, f"ended {name} {_words(answer.chain)}\n".encode())
+                os.write(out, f"ended {name} {as_line(answer.chain)}\n".encode())
 
         with child(work) as (pid, reading):
             file = os.fdopen(os.dup(reading))
@@ -123,21 +101,10 @@ class TestKill:
             word, name, *rest = line.rstrip("\n").split(" ", 2)
             if word == "ended" and line.endswith("\n"):
                 ended.append(name)
-                known[name] = _messages(rest[0])
+                known[name] = from_line(rest[0])
         for name in list(known)[:-12]:
             del known[name]  # go on from the newest ones: deep trees
         return [line.split()[1] for line in lines if line.startswith("begun")], ended
-
-
-def _words(messages: list) -> str:
-    "Messages as text without line ends"
-    return "|".join(f"{m.role} {m.parts[0].text.encode().hex()}" for m in messages)
-
-
-def _messages(words: str) -> list:
-    make = {"user": llm.user, "assistant": llm.assistant}
-    pairs = [word.split(" ") for word in words.split("|")]
-    return [make[role](bytes.fromhex(text).decode()) for role, text in pairs]
 
 
 class Faults:

@@ -263,3 +263,18 @@ def files() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def overlaps(boxes):
+    "Pairs of boxes that cover each other"
+    found, open_ = [], []
+    for i, box in sorted(enumerate(boxes), key=lambda each: each[1]["x"]):
+        open_ = [o for o in open_ if boxes[o]["x"] + boxes[o]["w"] > box["x"]]
+        found += [
+            (o, i)
+            for o in open_
+            if boxes[o]["y"] < box["y"] + box["h"]
+            and box["y"] < boxes[o]["y"] + boxes[o]["h"]
+        ]
+        open_.append(i)
+    return found

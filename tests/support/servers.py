@@ -24,6 +24,10 @@ PATIENCE = 120  # seconds until something that should happen at once has failed
 CLOSE = 0.5
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 BUSY = ("reading", "answering")
+# A greedy answer to this goes on for as long as it may
+ENDLESS = "Count from one to ten thousand, and write every number in words."
+SKY = "Why is the sky blue?"
+AHEAD = 5  # tokens that any next turn begins with, read while nobody waits
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

@@ -16,11 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llm_kvbranch.log.history import History, message_text
 
-from ..cli.test_cli import document
 from ..support.servers import (
+    AHEAD,
     CLOSE,
+    ENDLESS,
     MODEL,
     PATIENCE,
+    SKY,
     Judge,
     Server,
     assistant,
@@ -29,13 +31,9 @@ from ..support.servers import (
     until,
     user,
 )
+from ..support.shell import document
 
 pytestmark = pytest.mark.model
-
-# A greedy answer to this goes on for as long as it may
-ENDLESS = "Count from one to ten thousand, and write every number in words."
-SKY = "Why is the sky blue?"
-AHEAD = 5  # tokens that any next turn begins with, read while nobody waits
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from ..support.browser import CHROMIUM, Tab, chromium, files
+from ..support.browser import CHROMIUM, Tab, chromium, files, overlaps
 from ..support.logged import HOSTILE
 
 pytest.importorskip("playwright.sync_api")
@@ -53,21 +53,6 @@ def a_tree(chance, n, kind):
         children[parent].append(each)
     sizes = [{"w": 200, "h": chance.choice([40, 60, 61.5, 90, 140])} for _ in range(n)]
     return sizes, children
-
-
-def overlaps(boxes):
-    "Pairs of boxes that cover each other"
-    found, open_ = [], []
-    for i, box in sorted(enumerate(boxes), key=lambda each: each[1]["x"]):
-        open_ = [o for o in open_ if boxes[o]["x"] + boxes[o]["w"] > box["x"]]
-        found += [
-            (o, i)
-            for o in open_
-            if boxes[o]["y"] < box["y"] + box["h"]
-            and box["y"] < boxes[o]["y"] + boxes[o]["h"]
-        ]
-        open_.append(i)
-    return found
 
 
 @pytest.mark.parametrize("kind", ["bushy", "chain", "fan", "talk"])

@@ -19,10 +19,9 @@ import pytest
 
 from llm_kvbranch.log.marks import mark
 
-from ..support.browser import CHROMIUM, PHONE, Tab, accessible
+from ..support.browser import CHROMIUM, PHONE, Tab, accessible, overlaps
 from ..support.logged import HOSTILE, Log
 from ..support.serving import environment
-from .test_browser_modules import overlaps
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here")

@@ -25,68 +25,10 @@ from llm_kvbranch.web.api.routes import ROUTES
 from llm_kvbranch.web.door import access, guard
 from llm_kvbranch.web.serving import launch
 
-HOST = ("host", "127.0.0.1:8177")
-JSON = ("content-type", "application/json")
+from ..support.asgi import HOST, JSON, Answer, cookie, scope_of, send_to
+
 TOKEN = "a-token-of-the-tests"
 BEARER = ("authorization", f"Bearer {TOKEN}")
-
-
-class Answer:
-    "What an ASGI app sent"
-
-    def __init__(self, messages):
-        start, *rest = messages
-        self.status = start["status"]
-        self.headers = {
-            bytes(name).decode().lower(): bytes(value).decode()
-            for name, value in start["headers"]
-        }
-        self.body = b"".join(each.get("body", b"") for each in rest)
-
-    @property
-    def error(self):
-        "The error in OpenAI's form, and nothing else"
-        body = json.loads(self.body)
-        assert set(body) == {"error"}
-        assert set(body["error"]) == {"message", "type", "param", "code"}
-        return body["error"]
-
-
-def scope_of(method, path, headers, **more):
-    raw, _, query = path.partition("?")
-    from urllib.parse import unquote
-
-    return {
-        "type": "http",
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": unquote(raw),
-        "raw_path": raw.encode(),
-        "query_string": query.encode(),
-        "headers": [
-            (name.encode(), value.encode("latin-1")) for name, value in headers
-        ],
-        **more,
-    }
-
-
-async def send_to(application, method, path, *headers, body=(b"",), **more):
-    "One request, its body in pieces; what came back"
-    pieces = [
-        {"type": "http.request", "body": piece, "more_body": i < len(body) - 1}
-        for i, piece in enumerate(body)
-    ]
-    sent = []
-
-    async def receive():
-        return pieces.pop(0) if pieces else {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    await application(scope_of(method, path, headers, **more), receive, send)
-    return Answer(sent) if sent else None
 
 
 class Behind:
@@ -453,10 +395,6 @@ async def served(log):
     access.close_door(datasette, access.Door(TOKEN))
     await datasette.invoke_startup()
     return datasette
-
-
-def cookie(datasette, actor):
-    return ("cookie", f"ds_actor={datasette.sign({'a': actor}, 'actor')}")
 
 
 def sample(pattern):

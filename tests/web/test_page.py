@@ -21,8 +21,8 @@ from llm_kvbranch.web.door import access
 from llm_kvbranch.web.page.static_files import digest, files, modules
 from llm_kvbranch.web.serving import launch
 
+from ..support.asgi import Client, started
 from ..support.logged import HOSTILE, Log, datasette_on
-from .test_guard import HOST, JSON, cookie, send_to
 
 READING = (
     "/-/kvbranch",
@@ -58,52 +58,6 @@ def log(user_path):
     log.two = log.branch(log.one, 0, 7, "Of what?", "Of light.")
     yield log
     log.close()
-
-
-class Reply:
-    "What came back"
-
-    def __init__(self, answer):
-        self.status_code = answer.status
-        self.headers = answer.headers
-        self.content = answer.body
-
-    @property
-    def text(self):
-        return self.content.decode("utf-8")
-
-    def json(self):
-        return json.loads(self.content)
-
-
-class Client:
-    "A browser of somebody's, or a program with a token"
-
-    def __init__(self, datasette, actor=None):
-        self.app = datasette.app()
-        self.who = []
-        if isinstance(actor, str):
-            self.who = [("authorization", f"Bearer {actor}")]
-        elif actor is not None:
-            self.who = [cookie(datasette, actor)]
-
-    async def get(self, path, method="GET"):
-        return Reply(await send_to(self.app, method, path, HOST, *self.who))
-
-    async def post(self, path, body):
-        # Whoever has a cookie needs datasette's own token on 0.65, or a bearer
-        who = [*self.who]
-        if not any(name == "authorization" for name, _ in who):
-            who.append(("authorization", "Bearer x"))
-        data = json.dumps(body).encode()
-        return Reply(
-            await send_to(self.app, "POST", path, HOST, JSON, *who, body=(data,))
-        )
-
-
-async def started(datasette):
-    await datasette.invoke_startup()
-    return datasette
 
 
 async def served_on(path):

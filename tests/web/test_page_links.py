@@ -17,8 +17,8 @@ from llm_kvbranch.log.tables import VIEWS, migrations
 from llm_kvbranch.log.tree import Forest
 from llm_kvbranch.web.datasette_ui import QUERIES, SETTINGS
 
+from ..support.asgi import Client, started
 from ..support.logged import Log, datasette_on
-from .test_page import Client, started
 
 
 @pytest.fixture

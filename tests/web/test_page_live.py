@@ -9,11 +9,10 @@ import threading
 import pytest
 
 from ..support.homes import Homes
-from ..support.servers import Server, until, user
+from ..support.servers import ENDLESS, Server, until, user
 
 pytestmark = pytest.mark.model
 
-ENDLESS = "Count from one to ten thousand, and write every number in words."
 MARK, PRUNE = "/-/kvbranch/mark", "/-/kvbranch/prune"
 
 

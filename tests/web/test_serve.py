@@ -19,6 +19,7 @@ import pytest
 from llm_kvbranch.web.door.guard import MAX_BODY
 from llm_kvbranch.web.serving import launch
 
+from ..support.servers import ENDLESS
 from ..support.serving import Serving, environment
 
 pytestmark = pytest.mark.model
@@ -26,9 +27,6 @@ pytestmark = pytest.mark.model
 # What ends at once takes half a second, and longer where the disk is busy; answers
 # and prompts of these tests take minutes
 SOON = 10
-
-# An answer to this goes on for as long as it may
-ENDLESS = "Count from one to ten thousand, and write every number in words."
 
 
 def refused(home, *arguments, **env):

@@ -20,11 +20,18 @@ from llm_kvbranch import client
 from llm_kvbranch import model as model_module
 from llm_kvbranch.log.history import History, message_text
 
-from ..cli.test_cli import document
 from ..support.homes import SHORT, Homes
-from ..support.servers import Server, assistant, one_thread, user
+from ..support.servers import (
+    AHEAD,
+    ENDLESS,
+    SKY,
+    Server,
+    assistant,
+    one_thread,
+    user,
+)
 from ..support.serving import environment
-from .test_api import AHEAD, ENDLESS, SKY
+from ..support.shell import document
 
 pytestmark = pytest.mark.model
 

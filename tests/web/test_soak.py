@@ -27,11 +27,10 @@ import sqlite_utils
 
 from llm_kvbranch.log.history import History, message_text
 
-from ..cli.test_cli import document
 from ..support.homes import Homes
-from ..support.servers import Judge, Server, assistant, chat, until, user
+from ..support.servers import ENDLESS, Judge, Server, assistant, chat, until, user
 from ..support.serving import environment
-from .test_api import ENDLESS
+from ..support.shell import document
 
 pytestmark = pytest.mark.model
 

@@ -9,7 +9,7 @@ import pytest
 
 from llm_kvbranch.web.api.status import describe_slots, metrics_text
 
-from ..inference.test_scheduler import LONG, Asked, scheduled
+from ..support.scheduled import LONG, Asked, scheduled
 
 
 @pytest.fixture
