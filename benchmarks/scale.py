@@ -144,7 +144,9 @@ class Operations:
         store = self.forest.store
         chain = store.chain(self.forest.any_node().entry)
         started = time.perf_counter()
-        store.locks.drop(store.hold(chain) or [])
+        hold = store.hold(chain)
+        assert hold is not None
+        hold.release()
         return time.perf_counter() - started
 
     def pinned(self) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +56,10 @@ class Unstored:
         slot: Slot,
         filling: Filling,
         facts: dict[str, Any],
-        let_go: Callable[[], Any],
     ):
-        """``facts`` are the generation's; ``let_go`` ends its hold on the files that
-        were restored.
-        """
+        "``facts`` are the generation's"
         self.session = session
         self._facts = facts
-        self._let_go = let_go
         self.plan = plan
         self.slot = slot
         self.answer = len(plan.tokens)
@@ -126,8 +121,7 @@ class Unstored:
             session.warn(f"{error}. The answer is logged, its state is not kept")
             return None
         finally:
-            self._let_go()
-            session.store.locks.drop(())
+            self._release()
 
     def _commit(
         self, store: Store, response_id: str, thread_id: str | None
@@ -164,7 +158,7 @@ class Unstored:
         )
         self._account(store)
         if not stored.segments:
-            self._let_go()  # what was restored may make room for this
+            self._release()  # what was restored may make room for this
         rows, snapshots = captured.rows, captured.snapshots
         if not session.engine.is_finite(rows, start, self.end) or not all(
             session.engine.is_finite_snapshot(data, mark)
@@ -179,6 +173,11 @@ class Unstored:
         slot.waiting.discard(self)
         self._kept = None
         return entry
+
+    def _release(self) -> None:
+        "Let the files that were restored be deleted"
+        if self.plan.hold is not None:
+            self.plan.hold.release()
 
     def _account(self, store: Store) -> None:
         "Count the prompt, and take the measurements that plans are made by"

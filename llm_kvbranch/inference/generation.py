@@ -15,7 +15,7 @@ import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,6 @@ class Generation:
         self._started = 0.0
         self._work: Work[None] | None = None
         self._unstored: Unstored | None = None
-        self._let_go: Callable[[], Any] = lambda: None
 
     @property
     def name(self) -> str:
@@ -166,7 +165,7 @@ class Generation:
         expected = min(self.request.max_tokens or HEADROOM, 4 * HEADROOM)
         n_cells = max(min(self.limit, self.answer + expected), plan.chain.n_cells)
         filling = yield from slots.fill(slot, plan.tokens, plan.chain, n_cells)
-        unstored = Unstored(session, plan, slot, filling, self.facts, self._let_go)
+        unstored = Unstored(session, plan, slot, filling, self.facts)
         self._describe(plan, filling)
         # Before anything else is decoded, which replaces the logits
         token = self._draw(filling.index)
@@ -213,10 +212,9 @@ class Generation:
         )
         self._refuse(least, "at least ")
         plan = self.plan = session.plan(request)
-        if session.store is not None:
-            # Until the answer is stored, or nobody can store it any more
-            locks = session.store.locks
-            self._let_go = weakref.finalize(self, locks.drop_later, plan.held)
+        if plan.hold is not None:
+            # Released when the answer is stored, or nobody can store it any more
+            weakref.finalize(self, plan.hold.release_later)
         self.answer = len(plan.tokens)
         self._refuse(self.answer)
         self._sampler = session.engine.sampler(request.sampling, plan.tokens)

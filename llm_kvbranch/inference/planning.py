@@ -19,11 +19,11 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..chat import Call, Chat, message_text
-from ..store import Chain, Entry, Store, common_prefix, tokens_of
+from ..store import Chain, Entry, Hold, Store, common_prefix, tokens_of
 from .resume import resumable
 
 # A cut inside a token leaves this many characters of it at the most
@@ -42,8 +42,8 @@ class Plan:
     ``n_known`` is how many of the tokens belong to known turns, and so should
     not have to be read again. ``choice`` says so where prefilling was preferred
     to restoring, ``lack`` why a known turn has no state. ``known_hash`` is the
-    input hash of the turn that the prompt goes on from. ``held`` are the locks on
-    the chain's files.
+    input hash of the turn that the prompt goes on from. ``hold`` keeps the
+    chain's files from being deleted.
     """
 
     tokens: array[int]
@@ -55,7 +55,7 @@ class Plan:
     choice: str | None = None
     lack: str | None = None
     known_hash: str | None = None
-    held: list[str] = field(default_factory=list)
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True)

@@ -245,9 +245,8 @@ class Session:
             plan = self.planner.plan(request.messages, request.tools)
             if self.store is None:
                 break
-            held = self.store.hold(plan.chain)
-            if held is not None:
-                plan.held = held
+            plan.hold = self.store.hold(plan.chain)
+            if plan.hold is not None:
                 break
         return plan
 

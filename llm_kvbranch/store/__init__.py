@@ -18,6 +18,7 @@ from .index import (
     Entry,
     Segment,
 )
+from .locks import Hold
 from .lookup import (
     Known,
     is_evicted,
@@ -45,6 +46,7 @@ __all__ = [
     "Chain",
     "Check",
     "Entry",
+    "Hold",
     "Known",
     "Removal",
     "Segment",

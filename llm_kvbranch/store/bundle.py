@@ -88,7 +88,7 @@ def export(
     if entry is None:
         raise BundleError(f"Response {response_id} left no state to export")
     chain = store.chain(entry)
-    names = store.hold(chain) or []
+    hold = store.hold(chain)
     try:
         gone = [s.entry for s in chain.segments if not s.entry.present]
         if gone or not chain.segments:
@@ -106,7 +106,8 @@ def export(
     except (OSError, StateError) as error:
         raise BundleError(f"Cannot export to {path}: {error}") from None
     finally:
-        store.locks.drop(names)
+        if hold is not None:
+            hold.release()
     return report
 
 
@@ -347,8 +348,7 @@ def _read_states(
     fingerprint = fingerprint_of({k: v for k, v in model.items() if k != "name"})
     for name, digest in listed:
         spare = store.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
-        store.locks.hold([spare.name])
-        spares.callback(store.locks.drop, [spare.name])
+        spares.enter_context(store.locks.hold([spare.name]))
         spares.callback(spare.unlink, missing_ok=True)
         _extract(bundle, name, spare, digest)
         state = read_state(spare)

@@ -18,8 +18,8 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StateError, StoreError
@@ -34,17 +34,23 @@ _INDEX_SHARE = 0.1  # of the budget, for token ids whose rows are gone, ...
 _INDEX_LEAST = 1 << 26  # ... and the bytes of index that they may take anyway
 
 
-@dataclass
-class Change:
-    "Files that are changed together: entries to remove, and one to write"
+@dataclass(frozen=True)
+class Deletion:
+    "Entries whose files are deleted, and why; their rows are kept unless with_rows"
 
-    gone: list[Entry] = field(default_factory=list)
-    reason: str = ""
-    forget: bool = False  # the rows, too
-    new: State | None = None
-    temporary: Path | None = None
-    nbytes: int = 0
-    chain: Chain = field(default_factory=Chain)  # what the new one goes on from
+    entries: Sequence[Entry]
+    reason: str
+    with_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Addition:
+    "A new state, in a temporary file of nbytes, and the chain it continues"
+
+    state: State
+    temporary: Path
+    nbytes: int
+    chain: Chain
 
 
 class Files(Index, Accounts):
@@ -175,42 +181,40 @@ class Files(Index, Accounts):
             self._settle()
             yield
 
-    def change(self, change: Change) -> None:
-        """Make a change that a crash cannot leave half made.
+    def change(self, deleted: Deletion, added: Addition | None = None) -> None:
+        """Delete files and add one, so that a crash cannot leave it half done.
 
-        The caller is the writer, and has claimed the entries to remove; they are
-        released. Raises OSError or StoreError, with the files as the index says.
+        The caller is the writer and has claimed what is deleted. Raises OSError or
+        StoreError, with the files as the index says.
         """
+        states = [entry.state for entry in deleted.entries]
+        if added is not None:
+            states.append(added.state)
+        key = self._announce(deleted, added)
         try:
-            key = self._announce(change)
-            try:
-                self._move(change)
-            except BaseException:
-                with contextlib.suppress(OSError, StoreError, sqlite3.Error):
-                    self._settle()
-                raise
-            with self._write() as db:
-                if change.new is not None:
-                    db.execute(
-                        "update states set nbytes = ? where key = ?",
-                        [change.nbytes, key],
-                    )
-                    self._touch(db, change.chain)
-                states = [*(e.state for e in change.gone), change.new]
-                self._settled(db, [[s.fingerprint, s.response_id] for s in states if s])
-        finally:
-            self.release(change.gone)
+            self._move(deleted, added)
+        except BaseException:
+            with contextlib.suppress(OSError, StoreError, sqlite3.Error):
+                self._settle()
+            raise
+        with self._write() as db:
+            if added is not None:
+                db.execute(
+                    "update states set nbytes = ? where key = ?", [added.nbytes, key]
+                )
+                self._touch(db, added.chain)
+            self._settled(db, [state.key for state in states])
 
-    def _announce(self, change: Change) -> int | None:
-        "Write down what is about to be done to files; key of the new row"
+    def _announce(self, deleted: Deletion, added: Addition | None) -> int | None:
+        "Record what is about to be done to files; returns the key of the new row"
         key = None
         with self._write() as db:
-            for entry in change.gone:
-                self._remove(db, entry, change.reason, change.forget)
-            if change.new is not None:
-                key = self._add(db, change.new, 0)
-                self._index_tokens(db, key, change.new)
-                self._pend(db, change.new)
+            for entry in deleted.entries:
+                self._remove(db, entry, deleted.reason, deleted.with_rows)
+            if added is not None:
+                key = self._add(db, added.state, 0)
+                self._index_tokens(db, key, added.state)
+                self._pend(db, added.state)
                 if self._index_bytes() > max(
                     _INDEX_LEAST, int(_INDEX_SHARE * self.budget())
                 ):
@@ -258,22 +262,22 @@ class Files(Index, Accounts):
             state.key,
         )
 
-    def _settled(self, db: sqlite3.Connection, which: list[list[str]]) -> None:
+    def _settled(self, db: sqlite3.Connection, which: list[tuple[str, str]]) -> None:
         db.executemany("delete from pending where fingerprint = ? and id = ?", which)
 
-    def _move(self, change: Change) -> None:
+    def _move(self, deleted: Deletion, added: Addition | None) -> None:
         "Do to the files what was announced, and make it durable"
         directories = set()
-        for entry in change.gone:
+        for entry in deleted.entries:
             path = self.path(entry.state)
             path.unlink(missing_ok=True)
-            if change.forget:
+            if deleted.with_rows:
                 self.pin_file(entry.state).unlink(missing_ok=True)
             directories.add(path.parent)
-        if change.new is not None and change.temporary is not None:
-            path = self.path(change.new)
+        if added is not None:
+            path = self.path(added.state)
             self._make_directory(path.parent)
-            os.replace(change.temporary, path)
+            os.replace(added.temporary, path)
             directories.add(path.parent)
         for directory in directories:
             sync_directory(directory)
@@ -305,7 +309,7 @@ class Files(Index, Accounts):
                     " where fingerprint = ?2 and id = ?3",
                     found,
                 )
-                self._settled(db, [which for _, *which in found])
+                self._settled(db, [(which, name) for _, which, name in found])
 
     def recover(self) -> None:
         "Tidy up after processes that ended while they wrote"
@@ -313,11 +317,10 @@ class Files(Index, Accounts):
         pending = self.db.execute("select 1 from pending limit 1").fetchone()
         if not (leftovers or pending):
             return
-        with self.writer():
+        with self.writer(), self.locks.claims() as claims:
             for path in leftovers:
-                if self.locks.claim(path.name):
+                if claims.take(path.name):
                     path.unlink(missing_ok=True)
-                    self.locks.release([path.name])
 
     def adopt(self, state: State, nbytes: int) -> None:
         "Take a file into the index that is in its place, whole and verified"
@@ -327,9 +330,6 @@ class Files(Index, Accounts):
     def _add(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
         "Put a state's row into the index, pinned where a file says so"
         return self._insert(db, state, nbytes, self.pin_file(state).exists())
-
-    def release(self, entries: Iterable[Entry]) -> None:
-        self.locks.release(map(lock_name, entries))
 
     # -- room ----------------------------------------------------------
 

@@ -1,17 +1,17 @@
-"""What processes that share a store tell each other, in locks that die with them.
+"""Locks that processes sharing a store use to protect each other's files.
 
-The idea: a lock is a byte range of one empty file, at an offset that stands for
-a name. Whoever reads a state holds its name, together with others; who wants to
-remove it claims the name, alone, and leaves it be when it is held. The same file
-has the one lock that is taken to change files. Nothing is written, so a crash
-leaves nothing behind.
+The idea: a lock is one byte of an empty file, at an offset computed from a name.
+Whoever reads a state holds its name, a shared lock; whoever wants to delete it
+claims the name, an exclusive lock, and skips the state if that fails. One more
+byte is the lock of the process that is changing files. Nothing is written, and
+locks end with their process, so a crash leaves nothing behind.
 
-The invariant: what is held here or in any other process cannot be claimed.
-Where locks cannot be had (Windows, some network file systems) everything can: a
-state may then be evicted while another process wants it, which is a reported
-miss.
+The invariant: a name that is held here or in any other process cannot be
+claimed. Where there are no locks (Windows, some network file systems) every claim
+succeeds: a state may then be evicted while another process needs it, which is
+reported as a miss.
 
-This module does not know what the names stand for.
+This module does not know what the names mean.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -35,73 +36,103 @@ except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 10.0  # seconds to wait for another process, as SQLite does
-_WRITER = 0  # offset of the lock for changing files; names come after it
+_WRITER = 0  # offset of the writer's lock; names come after it
+
+
+class Hold:
+    "Names kept from being claimed until ``release``, or the end of a with block"
+
+    def __init__(self, locks: Locks, names: Iterable[str]):
+        self.names = tuple(names)
+        self._locks = locks
+
+    def release(self) -> None:
+        "May be called again, which does nothing"
+        self.release_later()
+        self._locks._drop_released()
+
+    def release_later(self) -> None:
+        "Release with the next call to the locks: for finalizers, in any thread"
+        names, self.names = self.names, ()
+        self._locks._released.extend(names)
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Claims:
+    "Names that nobody else can hold or claim until the end of a with block"
+
+    def __init__(self, locks: Locks):
+        self._locks = locks
+        self._names: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        "Claim a name; False if anyone holds it or another process has claimed it"
+        if not self._locks._claim(name):
+            return False
+        self._names.add(name)
+        return True
+
+    def release(self) -> None:
+        while self._names:
+            self._locks._release_claim(self._names.pop())
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class Locks:
-    "Named locks in a file. One Locks may be used from one thread at a time."
+    "Named locks in a file. Use it, and what it returns, from one thread at a time."
 
     def __init__(self, path: Path):
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._held: Counter[str] = Counter()
-        self._dropped: deque[str] = deque()
+        self._released: deque[str] = deque()  # but still in _held
         self._writing = False
 
     def close(self) -> None:
-        "Let go of everything"
+        "Release everything"
         if getattr(self, "_file", -1) >= 0:
             os.close(self._file)
             self._file = -1
 
     __del__ = close
 
-    def hold(self, names: Iterable[str]) -> None:
-        "Share some names until they are dropped as often as they were held"
-        self._drop()
+    def hold(self, names: Iterable[str]) -> Hold:
+        """Share some names with everyone else who holds them.
+
+        Raises StoreError, with none of them held, if a claim on one is not released.
+        """
+        self._drop_released()
         held = []
         try:
             for name in names:
                 if not self._held[name]:
-                    # Waits for someone's claim, which lasts for moments
+                    # Waits while the name is claimed, which is never for long
                     self._wait(_offset(name), shared=True)
                 self._held[name] += 1
                 held.append(name)
         except BaseException:
-            self.drop(held)
+            Hold(self, held).release()
             raise
+        return Hold(self, held)
 
-    def drop(self, names: Iterable[str]) -> None:
-        self.drop_later(names)
-        self._drop()
-
-    def drop_later(self, names: Iterable[str]) -> None:
-        "Drop names with the next call of anything else: for finalizers"
-        self._dropped.extend(names)
-
-    def _drop(self) -> None:
-        while self._dropped:
-            name = self._dropped.popleft()
-            self._held[name] -= 1
-            if self._held[name] <= 0:
-                del self._held[name]
-                self._unlock(_offset(name))
-
-    def claim(self, name: str) -> bool:
-        "Have a name alone until it is released; False if anyone holds it"
-        self._drop()
-        return name not in self._held and self._lock(_offset(name), shared=False)
-
-    def release(self, names: Iterable[str]) -> None:
-        "Give back what was claimed; what is held here stays held"
-        for name in names:
-            if name not in self._held:
-                self._unlock(_offset(name))
+    def claims(self) -> Claims:
+        "To be used in a with statement, and filled by ``take``"
+        return Claims(self)
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
-        """Be the only one to change files; raises StoreError if another stays.
+        """Be the only process that changes files.
 
-        May be entered again by who is in it already.
+        Can be nested. Raises StoreError if another process does not finish.
         """
         if self._writing:
             yield
@@ -114,6 +145,22 @@ class Locks:
             self._writing = False
             self._unlock(_WRITER)
 
+    def _drop_released(self) -> None:
+        while self._released:
+            name = self._released.popleft()
+            self._held[name] -= 1
+            if self._held[name] <= 0:
+                del self._held[name]
+                self._unlock(_offset(name))
+
+    def _claim(self, name: str) -> bool:
+        self._drop_released()
+        return name not in self._held and self._lock(_offset(name), shared=False)
+
+    def _release_claim(self, name: str) -> None:
+        if name not in self._held:  # else it was held since, with the same lock
+            self._unlock(_offset(name))
+
     def _wait(self, offset: int, shared: bool) -> None:
         until = time.monotonic() + PATIENCE
         while not self._lock(offset, shared):
@@ -122,12 +169,11 @@ class Locks:
             time.sleep(0.002)
 
     def _lock(self, offset: int, shared: bool) -> bool:
-        "Take a lock without waiting; False when another has it"
+        "Take a lock without waiting; False if another process has it"
         if fcntl is None:  # pragma: no cover
             return True
-        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         try:
-            fcntl.fcntl(self._file, _SET, _flock(kind, offset))
+            _set(self._file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, offset)
         except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
             return False
         except OSError:
@@ -137,22 +183,33 @@ class Locks:
     def _unlock(self, offset: int) -> None:
         if fcntl is not None:
             with contextlib.suppress(OSError):
-                fcntl.fcntl(self._file, _SET, _flock(fcntl.F_UNLCK, offset))
+                _set(self._file, fcntl.LOCK_UN, offset)
 
 
-# A lock of the open file where there is such a thing (Linux). A lock of the
-# process is let go when any file object for the path is closed, so that two
-# stores in one process protect each other less.
-_SET = getattr(fcntl, "F_OFD_SETLK", getattr(fcntl, "F_SETLK", 0))
+def _set(file: int, kind: int, offset: int) -> None:
+    "Lock or unlock one byte of a file, without waiting"
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        # A lock that belongs to the open file (Linux, macOS)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _flock(kind, offset))
+    else:  # pragma: no cover
+        # It belongs to the process and ends when any file object for the path is
+        # closed, so two stores in one process protect each other less
+        wait = 0 if kind == fcntl.LOCK_UN else fcntl.LOCK_NB
+        fcntl.lockf(file, kind | wait, 1, offset, os.SEEK_SET)
 
 
 def _flock(kind: int, offset: int) -> bytes:
-    "struct flock for one byte of the file"
+    "struct flock for one byte of the file; Python packs it for no OFD lock"
+    kinds: dict[int, Any] = {
+        fcntl.LOCK_SH: fcntl.F_RDLCK,
+        fcntl.LOCK_EX: fcntl.F_WRLCK,
+        fcntl.LOCK_UN: fcntl.F_UNLCK,
+    }
     if sys.platform == "darwin":  # pragma: no cover
-        return struct.pack("qqihh", offset, 1, 0, kind, os.SEEK_SET)
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, offset, 1, 0)
+        return struct.pack("qqihh", offset, 1, 0, kinds[kind], os.SEEK_SET)
+    return struct.pack("hhqqi4x", kinds[kind], os.SEEK_SET, offset, 1, 0)
 
 
 def _offset(name: str) -> int:
-    "Where a name's lock is; two names rarely share one, which does no harm"
+    "Where a name's lock is; a collision only makes two names share it"
     return 1 + xxhash.xxh3_64_intdigest(name.encode()) % (1 << 62)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..errors import StateError, StoreError
 from .database import is_damage
-from .files import Change, lock_name
+from .files import Deletion, lock_name
 from .index import BLOCK, Entry, block_hashes
 from .statefile import SUFFIX, open_state, read_state, sync_directory
 from .store import EVICTED, Store
@@ -79,12 +79,10 @@ def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Re
             _repair_file(store, path)
     removal = Removal()
     limit = store.budget() if limit is None else limit
-    with store.writer():
-        removal.removed = store.least_used(store.nbytes() - limit)
-        if dry_run:
-            store.release(removal.removed)
-        else:
-            store.change(Change(list(removal.removed), EVICTED))
+    with store.writer(), store.locks.claims() as claims:
+        removal.removed = store.least_used(claims, store.nbytes() - limit)
+        if not dry_run:
+            store.change(Deletion(removal.removed, EVICTED))
     return removal
 
 
@@ -94,7 +92,7 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
     What is pinned, in use, or needed by the state of any other response stays.
     """
     removal = Removal()
-    with store.writer():
+    with store.writer(), store.locks.claims() as claims:
         chosen = {}
         for response_id in response_ids:
             for entry in store.get_all(response_id):
@@ -104,16 +102,14 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
             reason = None
             if entry.state.key in pinned:
                 reason = "it is pinned, or something pinned needs it"
-            elif not store.locks.claim(name):
+            elif not claims.take(name):
                 reason = "it is in use"
             if reason:
                 removal.kept.append((chosen.pop(name), reason))
         _keep_needed(store, chosen, removal)
         removal.removed = list(chosen.values())
-        if dry_run:
-            store.release(removal.removed)
-        else:
-            store.change(Change(list(removal.removed), PRUNED, forget=True))
+        if not dry_run:
+            store.change(Deletion(removal.removed, PRUNED, with_rows=True))
     return removal
 
 
@@ -127,7 +123,6 @@ def _keep_needed(store: Store, chosen: dict[str, Entry], removal: Removal) -> No
                 removal.kept.append(
                     (chosen.pop(name), "another response goes on from it")
                 )
-                store.release([entry])
                 found = True
 
 
@@ -224,10 +219,10 @@ def _leftovers(store: Store) -> list[Path]:
     "Temporary files that nobody is writing"
     found = []
     for path in sorted((store.root / "tmp").iterdir()):
-        if store.locks.claim(path.name):
-            store.locks.release([path.name])
-            if path.exists():
-                found.append(path)
+        with store.locks.claims() as claims:
+            abandoned = claims.take(path.name)
+        if abandoned and path.exists():
+            found.append(path)
     return found
 
 
@@ -266,7 +261,7 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
     with store.writer():
         for entry in list(store.entries()):
             if entry.present and not store.path(entry.state).exists():
-                store.change(Change([entry], "state file is missing"))
+                store.change(Deletion([entry], "state file is missing"))
                 yield entry.state.response_id, "file is gone: noted"
     yield from _repair_links(store)
 
@@ -281,7 +276,7 @@ def _repair_file(store: Store, path: Path) -> str | None:
                 return None
             entry = store.get(path.name.removesuffix(SUFFIX), path.parent.name)
             if entry is not None and entry.present:
-                store.change(Change([entry], str(error)))
+                store.change(Deletion([entry], str(error)))
             else:
                 path.unlink()
             return f"removed: {error}"
@@ -306,7 +301,7 @@ def _repair_links(store: Store) -> Iterator[tuple[str, str]]:
             store.adopt(entry.state, entry.nbytes)
             yield entry.state.response_id, "made findable by its tokens"
         elif problem:
-            with store.writer():
-                if store.locks.claim(lock_name(entry)):
-                    store.change(Change([entry], problem, forget=True))
+            with store.writer(), store.locks.claims() as claims:
+                if claims.take(lock_name(entry)):
+                    store.change(Deletion([entry], problem, with_rows=True))
                     yield entry.state.response_id, f"removed: {problem}"

@@ -25,8 +25,9 @@ from typing import Any
 from ..errors import StateError, StoreError
 from .database import now
 from .digests import Check
-from .files import Change, Files, lock_name
+from .files import Addition, Deletion, Files, lock_name
 from .index import Chain, Entry
+from .locks import Claims, Hold
 from .statefile import SUFFIX, State, open_parts, write_state
 
 EVICTED = "state was evicted to stay within the store's budget"
@@ -122,22 +123,23 @@ class Store(Files):
                 raise StoreError(f"Response id {name!r} cannot name a file")
         state = replace(state, created=now())
         temporary = self.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
-        self.locks.hold([temporary.name])
-        try:
-            chain = chain or Chain()
-            parts = (payload, snapshots or {})
-            self._check_budget(_nbytes(*parts))
-            state, nbytes = self._write_file(temporary, state, chain, *parts)
-            with self.writer():
-                gone = self._to_evict(nbytes, state, chain)
-                change = Change(gone, EVICTED, False, state, temporary, nbytes, chain)
-                self.change(change)
-        except OSError as error:
-            raise StoreError(f"Cannot write to the state store: {error}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            self.locks.drop([temporary.name])
+        chain = chain or Chain()
+        parts = (payload, snapshots or {})
+        with self.locks.hold([temporary.name]):
+            try:
+                self._check_budget(_nbytes(*parts))
+                state, nbytes = self._write_file(temporary, state, chain, *parts)
+                with self.writer(), self.locks.claims() as claims:
+                    evicted = self._to_evict(claims, nbytes, state, chain)
+                    self.change(
+                        Deletion(evicted, EVICTED),
+                        Addition(state, temporary, nbytes, chain),
+                    )
+            except OSError as error:
+                raise StoreError(f"Cannot write to the state store: {error}") from None
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
         return Entry(state, nbytes, state.created)
 
     def _write_file(
@@ -156,12 +158,11 @@ class Store(Files):
                 raise
             # And for the index, whose journal takes as much again
             nbytes = _nbytes(payload, snapshots) + 16 * len(state.tokens) + (1 << 17)
-            with self.writer():
-                entries = self.least_used(nbytes, state, chain)
+            with self.writer(), self.locks.claims() as claims:
+                entries = self.least_used(claims, nbytes, state, chain)
                 if sum(entry.nbytes for entry in entries) < nbytes:
-                    self.release(entries)
                     raise
-                self.change(Change(entries, EVICTED_FULL))
+                self.change(Deletion(entries, EVICTED_FULL))
             return write_state(path, state, payload, snapshots)
 
     def lost(self, entry: Entry, reason: str) -> None:
@@ -178,20 +179,19 @@ class Store(Files):
                     and current.present
                     and current.state.digest == state.digest
                 ):
-                    self.change(Change([current], reason))
+                    self.change(Deletion([current], reason))
         self.count_miss(reason)
 
     # -- room ----------------------------------------------------------
 
-    def hold(self, chain: Chain) -> list[str] | None:
-        """Keep the files of a chain from being removed by anyone.
+    def hold(self, chain: Chain) -> Hold | None:
+        """Keep the files of a chain from being deleted until the hold is released.
 
-        Returns what to give to ``locks.drop`` in the end; None, with nothing
-        held, if one of them has been removed or written again by now.
+        Returns None, with nothing held, if one of them has been deleted or replaced
+        since the chain was found.
         """
         present = [s.entry for s in chain.segments if s.entry.present]
-        names = [lock_name(entry) for entry in present]
-        self.locks.hold(names)
+        hold = self.locks.hold(map(lock_name, present))
         for entry in present:
             row = self.db.execute(
                 "select digest from states where fingerprint = ? and id = ?"
@@ -199,9 +199,9 @@ class Store(Files):
                 entry.state.key,
             ).fetchone()
             if row is None or row["digest"] != entry.state.digest:
-                self.locks.drop(names)
+                hold.release()
                 return None
-        return names
+        return hold
 
     def set_pinned(self, entry: Entry, pinned: bool) -> None:
         with self._write() as db:
@@ -217,15 +217,16 @@ class Store(Files):
                 f"{budget:,}: raise it with llm kvbranch budget"
             )
 
-    def _to_evict(self, nbytes: int, state: State, chain: Chain) -> list[Entry]:
-        "What to remove for a new state; raises StoreError where that is not enough"
+    def _to_evict(
+        self, claims: Claims, nbytes: int, state: State, chain: Chain
+    ) -> list[Entry]:
+        "What to evict for a new state; raises StoreError if that is not enough"
         before = self.get(state.response_id, state.fingerprint)
         budget = self.budget()
         held = self.nbytes() - (before.nbytes if before else 0)
         excess = held + nbytes - budget
-        entries = self.least_used(excess, state, chain)
+        entries = self.least_used(claims, excess, state, chain)
         if sum(entry.nbytes for entry in entries) < excess:
-            self.release(entries)
             raise StoreError(
                 f"The store's budget of {budget:,} bytes is taken by states that are "
                 "in use or pinned: raise it with llm kvbranch budget"
@@ -233,12 +234,16 @@ class Store(Files):
         return entries
 
     def least_used(
-        self, nbytes: int, state: State | None = None, chain: Chain | None = None
+        self,
+        claims: Claims,
+        nbytes: int,
+        state: State | None = None,
+        chain: Chain | None = None,
     ) -> list[Entry]:
-        """Entries that may go, claimed, until they make up nbytes or no more are.
+        """Claim entries to evict, least recently used first, until they make up nbytes.
 
-        Longest unused first, never what is pinned, in use anywhere, or leads up
-        to a state.
+        Never those that are pinned or in use, nor ``state`` or what is in ``chain``.
+        There may be too few of them.
         """
         entries: list[Entry] = []
         if nbytes <= 0:
@@ -251,7 +256,7 @@ class Store(Files):
         for entry in self.by_use():
             if nbytes <= 0:
                 break
-            if entry.state.key not in kept and self.locks.claim(lock_name(entry)):
+            if entry.state.key not in kept and claims.take(lock_name(entry)):
                 entries.append(entry)
                 nbytes -= entry.nbytes
         return entries

@@ -51,10 +51,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def free(locks: Locks, name: str) -> bool:
     "Whether a name could be claimed just now"
-    if not locks.claim(name):
-        return False
-    locks.release([name])
-    return True
+    with locks.claims() as claims:
+        return claims.take(name)
+
+
+def claim(locks: Locks, name: str) -> bool:
+    "Claim a name until the locks are closed"
+    return locks.claims().take(name)
 
 
 class TestHold:
@@ -62,56 +65,53 @@ class TestHold:
 
     def test_what_is_held_cannot_be_claimed(self, ours: Locks, theirs: Locks) -> None:
         ours.hold(["a", "b"])
-        assert not theirs.claim("a")
-        assert not theirs.claim("b")
-        assert theirs.claim("c")
+        assert not claim(theirs, "a")
+        assert not claim(theirs, "b")
+        assert claim(theirs, "c")
 
     def test_nor_by_who_holds_it(self, ours: Locks) -> None:
-        ours.hold(["a"])
-        assert not ours.claim("a")
-        ours.drop(["a"])
-        assert ours.claim("a")
+        hold = ours.hold(["a"])
+        assert not claim(ours, "a")
+        hold.release()
+        assert claim(ours, "a")
 
     def test_many_hold_a_name(self, ours: Locks, theirs: Locks, path: Path) -> None:
-        ours.hold(["a"])
-        theirs.hold(["a"])
+        hold, other = ours.hold(["a"]), theirs.hold(["a"])
         with contextlib.closing(Locks(path)) as third:
-            ours.drop(["a"])
-            assert not third.claim("a")
-            theirs.drop(["a"])
-            assert third.claim("a")
+            hold.release()
+            assert not claim(third, "a")
+            other.release()
+            assert claim(third, "a")
 
     def test_until_it_is_dropped_as_often(self, ours: Locks, theirs: Locks) -> None:
-        ours.hold(["a", "b", "a"])
-        ours.hold(["a"])
-        ours.drop(["a", "a", "b"])
-        assert not theirs.claim("a")
+        first, second = ours.hold(["a", "b", "a"]), ours.hold(["a"])
+        first.release()
+        assert not claim(theirs, "a")
         assert free(theirs, "b")
-        ours.drop(["a"])
+        second.release()
         assert free(theirs, "a")
 
     def test_dropped_later_is_dropped_with_the_next_call(
         self, ours: Locks, theirs: Locks
     ) -> None:
-        ours.hold(["a"])
-        ours.drop_later(["a"])
-        assert not theirs.claim("a")
-        ours.hold(["b"])
+        ours.hold(["a"]).release_later()
+        assert not claim(theirs, "a")
+        hold = ours.hold(["b"])
         assert free(theirs, "a")
-        ours.drop_later(["b"])
+        hold.release_later()
         assert free(ours, "b")
 
     def test_a_failed_claim_takes_nothing(self, ours: Locks, theirs: Locks) -> None:
-        ours.hold(["a"])
-        assert not theirs.claim("a")
-        ours.drop(["a"])
+        hold = ours.hold(["a"])
+        assert not claim(theirs, "a")
+        hold.release()
         assert free(ours, "a")
         assert free(theirs, "a")
 
     def test_closing_lets_go_of_everything(self, path: Path, theirs: Locks) -> None:
         ours = Locks(path)
         ours.hold(["a"])
-        assert ours.claim("b")
+        assert claim(ours, "b")
         ours.close()
         ours.close()
         assert free(theirs, "a")
@@ -123,25 +123,26 @@ class TestHold:
         "As a lock of the process would be"
         ours.hold(["a"])
         Locks(path).close()
-        assert not theirs.claim("a")
+        assert not claim(theirs, "a")
 
     def test_a_claim_is_waited_for(self, ours: Locks, theirs: Locks) -> None:
-        assert theirs.claim("a")
+        claims = theirs.claims()
+        assert claims.take("a")
         thread = threading.Thread(target=ours.hold, args=[["a"]])
         thread.start()
-        theirs.release(["a"])
+        claims.release()
         thread.join(60)
         assert not thread.is_alive()
-        assert not theirs.claim("a")
+        assert not claim(theirs, "a")
 
     @pytest.mark.usefixtures("impatient")
     def test_a_claim_that_stays_leaves_nothing_held(
         self, ours: Locks, theirs: Locks
     ) -> None:
-        assert theirs.claim("b")
-        with pytest.raises(StoreError, match="keeps the state store locked"):
-            ours.hold(["a", "b", "c"])
-        theirs.release(["b"])
+        with theirs.claims() as claims:
+            assert claims.take("b")
+            with pytest.raises(StoreError, match="keeps the state store locked"):
+                ours.hold(["a", "b", "c"])
         assert all(free(theirs, name) for name in "abc")
 
     def test_nothing_is_written(self, path: Path, ours: Locks) -> None:
@@ -154,17 +155,25 @@ class TestClaim:
     "Two that remove a file, or one that removes what another begins to read"
 
     def test_is_for_one_alone(self, ours: Locks, theirs: Locks) -> None:
-        assert ours.claim("a")
-        assert not theirs.claim("a")
-        ours.release(["a"])
-        assert theirs.claim("a")
+        with ours.claims() as claims:
+            assert claims.take("a")
+            assert not claim(theirs, "a")
+        assert claim(theirs, "a")
 
     def test_releasing_leaves_what_is_held(self, ours: Locks, theirs: Locks) -> None:
         "A state that turned out bad is removed by who holds it, and written again"
-        ours.hold(["a"])
-        ours.release(["a", "b"])
-        assert not theirs.claim("a")
-        ours.drop(["a"])
+        with ours.claims() as claims:
+            assert claims.take("a")
+            hold = ours.hold(["a"])
+        assert not claim(theirs, "a")
+        hold.release()
+        assert free(theirs, "a")
+
+    def test_an_exception_releases_it(self, ours: Locks, theirs: Locks) -> None:
+        "Else the state cannot be read until this process ends"
+        with contextlib.suppress(KeyboardInterrupt), ours.claims() as claims:
+            assert claims.take("a")
+            raise KeyboardInterrupt
         assert free(theirs, "a")
 
 
@@ -194,7 +203,7 @@ class TestWriter:
     def test_names_do_not_stand_in_its_way(self, ours: Locks, theirs: Locks) -> None:
         ours.hold(map(str, range(1000)))
         with theirs.writer():
-            assert theirs.claim("a")
+            assert claim(theirs, "a")
 
     def test_it_is_waited_for(self, path: Path) -> None:
         "Each adds to what the one before it wrote"
@@ -220,12 +229,12 @@ import sys
 from pathlib import Path
 from llm_kvbranch.store.locks import Locks
 locks = Locks(Path(sys.argv[1]))
-locks.hold(["held"])
-locks.claim("claimed")
+hold = locks.hold(["held"])
+locks.claims().take("claimed")
 with locks.writer():
     print("ready", flush=True)
     sys.stdin.readline()
-locks.drop(["held"])
+hold.release()
 print("dropped", flush=True)
 sys.stdin.readline()
 """
@@ -254,8 +263,8 @@ class TestProcesses:
     def test_they_see_each_others(
         self, ours: Locks, holder: subprocess.Popen[str]
     ) -> None:
-        assert not ours.claim("held")
-        assert not ours.claim("claimed")
+        assert not claim(ours, "held")
+        assert not claim(ours, "claimed")
         with pytest.raises(StoreError):
             ours.hold(["claimed"])
         with pytest.raises(StoreError), ours.writer():
@@ -270,8 +279,8 @@ class TestProcesses:
         holder.stdin.write("\n")
         holder.stdin.flush()
         assert holder.stdout.readline() == "dropped\n"
-        assert ours.claim("held")
-        assert not ours.claim("claimed")
+        assert claim(ours, "held")
+        assert not claim(ours, "claimed")
         with ours.writer():
             pass
 
@@ -280,8 +289,8 @@ class TestProcesses:
     ) -> None:
         holder.kill()
         holder.wait()
-        assert ours.claim("held")
-        assert ours.claim("claimed")
+        assert claim(ours, "held")
+        assert claim(ours, "claimed")
         with ours.writer():
             pass
 
@@ -296,9 +305,7 @@ class TestWithoutLocks:
             raise OSError(95, os.strerror(95))
 
         monkeypatch.setattr(locks_module.fcntl, "fcntl", refuse)
-        ours.hold(["a"])
-        assert ours.claim("b")
-        with ours.writer():
-            pass
-        ours.release(["b"])
-        ours.drop(["a"])
+        with ours.hold(["a"]), ours.claims() as claims:
+            assert claims.take("b")
+            with ours.writer():
+                pass

@@ -19,6 +19,7 @@ import pytest
 
 import llm_kvbranch
 import llm_kvbranch.store.files as files_module
+import llm_kvbranch.store.locks as locks_module
 from llm_kvbranch.errors import StoreError
 from llm_kvbranch.store.index import Entry
 from llm_kvbranch.store.maintenance import collect, pin, prune, verify
@@ -48,10 +49,10 @@ HOLDER = """
 import sys
 from llm_kvbranch.store.store import Store
 store = Store(sys.argv[1])
-names = store.hold(store.chain(store.get(sys.argv[2])))
-print(len(names), flush=True)
+hold = store.hold(store.chain(store.get(sys.argv[2])))
+print(len(hold.names), flush=True)
 sys.stdin.readline()
-store.locks.drop(names)
+hold.release()
 print("dropped", flush=True)
 sys.stdin.readline()
 """
@@ -68,7 +69,7 @@ class TestHeld:
             for name in "wxyz":
                 fill(store, name)
             assert present(store) == "a b y z"
-            other.locks.drop(held)
+            held.release()
             fill(store, "new")
             assert present(store) == "a new y z"
 
@@ -78,7 +79,7 @@ class TestHeld:
         for name in "wxyz":
             fill(store, name)
         assert present(store) == "a x y z"
-        store.locks.drop(held)
+        held.release()
         fill(store, "new")
         assert present(store) == "new x y z"
 
@@ -87,7 +88,8 @@ class TestHeld:
         with pytest.raises(StoreError, match="in use or pinned"):
             fill(store, "e")
         assert present(store) == "a b c d"
-        store.locks.drop(held[2] or [])
+        assert held[2] is not None
+        held[2].release()
         fill(store, "e")
         assert present(store) == "a b d e"
 
@@ -118,6 +120,23 @@ class TestHeld:
             assert present(store) == "a new y z"
             holder.kill()
 
+    def test_an_interrupted_eviction_claims_nothing(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        "Else other processes cannot read the state until this one ends"
+        a = fill(store, "a")
+
+        def interrupted() -> Iterator[Entry]:
+            yield a
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store, "by_use", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fill(store, "b", nbytes=4 * ROWS)
+        with contextlib.closing(Store(store.root)) as other:
+            monkeypatch.setattr(locks_module, "PATIENCE", 0.01)
+            assert other.hold(other.chain(a)) is not None
+
     @pytest.mark.parametrize("event", ["evicted", "written again", "forgotten"])
     def test_what_changed_in_the_meantime_is_not_held(
         self, store: Store, event: str
@@ -140,7 +159,7 @@ class TestHeld:
         store.lost(a, "gone")
         held = store.hold(store.chain(b))
         assert held is not None
-        assert len(held) == 1
+        assert len(held.names) == 1
 
     def test_a_bad_state_that_is_held_stays_held_when_written_again(
         self, store: Store
