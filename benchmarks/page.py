@@ -30,8 +30,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.browser import CHROMIUM, Tab, chromium
-from tests.serving import environment
+from tests.support.browser import CHROMIUM, Tab, chromium
+from tests.support.serving import environment
 
 from .grow_tree import grow
 

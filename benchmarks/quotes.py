@@ -7,6 +7,8 @@ keeps what it says.
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from .harness import machine
@@ -97,6 +99,35 @@ def servers() -> str | None:
         rows.insert(3, disk()[0][:1] + disk()[0][2:4])
     header = ["time to first token, or what is said", "`llm kvbranch serve`"]
     return block([markdown([*header, "`llama-server`"], rows)])
+
+
+def page() -> str | None:
+    "How long the page takes with a large tree"
+    try:
+        found = json.loads((RESULTS / "page.json").read_text())
+    except FileNotFoundError:
+        return None
+    load, frames = found["load"], found["frames"]
+    slowest = max(each["p95"] for name, each in frames.items() if "frame" in name)
+    rows = [
+        ["the map is drawn, first visit", seconds(load["first: map"]["median"] / 1e3)],
+        ["the map is drawn, reload", seconds(load["again: map"]["median"] / 1e3)],
+        [
+            "the conversation is shown, reload",
+            seconds(load["again: conversation"]["median"] / 1e3),
+        ],
+        ["a frame while moving or zooming, 95th percentile", seconds(slowest / 1e3)],
+    ]
+    header = [f"a tree of {found['nodes']:,} responses", "time"]
+    return block([markdown(header, rows)])
+
+
+def results() -> str:
+    "Every table and plot, for a page of the documentation"
+    text = (RESULTS / "README.md").read_text().partition("\n## ")[2]
+    text = re.sub(r"^## \[(.*?)\]\(\w+\.md\)", r"## \1", "## " + text, flags=re.M)
+    text = re.sub(r"\((\w+\.svg)\)", r"(../benchmarks/results/\1)", text)
+    return f"\n{text.strip()}\n\n"
 
 
 def beside_others() -> str | None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tests.browser import PHONE, Tab, chromium
-from tests.serving import Serving
+
+from tests.support.browser import PHONE, Tab, chromium
+from tests.support.serving import Serving
 
 SIZE = {"width": 1360, "height": 850}
 TIDES = "Why does the sea have tides?"

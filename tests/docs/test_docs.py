@@ -1,0 +1,130 @@
+"""README and docs say everything: commands, options, settings, addresses, rooms."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from docs.tables import commands
+from llm_kvbranch.cli import kvbranch
+from llm_kvbranch.model import KVLlama
+from llm_kvbranch.models import ModelSettings
+
+from ..test_layers import ROOMS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+COMMANDS = {" ".join(path): command for path, command in commands(kvbranch) if path}
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_generated_parts_are_up_to_date():
+    pages = [str(path.relative_to(ROOT)) for path in PAGES]
+    done = subprocess.run(
+        [sys.executable, "-m", "cogapp", "--check", *pages],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_is_short():
+    assert README.count("\n") < 200
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented_and_has_help(name):
+    assert f"## `llm kvbranch {name}`" in DOCS["commands.md"]
+    assert COMMANDS[name].help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_is_documented_and_has_help(name):
+    reference = DOCS["commands.md"].partition(f"## `llm kvbranch {name}`")[2]
+    reference = reference.partition("\n## ")[0]
+    for parameter in COMMANDS[name].params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert parameter.help, parameter.name
+            assert all(option in reference for option in parameter.opts)
+
+
+@pytest.mark.parametrize("name", KVLlama.Options.model_fields)
+def test_every_option_is_documented(name):
+    assert f"| `{name}` |" in DOCS["models.md"]
+
+
+@pytest.mark.parametrize("name", ModelSettings.model_fields)
+def test_every_setting_is_documented(name):
+    assert f"| `{name}` |" in DOCS["models.md"]
+
+
+def test_every_environment_variable_is_documented():
+    source = "".join(p.read_text() for p in (ROOT / "llm_kvbranch").rglob("*.py"))
+    named = set(re.findall(r"LLM_KVBRANCH_[A-Z]+", source))
+    assert len(named) >= 4
+    for name in {*named, "LLM_KVBRANCH_BUDGET"}:
+        assert f"| `{name}` |" in DOCS["models.md"]
+
+
+def test_every_address_is_documented():
+    from llm_kvbranch.web.api.openapi import document
+    from llm_kvbranch.web.api.routes import ROUTES
+
+    for path, methods in document()["paths"].items():
+        for method in methods:
+            assert f"| `{method.upper()} {path}` |" in DOCS["server.md"]
+    for pattern, _ in ROUTES:
+        path = re.sub(r"\(\?P<id>.*?\)", "ID", pattern.strip("^$").replace("\\", ""))
+        path = path.partition("(")[0]
+        documented = re.findall(r"`(?:GET |POST )?(/[^`\s]*)`", DOCS["server.md"])
+        assert path in documented or path.rstrip("/") in documented
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_is_documented(room):
+    assert f"| `{room}` |" in DOCS["architecture.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(page):
+    text = FENCE.sub("", page.read_text())
+    for link in LINK.findall(text):
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    "What headings are called in links, as GitHub does it"
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", title).strip().lower() for title in titles)
+    return {title.replace(" ", "-") for title in plain}
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"^[a-z-]+$", DOCS["index.md"], re.MULTILINE))
+    assert {f"{name}.md" for name in listed} == set(DOCS) - {"index.md"}
+
+
+def test_ci_runs_what_readme_says():
+    "The test command is the one that a reader would copy"
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "pip install -e '.[test]'" in README
+    assert "'.[test]'" in script
+    assert "/pytest" in script
