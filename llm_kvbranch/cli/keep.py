@@ -133,7 +133,7 @@ def prune(
     removed from it as well, which cannot be undone. A state that another branch
     goes on from stays, and so does one that is pinned or in use.
     """
-    from ..log import Forest, History, forget, open_log
+    from ..log import Forest, History, edits, open_log
     from ..store import Removal, open_store
     from ..store import prune as prune_states
 
@@ -150,7 +150,7 @@ def prune(
         )
     removal = prune_states(store, ids, dry_run) if store else Removal()
     if from_log and not dry_run:
-        forget(history, ids)
+        edits.delete_responses(history, ids)
     if json_:
         _print_removal_json(removal, store)
         return

@@ -25,10 +25,10 @@ def star(response_id: str, database: str | None, remove: bool) -> None:
 
     The tree shows the star, and so do the pages of llm kvbranch serve.
     """
-    from ..log import mark
+    from ..log import marks
 
     history = _history(database)
-    mark(history, history.resolve(response_id), starred=not remove)
+    marks.mark(history, history.resolve(response_id), starred=not remove)
 
 
 @click.command()
@@ -44,14 +44,14 @@ def note(
 
         llm kvbranch note last 'The best of these so far'
     """
-    from ..log import mark, read_mark
+    from ..log import marks
 
     if remove and text is not None:
         raise click.UsageError("Give a TEXT or --remove, not both")
     history = _history(database)
     id = history.resolve(response_id)
     if text is None and not remove:
-        if found := read_mark(history, id).note:
+        if found := marks.read_mark(history, id).note:
             click.echo(found)
         return
-    mark(history, id, note=text or "")
+    marks.mark(history, id, note=text or "")

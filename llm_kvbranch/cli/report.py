@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from ..log import Ancestry, Forest, History, changes, message_text, outline
+from ..log import Ancestry, Forest, History, diff, message_text
 from ..store import open_store
 
 # In the order in which they are shown
@@ -53,7 +53,7 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
     """
     turn = history.turn(response_id)
     branch = history.branch(response_id)
-    parent = branch.get("from_response") or Ancestry(history.db).answered(response_id)
+    parent = branch.get("from_response") or Ancestry(history.db).previous(response_id)
     facts = {
         **history.facts(response_id),
         **{name: branch.get(name) for name in ("verb", "mode", "excerpt")},
@@ -93,15 +93,15 @@ def describe_tree(
         roots = forest.recent(count)
     else:
         roots = [forest.tree(history.resolve(reference, threads=True))]
-    current = forest.current()
+    current = history.current()
     for root in roots:
         lines = []
-        for lead, node in outline(root):
+        for lead, node in root.outline():
             entry = store.get(node.id) if store else None
             lines.append(
                 {
                     "lead": lead,
-                    "id": forest.short(node.id),
+                    "id": history.short_id(node.id),
                     "current": node.id == current,
                     "verb": node.verb,
                     "mode": node.mode,
@@ -125,7 +125,7 @@ def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
     text) where the sign is " ", "-" (the first has it) or "+" (the other has).
     """
     chains = [
-        [(m.role, message_text(m)) for m in (*response.sent, *response.answered)]
+        [(m.role, message_text(m)) for m in response.messages]
         for response in (history.response(one), history.response(other))
     ]
     shared = 0
@@ -141,7 +141,7 @@ def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
         "messages": [
             {
                 "role": left[0] or right[0],
-                "changes": changes(left[1], right[1]),
+                "changes": diff.changes(left[1], right[1]),
             }
             for left, right in pairs
         ],

@@ -1,13 +1,11 @@
-"""The verbs: going on from any response, or from any point inside one.
+"""The verbs: continue, branch, focus, retry and a fresh start, from any response.
 
-The idea: a branch is a list of messages and where it came from, nothing else.
-No model is told that it is answering a branch: a model that keeps state by
-content, as kvllama does, finds the state of the messages it is sent, and any
-other model of llm's answers them too.
+The idea: a branch is a list of messages and a record of where it came from, nothing
+else. No model is told that it answers a branch: kvllama finds the state of whatever
+messages it gets, and every other model of llm's can answer them as well.
 
-The invariant: the response that a verb starts from, its thread and its state
-stay as they are. A new thread, its first turn and where it came from are logged
-together, after the answer.
+The invariant: the parent response, its thread and its state never change. A new
+thread, its first turn and the record are logged together, after the answer.
 """
 
 from __future__ import annotations
@@ -23,31 +21,16 @@ import llm
 
 from ..errors import HistoryError
 from . import excerpt as excerpts
-from .history import History, Logged, message_text
-
-_FOCUS = "About this part of your answer:\n\n"
-_FRESH = "About this text:\n\n"
-QUOTING = (_FOCUS + ">", _FRESH + ">")
-"What prompts begin with that quote a part of an answer"
-
-
-def question(prompt: str) -> str:
-    "What a prompt asks, without the part of an answer that it quotes"
-    if prompt.startswith(QUOTING):
-        return prompt.rpartition("\n\n")[2]
-    return prompt
-
-
-def _quote(text: str) -> str:
-    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+from .history import History, Logged
+from .text import FOCUS, FRESH, message_text, quoting
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What to ask, after which messages, and where that comes from.
+    """What to ask after which messages, and where that branched from.
 
-    ``thread_id`` is the thread to go on in, None for a new one. ``start`` and
-    ``end`` are the excerpt's place in the parent's answer, in characters.
+    ``thread_id`` is the thread to continue, None for a new one. ``start`` and
+    ``end`` are the excerpt's range of characters in the parent's answer.
     """
 
     parent: Logged
@@ -63,14 +46,14 @@ class Branch:
 
 @dataclass(frozen=True)
 class Place:
-    "A part of an answer: by its words, or by its characters [start, end)"
+    "A part of an answer: its words, or its range of characters [start, end)"
 
     words: str | None = None
     occurrence: int | None = None
     range: tuple[int, int] | None = None
 
     def find(self, text: str) -> tuple[int, int] | None:
-        "Where it is in an answer, None if no place was given; HistoryError"
+        "Its range in an answer, None for an empty place; raises HistoryError"
         if self.words is not None and self.range is not None:
             raise HistoryError("Give an excerpt or a range, not both")
         if self.range is not None:
@@ -78,25 +61,26 @@ class Place:
         if self.words is not None:
             return excerpts.find(text, self.words, self.occurrence)
         if self.occurrence is not None:
-            raise HistoryError("--occurrence needs an --excerpt")
+            raise HistoryError("An occurrence needs an excerpt")
         return None
 
 
+# -- plan ----------------------------------------------------------------
+
+
 def continue_(history: History, reference: str, prompt: str) -> Branch:
-    "A new turn after a response: in its thread at the tip, in a fork elsewhere"
+    "A new turn: in the thread of a response if it is the tip, otherwise in a fork"
     parent = history.response(reference)
     thread_id = parent.thread_id if history.is_tip(parent) else None
-    messages = [*parent.sent, *parent.answered]
-    return Branch(parent, "continue", messages, prompt, thread_id)
+    return Branch(parent, "continue", parent.messages, prompt, thread_id)
 
 
 def branch(history: History, reference: str, prompt: str, place: Place) -> Branch:
-    "A fork after a response, which is cut right behind the place if one is given"
+    "A fork after a response, whose answer is cut at the end of the place, if any"
     parent = history.response(reference)
     found = place.find(parent.text)
     if found is None:
-        messages = [*parent.sent, *parent.answered]
-        return Branch(parent, "branch", messages, prompt, mode="reuse_kv")
+        return Branch(parent, "branch", parent.messages, prompt, mode="reuse_kv")
     start, end = found
     return Branch(
         parent,
@@ -118,11 +102,11 @@ def fresh(
     n_tokens: int = 0,
     tail: Callable[[str, str, int], str] = lambda model, text, n: text,
 ) -> Branch:
-    """A new context that holds nothing but a part of an answer, quoted.
+    """A new context with nothing but a quoted part of an answer.
 
-    The part is the place, or the whole answer; with ``n_tokens`` it is that many
-    tokens of the answer up to where the place ends. ``tail(model id, text, n)``
-    gives the last n tokens of a text.
+    The part is the place, or the whole answer. With ``n_tokens`` it is that many
+    tokens of the answer before the end of the place; ``tail(model id, text, n)``
+    returns the last n tokens of a text.
     """
     parent = history.response(reference)
     found = place.find(parent.text) or (0, len(parent.text))
@@ -136,7 +120,7 @@ def fresh(
         parent,
         "branch",
         [],
-        f"{_FRESH}{_quote(quoted)}\n\n{prompt}",
+        quoting(FRESH, quoted, prompt),
         mode="fresh",
         excerpt=quoted,
         start=start,
@@ -145,24 +129,24 @@ def fresh(
 
 
 def last_words(text: str, n: int) -> str:
-    "The last n words of a text, for models whose tokens are not known"
+    "The last n words of a text, for models whose tokens are unknown"
     words = list(re.finditer(r"\S+", text))
     return text[words[-n].start() :] if len(words) > n else text
 
 
 def focus(history: History, reference: str, prompt: str, place: Place) -> Branch:
-    "A fork that keeps the whole answer and asks about a part of it, quoted"
+    "A fork that keeps the whole answer and asks about a quoted part of it"
     parent = history.response(reference)
     found = place.find(parent.text)
     if found is None:
-        raise HistoryError("focus needs an --excerpt or a --range of the answer")
+        raise HistoryError("focus needs an excerpt or a range of the answer")
     start, end = found
     quoted = parent.text[start:end]
     return Branch(
         parent,
         "focus",
-        [*parent.sent, *parent.answered],
-        f"{_FOCUS}{_quote(quoted)}\n\n{prompt}",
+        parent.messages,
+        quoting(FOCUS, quoted, prompt),
         excerpt=quoted,
         start=start,
         end=end,
@@ -174,11 +158,21 @@ def retry(history: History, reference: str) -> Branch:
     parent = history.response(reference)
     if not parent.sent:
         raise HistoryError(f"Response {parent.id} has no prompt to send again")
-    *before, last = parent.sent
+    return Branch(parent, "retry", *_split_prompt(parent.sent))
+
+
+def _split_prompt(messages: Sequence[Any]) -> tuple[list[Any], str | None]:
+    """Messages before the last one, and its text for plugins that read nothing else.
+
+    All messages and None if the last one is more than a user's text.
+    """
+    *before, last = messages
     if last.role == "user" and last == llm.user(text := message_text(last)):
-        # As a prompt, for plugins that look at nothing else
-        return Branch(parent, "retry", before, text)
-    return Branch(parent, "retry", parent.sent, None)
+        return before, text
+    return list(messages), None
+
+
+# -- ask -----------------------------------------------------------------
 
 
 def ask(
@@ -189,11 +183,11 @@ def ask(
     nth: int = 0,
     **options: Any,
 ) -> Any:
-    """The response of a model to a branch, which is not started yet.
+    """A model's response to a branch, not started yet.
 
-    ``nth`` counts siblings: llm's ids of one millisecond differ in their last
-    character only, so each gets a millisecond of its own, to be told apart by
-    the beginning of its id.
+    ``nth`` counts siblings. llm's ids from the same millisecond differ only in their
+    last character, so each sibling gets a later millisecond: a short prefix of its
+    id is then enough.
     """
     messages = list(branch.messages)
     if system is not None:
@@ -203,12 +197,7 @@ def ask(
     if branch.thread_id is not None:
         conversation.id = branch.thread_id
     conversation.loaded_messages = messages
-    if nth:
-        conversation.id = _later_id(nth)
-    response = conversation.prompt(branch.prompt, stream=stream, **options)
-    if nth:
-        response.id = _later_id(nth)
-    return response
+    return _prompt(conversation, branch.prompt, nth, stream=stream, **options)
 
 
 def ask_messages(
@@ -219,18 +208,19 @@ def ask_messages(
     tools: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    "The response of a model to messages, in a new thread; not started yet"
+    "A model's response to messages in a new thread, not started yet"
     conversation = model.conversation()
+    conversation.loaded_messages, prompt = _split_prompt(messages)
+    return _prompt(
+        conversation, prompt, nth, schema=schema, tools=list(tools), **options
+    )
+
+
+def _prompt(conversation: Any, prompt: str | None, nth: int, **more: Any) -> Any:
+    "The nth sibling's response, which has a thread of its own after the first"
     if nth:
         conversation.id = _later_id(nth)
-    *before, last = messages
-    if last.role == "user" and last == llm.user(text := message_text(last)):
-        conversation.loaded_messages = before
-        prompt: str | None = text
-    else:
-        conversation.loaded_messages = list(messages)
-        prompt = None
-    response = conversation.prompt(prompt, schema=schema, tools=list(tools), **options)
+    response = conversation.prompt(prompt, **more)
     if nth:
         response.id = _later_id(nth)
     return response
@@ -242,6 +232,9 @@ def _later_id(n: int) -> str:
     return str(ULID.from_timestamp(time.time() + n / 1000)).lower()
 
 
+# -- log -----------------------------------------------------------------
+
+
 def log(history: History, branch: Branch, response: Any) -> str:
     "Log a finished response to a branch and store its state; the thread's id"
     thread_id = log_only(history, branch, response)
@@ -251,7 +244,7 @@ def log(history: History, branch: Branch, response: Any) -> str:
 
 
 def log_only(history: History, branch: Branch, response: Any) -> str:
-    "Log a finished response to a branch; the thread's id"
+    "Log a finished response to a branch without its state; the thread's id"
     name = " ".join((branch.excerpt or branch.prompt or "retry").split())[:100]
     thread_id = str(response.conversation.id)
     return history.log(
@@ -270,6 +263,6 @@ def log_only(history: History, branch: Branch, response: Any) -> str:
             "end": branch.end,
             "created": str(datetime.datetime.now(datetime.timezone.utc)),
         },
-        # A sibling has a thread of its own from the beginning
+        # Siblings after the first never continue the parent's thread
         branch.parent.tip_hash if thread_id == branch.thread_id else None,
     )

@@ -1,10 +1,10 @@
-"""Texts as words: how they differ, and how they begin.
+"""How texts differ, word by word.
 
-The idea: what two texts begin and end with alike is set aside at once; the words
-between are compared by difflib. Of very long texts the rest is one piece, so that
-no text takes long.
+The idea: the words that texts have in common at both ends are set aside at once, and
+difflib compares the words between. Of very long texts it compares only the first of
+these, and the rest counts as changed, so that no text takes long.
 
-This module knows texts only.
+This module knows strings only.
 """
 
 from __future__ import annotations
@@ -13,25 +13,19 @@ import difflib
 import re
 from collections.abc import Iterator
 
-MOST = 2000  # words between what is alike at the ends that are compared
-Change = tuple[str, str]
+MOST = 2000  # words of each text that difflib compares
+Change = tuple[str, str]  # a sign and the text of a run of words
 
 
 def words_of(text: str) -> list[str]:
-    "Words with the white space behind them: together they are the text"
+    "Words with the white space after them; joined, they are the text again"
     return re.findall(r"\S+\s*|\s+", text)
 
 
-def one_line(text: str, n: int) -> str:
-    "The beginning of a text in one line of n characters"
-    line = " ".join(text.split())
-    return line if len(line) <= n else line[: n - 1] + "…"
-
-
 def changes(left: str, right: str) -> list[Change]:
-    """Both texts as runs of words that are equal, gone or new.
+    """Both texts as one list of runs of words.
 
-    The signs are " ", "-" (the left one has it) and "+" (the right one).
+    The signs are " " (in both), "-" (only in the left) and "+" (only in the right).
     """
     a, b = words_of(left), words_of(right)
     found: list[Change] = []
@@ -45,9 +39,10 @@ def changes(left: str, right: str) -> list[Change]:
 
 
 def columns(texts: list[str]) -> list[list[Change]]:
-    """Several texts beside each other, each as runs with " " or "+".
+    """Several texts side by side, each as runs with " " or "+".
 
-    "+" is what the first one does not have; of the first, what not all others have.
+    "+" marks what the first text does not have and, in the first text, what some
+    other does not have.
     """
     first = words_of(texts[0])
     shared = [True] * len(first)
@@ -64,9 +59,9 @@ def columns(texts: list[str]) -> list[list[Change]]:
     return [_runs(first, shared), *found]
 
 
-def _runs(words: list[str], alike: list[bool]) -> list[Change]:
+def _runs(words: list[str], shared: list[bool]) -> list[Change]:
     runs: list[Change] = []
-    for word, same in zip(words, alike, strict=True):
+    for word, same in zip(words, shared, strict=True):
         sign = " " if same else "+"
         if runs and runs[-1][0] == sign:
             runs[-1] = (sign, runs[-1][1] + word)
@@ -76,9 +71,9 @@ def _runs(words: list[str], alike: list[bool]) -> list[Change]:
 
 
 def _opcodes(a: list[str], b: list[str]) -> Iterator[tuple[str, int, int, int, int]]:
-    "As difflib's, of whole texts"
-    start = _n_alike(a, b)
-    end = _n_alike(a[start:][::-1], b[start:][::-1])
+    "difflib's opcodes for whole texts, however long"
+    start = _n_equal(a, b)
+    end = _n_equal(a[start:][::-1], b[start:][::-1])
     if start:
         yield "equal", 0, start, 0, start
     last_a, last_b = len(a) - end, len(b) - end
@@ -94,7 +89,7 @@ def _opcodes(a: list[str], b: list[str]) -> Iterator[tuple[str, int, int, int, i
         yield "equal", last_a, len(a), last_b, len(b)
 
 
-def _n_alike(a: list[str], b: list[str]) -> int:
+def _n_equal(a: list[str], b: list[str]) -> int:
     n = 0
     for one, other in zip(a, b, strict=False):
         if one != other:

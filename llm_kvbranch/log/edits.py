@@ -1,12 +1,13 @@
-"""Changes to llm's log other than adding an answer of our own.
+"""Changes to llm's log other than logging an answer: importing and deleting turns.
 
-The idea: turns from elsewhere are logged by llm itself, as if they had happened
-here. Forgetting responses is the reverse of logging them: messages are shared by
-all that go on from them, so one is removed only when nothing else leads to it.
+The idea: llm's own code logs imported turns as if they had been answered here.
+Deleting reverses logging: other responses may share a message, so a message goes only
+when nothing refers to it any more.
 
-The invariant: one transaction that waits its turn; what stays reads as before.
+The invariant: each change is one transaction, and the remaining responses read as
+before.
 
-This module knows the log's tables, not state.
+This module knows the log's tables. It does not know KV state.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from .history import History, message_text
+from .history import History
+from .text import message_text
 
-# Tables with rows about a turn, by the column that names it
+# Tables with rows about a turn, and the column with its id
 _ABOUT_TURNS = {
     "turn_fragments": "turn_id",
     "turn_tools": "turn_id",
@@ -31,8 +33,8 @@ _ABOUT_TURNS = {
 
 
 @dataclass(frozen=True)
-class Imported:
-    "A turn from elsewhere: its id, llm messages, and the columns of its row"
+class ImportedTurn:
+    "A turn from another log: its id, llm's messages, and other columns of its row"
 
     id: str
     sent: list[Any]
@@ -40,16 +42,16 @@ class Imported:
     facts: dict[str, Any]
 
 
-def unknown(history: History, turns: Sequence[Imported]) -> list[Imported]:
-    "Those of some turns that the log does not have"
+def new_turns(history: History, turns: Sequence[ImportedTurn]) -> list[ImportedTurn]:
+    "The turns that the log does not have yet"
     return [t for t in turns if not history.db["turns"].count_where("id = ?", [t.id])]
 
 
-def adopt(
-    history: History, turns: Sequence[Imported], thread_id: str, origin: str
+def import_turns(
+    history: History, turns: Sequence[ImportedTurn], thread_id: str, origin: str
 ) -> None:
-    "Log turns from elsewhere in a new thread; ``origin`` is kept with each"
-    new = unknown(history, turns)
+    "Log turns from another log in a new thread, each with a note of its origin"
+    new = new_turns(history, turns)
     if not new:
         return
     words = " ".join(message_text(new[0].sent[-1]).split()) if new[0].sent else ""
@@ -59,8 +61,8 @@ def adopt(
             history.store.log(_as_response(turn, origin), thread_id)
 
 
-def _as_response(turn: Imported, origin: str) -> Any:
-    "What ``LogStore.log`` uses of a response"
+def _as_response(turn: ImportedTurn, origin: str) -> Any:
+    "What ``LogStore.log`` reads of a response"
     facts = turn.facts
     return SimpleNamespace(
         id=turn.id,
@@ -85,26 +87,26 @@ def _as_response(turn: Imported, origin: str) -> Any:
     )
 
 
-def forget(history: History, response_ids: Sequence[str]) -> None:
-    """Remove responses from the log, with threads and messages that only they had.
+def delete_responses(history: History, response_ids: Sequence[str]) -> None:
+    """Delete responses from the log, with the threads and messages only they used.
 
-    Nothing may go on from them but each other.
+    The caller must include every response that continues one of them.
     """
     with history.writing():
         for response_id in response_ids:
-            _forget_turn(history.db, response_id)
+            _delete_turn(history.db, response_id)
 
 
-def _forget_turn(db: Any, response_id: str) -> None:
+def _delete_turn(db: Any, response_id: str) -> None:
     (turn,) = db.query("select * from turns where id = ?", [response_id])
-    _hand_on(db, response_id)
+    _keep_retries_in_place(db, response_id)
     for table, column in _ABOUT_TURNS.items():
         if db[table].exists():
             db.execute(f"delete from {table} where {column} = ?", [response_id])
     db.execute("delete from turns where id = ?", [response_id])
     _correct_thread(db, turn["thread_id"])
     at = turn["tip_message_hash"]
-    while at and not _is_needed(db, at):
+    while at and not _is_referenced(db, at):
         (message,) = db.query("select parent_hash from messages where hash = ?", [at])
         parts = "(select id from parts where message_hash = ?)"
         for table in ("part_attachments", "part_fragments"):
@@ -114,8 +116,12 @@ def _forget_turn(db: Any, response_id: str) -> None:
         at = message["parent_hash"]
 
 
-def _hand_on(db: Any, response_id: str) -> None:
-    "Let those that asked the same again stand where they stood because of this one"
+def _keep_retries_in_place(db: Any, response_id: str) -> None:
+    """Give retries of a response its own record of where it branched from.
+
+    A retry is placed in the tree by the response that it repeats; without that
+    response it would lose its parent.
+    """
     if db["kvbranch_branches"].exists():
         columns = "from_response, verb, mode, excerpt, start, end"
         db.execute(
@@ -128,7 +134,7 @@ def _hand_on(db: Any, response_id: str) -> None:
 
 
 def _correct_thread(db: Any, thread_id: str) -> None:
-    "Point a thread at its last turn, or remove it if it has none"
+    "Point a thread at its last turn, or delete it if it has none"
     rows = db.query(
         "select tip_message_hash from turns where thread_id = ?"
         " order by id desc limit 1",
@@ -148,8 +154,8 @@ def _correct_thread(db: Any, thread_id: str) -> None:
     db.execute("delete from threads where id = ?", [thread_id])
 
 
-def _is_needed(db: Any, message_hash: str) -> bool:
-    "Whether a turn, a thread or another message leads to a message"
+def _is_referenced(db: Any, message_hash: str) -> bool:
+    "Whether a turn, a thread or another message refers to a message"
     return any(
         db.query(
             "select 1 from messages where parent_hash = :hash union all"

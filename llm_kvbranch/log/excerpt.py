@@ -1,9 +1,11 @@
-"""Where an excerpt is in a text.
+"""Finding an excerpt in a text.
 
-The idea: people copy an excerpt from a terminal or a page, which wraps lines
-and may turn quotes, so it is looked for exactly first and then with white space
-and quotes made equal. Positions are always those of the original text,
-half-open, in characters.
+The idea: people copy excerpts from a terminal or a page, which may wrap lines and
+change quotes. So the exact excerpt is searched for first, then one that differs only
+in white space and quotes. Positions are half-open ranges of characters in the
+original text.
+
+This module knows strings only.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from ..errors import HistoryError
 _QUOTES = str.maketrans(
     "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u00ab\u00bb", '\'\'\'\'"""""'
 )
-_AROUND = 24  # characters shown on either side of a match
+_AROUND = 24  # characters shown on each side of a match
 
 
 def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, int]:
-    """(start, end) of an excerpt in a text.
+    """The (start, end) of an excerpt in a text.
 
-    ``occurrence`` counts from 1 and is needed where there are several. Raises
+    ``occurrence`` counts from 1 and is required if there are several. Raises
     HistoryError, which lists the matches or shows the nearest text.
     """
     if not excerpt.strip():
         raise HistoryError("The excerpt is empty: give some words of the answer")
-    matches = _exact(text, excerpt) or _alike(text, excerpt)
+    matches = _exact_matches(text, excerpt) or _folded_matches(text, excerpt)
     if not matches:
         near = _nearest(text, excerpt)
         raise HistoryError(
@@ -42,18 +44,18 @@ def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, i
             )
         return matches[occurrence - 1]
     if len(matches) > 1:
-        listed = "; ".join(
+        shown = "; ".join(
             f"{n}: {_show(text, *match)}" for n, match in enumerate(matches[:9], 1)
         )
         raise HistoryError(
-            f"The answer contains that excerpt {_times(len(matches))}, choose one "
-            f"with --occurrence: {listed}"
+            f"The answer contains that excerpt {_times(len(matches))}, choose an "
+            f"occurrence: {shown}"
         )
     return matches[0]
 
 
 def check_range(text: str, start: int, end: int) -> tuple[int, int]:
-    "The range, if it is one of the text; raises HistoryError"
+    "The range if it is inside the text; otherwise raises HistoryError"
     if not 0 <= start < end <= len(text):
         raise HistoryError(
             f"The range {start}:{end} is not in the answer, which has the "
@@ -66,7 +68,7 @@ def _times(n: int) -> str:
     return "once" if n == 1 else f"{n} times"
 
 
-def _exact(text: str, excerpt: str) -> list[tuple[int, int]]:
+def _exact_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
     found, at = [], text.find(excerpt)
     while at >= 0:
         found.append((at, at + len(excerpt)))
@@ -74,17 +76,18 @@ def _exact(text: str, excerpt: str) -> list[tuple[int, int]]:
     return found
 
 
-def _alike(text: str, excerpt: str) -> list[tuple[int, int]]:
-    "Matches that differ in white space and quotes only"
+def _folded_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
+    "Matches that differ only in white space and quotes"
     folded, origin = _fold(text)
     wanted = _fold(excerpt)[0].strip()
     return [
-        (origin[start], origin[end - 1] + 1) for start, end in _exact(folded, wanted)
+        (origin[start], origin[end - 1] + 1)
+        for start, end in _exact_matches(folded, wanted)
     ]
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
-    "The text with plain quotes and single spaces, and where each character was"
+    "The text with plain quotes and single spaces, and the position of each character"
     folded: list[str] = []
     origin: list[int] = []
     for at, character in enumerate(text.translate(_QUOTES)):
@@ -96,14 +99,14 @@ def _fold(text: str) -> tuple[str, list[int]]:
 
 
 def _nearest(text: str, excerpt: str) -> str:
-    "The part of the text that shares the most with the excerpt, for a message"
+    "The part of the text with the longest match of the excerpt, for a message"
     matcher = difflib.SequenceMatcher(None, text, excerpt, autojunk=False)
     match = matcher.find_longest_match(0, len(text), 0, len(excerpt))
     if match.size < 3:
         return ""
     start = max(0, match.a - match.b)
     end = min(len(text), start + len(excerpt))
-    while start and not text[start - 1].isspace():  # whole words
+    while start and not text[start - 1].isspace():  # extend to whole words
         start -= 1
     while end < len(text) and not text[end].isspace():
         end += 1
@@ -111,7 +114,7 @@ def _nearest(text: str, excerpt: str) -> str:
 
 
 def _show(text: str, start: int, end: int) -> str:
-    "A match with some text around it, in one line"
+    "A match on one line, with some text around it"
     before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
     parts = (re.sub(r"\s+", " ", part) for part in (before, text[start:end], after))
     left, middle, right = parts

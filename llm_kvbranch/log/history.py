@@ -1,8 +1,10 @@
-"""llm's log: which response is meant, and what it says of itself.
+"""llm's log: finding a response, reading it, and logging new ones.
 
-The idea: the log is the truth about conversations, and llm's ``LogStore`` is
-how it is read. This module adds what llm has no call for: finding a response by
-the start of its id, and the response that another one goes on from.
+The idea: the log is the truth about conversations, and llm's ``LogStore`` reads and
+writes it. This module adds what llm has no call for: finding a response by the start
+of its id, and logging a response together with where it branched from.
+
+The invariant: each change is one transaction that waits for other writers.
 """
 
 from __future__ import annotations
@@ -18,18 +20,21 @@ import sqlite_utils
 
 from ..errors import HistoryError
 from .tables import migrations
+from .text import message_text
 
 
 def open_log(
     database: str | None = None, create: bool = False
 ) -> sqlite_utils.Database:
-    """The log database, llm's own by default.
+    """The log database, by default llm's own.
 
-    Raises HistoryError if there is none, unless it may be created.
+    Raises HistoryError if the file does not exist, unless ``create`` is set.
     """
     path = Path(database) if database else Path(llm.user_dir()) / "logs.db"
     if not path.is_file() and not create:
-        raise HistoryError(f"There is no log {path} yet: ask a model something first")
+        raise HistoryError(
+            f"There is no log at {path} yet: ask a model something first"
+        )
     db = sqlite_utils.Database(path)
     if create:
         from llm.migrations import migrate
@@ -38,15 +43,11 @@ def open_log(
     return db
 
 
-HASH_PREFIX = "b2:"
-"What llm's names for messages begin with"
-
-
 @dataclass(frozen=True)
 class Logged:
-    """A response as the log has it: what the model was sent, what it answered.
+    """A logged response: the messages sent to the model, and its answer.
 
-    ``input_hash`` and ``tip_hash`` are llm's hashes of the two chains' ends.
+    ``input_hash`` and ``tip_hash`` are llm's hashes of the last message of each.
     """
 
     id: str
@@ -56,6 +57,11 @@ class Logged:
     answered: list[Any]
     input_hash: str | None
     tip_hash: str | None
+
+    @property
+    def messages(self) -> list[Any]:
+        "All messages up to the end of the answer"
+        return [*self.sent, *self.answered]
 
     @property
     def text(self) -> str:
@@ -69,19 +75,13 @@ def new_thread_id() -> str:
     return str(monotonic_ulid()).lower()
 
 
-def message_text(message: Any) -> str:
-    "The text of a message, other parts left out"
-    parts = [part.to_dict() for part in message.parts]
-    return "".join(part["text"] for part in parts if part["type"] == "text")
-
-
 class History:
-    "Responses in one log database"
+    "The responses in one log database"
 
     def __init__(self, db: sqlite_utils.Database, readable: bool = False):
-        """``readable``: the log is read as it is, be it an older one.
+        """Bring the log up to date first, as llm's own store does.
 
-        Otherwise it is brought up to date first, as llm's own store does.
+        With ``readable`` the log is read as it is, even if llm's schema is older.
         """
         from llm.logs import LogStore
 
@@ -92,11 +92,13 @@ class History:
         else:
             self.store = LogStore(db)
 
-    def resolve(self, reference: str, threads: bool = False) -> str:
-        """The id of a response from a full id, a unique prefix, or "last".
+    # -- find -----------------------------------------------------------
 
-        ``threads``: the id of a thread stands for its last response. Raises
-        HistoryError, listing the candidates where there are several.
+    def resolve(self, reference: str, threads: bool = False) -> str:
+        """The id of a response from a full id, a unique prefix of one, or "last".
+
+        With ``threads`` a thread's id means its last response. Raises HistoryError,
+        which lists the candidates of an ambiguous prefix.
         """
         if threads:
             for row in self.db.query(
@@ -107,7 +109,7 @@ class History:
         if reference == "last":
             for row in self.db.query("select id from turns order by id desc limit 1"):
                 return str(row["id"])
-            raise HistoryError("The log holds no response yet")
+            raise HistoryError("The log has no responses yet")
         pattern = "".join("\\" + c if c in "%_\\" else c for c in reference) + "%"
         rows = list(
             self.db.query(
@@ -127,14 +129,14 @@ class History:
         if len(ids) > 1:
             more = " ..." if len(ids) > 5 else ""
             raise HistoryError(
-                f"{reference} begins several response ids, give more of it: "
+                f"Several response ids start with {reference}, give a longer prefix: "
                 + ", ".join(ids[:5])
                 + more
             )
         return ids[0]
 
     def _refuse_legacy(self, pattern: str) -> None:
-        "Say so if a response is in the tables that llm wrote before 0.32"
+        "Raise HistoryError if the response is in the tables of llm before 0.32"
         if not self.db["responses"].exists():
             return
         for row in self.db.query(
@@ -142,10 +144,36 @@ class History:
             [pattern],
         ):
             raise HistoryError(
-                f"Response {row['id']} was logged by llm before 0.32. Go on with its "
-                f"conversation once, which brings it over: "
+                f"Response {row['id']} was logged by llm before 0.32. Continue its "
+                f"conversation once to convert it: "
                 f"llm --cid {row['conversation_id']} 'next question'"
             )
+
+    def short_id(self, response_id: str) -> str:
+        "A prefix of an id, unique in the log, of at least 8 characters"
+        row = next(
+            self.db.query(
+                "select (select max(id) from turns where id < :id) before,"
+                " (select min(id) from turns where id > :id) after",
+                {"id": response_id},
+            )
+        )
+        n = 8
+        for other in (row["before"] or "", row["after"] or ""):
+            while len(response_id) > n and other[:n] == response_id[:n]:
+                n += 1
+        return response_id[:n]
+
+    def current(self) -> str | None:
+        "The response that llm -c continues"
+        for row in self.db.query(
+            "select id from turns where thread_id = (select max(id) from threads)"
+            " order by id desc limit 1"
+        ):
+            return str(row["id"])
+        return None
+
+    # -- read -----------------------------------------------------------
 
     def response(self, reference: str) -> Logged:
         "The response that a reference means; raises HistoryError"
@@ -162,8 +190,64 @@ class History:
         )
 
     def is_tip(self, response: Logged) -> bool:
-        "Whether a response is the last of its thread"
+        "Whether a response is the last one of its thread"
         return bool(self.store.thread_tip(response.thread_id) == response.tip_hash)
+
+    def turn(self, response_id: str) -> dict[str, Any]:
+        "The row of a response in llm's table of turns"
+        rows = self.db.query("select * from turns where id = ?", [response_id])
+        return dict(next(rows))
+
+    def branch(self, response_id: str) -> dict[str, Any]:
+        "How one of our commands reached a response; empty if none did"
+        if not self.db["kvbranch_branches"].exists():
+            return {}
+        rows = self.db["kvbranch_branches"].rows_where("response_id = ?", [response_id])
+        return dict(next(iter(rows), {}))
+
+    def facts(self, response_id: str) -> dict[str, Any]:
+        "What kvllama logged about the KV state of a response; empty for other models"
+        payload = self.store.turn_response_json(response_id)
+        facts = payload.get("kvbranch") if isinstance(payload, dict) else None
+        return facts if isinstance(facts, dict) else {}
+
+    def thread_name(self, thread_id: str) -> str | None:
+        "The name of a thread, None if it has none or is unknown"
+        query = "select name from threads where id = ?"
+        rows = self.db.query(query, [thread_id])
+        return next(iter(rows), {}).get("name")
+
+    def models(self) -> list[str]:
+        "The models of all responses"
+        rows = self.db.query("select distinct model from turns order by model")
+        return [row["model"] for row in rows if row["model"]]
+
+    def n_legacy(self) -> int:
+        "The number of conversations that are still in the tables of llm before 0.32"
+        if not self.db["conversations"].exists():
+            return 0
+        query = (
+            "select count(*) n from conversations"
+            " where id not in (select id from threads)"
+        )
+        return int(next(self.db.query(query))["n"])
+
+    # -- log ------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        "One transaction that waits for other writers, or part of the current one"
+        connection = self.db.conn
+        if connection.in_transaction:
+            yield
+            return
+        connection.execute("begin immediate")
+        try:
+            yield
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
 
     def log(
         self,
@@ -172,10 +256,10 @@ class History:
         branch: dict[str, Any],
         tip: str | None = None,
     ) -> str:
-        """Log a response, with its thread where that is new, and where it came from.
+        """Log a response, its thread if that is new, and where it branched from.
 
-        All in one transaction, which waits for other writers. Returns the thread's id:
-        a fork's if the thread ends no more with ``tip``, having gone on meanwhile.
+        Returns the thread's id. If ``tip`` is given and the thread no longer ends
+        with it, because others have continued it, the response goes to a fork.
         """
         migrations.apply(self.db)
         with self.writing():
@@ -187,16 +271,11 @@ class History:
             )
         return str(thread["id"])
 
-    def _log(self, response: Any, thread: dict[str, Any]) -> None:
-        if not self.db["threads"].count_where("id = ?", [thread["id"]]):
-            self.store.create_thread(**thread)
-        self.store.log(response, thread["id"])
-
     def log_by_content(self, response: Any, thread: dict[str, Any]) -> str:
-        """Log a response in the thread that its messages go on from; that one's id.
+        """Log a response in the thread that its messages continue; the thread's id.
 
-        A fork of that thread where it has gone on already, and ``thread`` where no
-        response in the log answers as the last message of an assistant does.
+        If that thread has other responses after them, it goes to a fork; if the log
+        has no response with the last answer in its prompt, to ``thread``.
         """
         messages = response.prompt.messages
         answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
@@ -211,8 +290,13 @@ class History:
             self._log(response, thread)
         return str(thread["id"])
 
+    def _log(self, response: Any, thread: dict[str, Any]) -> None:
+        if not self.db["threads"].count_where("id = ?", [thread["id"]]):
+            self.store.create_thread(**thread)
+        self.store.log(response, thread["id"])
+
     def _thread_of(self, messages: list[Any]) -> tuple[str, bool] | None:
-        "The thread of the last response that ends like this, and if it ends there"
+        "The thread of the last response that ends with messages; whether it ends there"
         from llm.logs import message_hash
 
         tip = None
@@ -227,42 +311,3 @@ class History:
         ):
             return str(row["thread_id"]), bool(row["is_tip"])
         return None
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        "One transaction, which waits for other writers; or a part of the present one"
-        connection = self.db.conn
-        if connection.in_transaction:
-            yield
-            return
-        connection.execute("begin immediate")
-        try:
-            yield
-            connection.commit()
-        except BaseException:
-            connection.rollback()
-            raise
-
-    def branch(self, response_id: str) -> dict[str, Any]:
-        "How a response was reached by a command of ours; empty if it was not"
-        if not self.db["kvbranch_branches"].exists():
-            return {}
-        rows = self.db["kvbranch_branches"].rows_where("response_id = ?", [response_id])
-        return dict(next(iter(rows), {}))
-
-    def thread_name(self, thread_id: str) -> str | None:
-        "What a thread is called, None where the log does not know it"
-        query = "select name from threads where id = ?"
-        rows = self.db.query(query, [thread_id])
-        return next(iter(rows), {}).get("name")
-
-    def turn(self, response_id: str) -> dict[str, Any]:
-        "The log's row of a response"
-        rows = self.db.query("select * from turns where id = ?", [response_id])
-        return dict(next(rows))
-
-    def facts(self, response_id: str) -> dict[str, Any]:
-        "What kvllama logged of a response's KV state; empty for other models"
-        payload = self.store.turn_response_json(response_id)
-        facts = payload.get("kvbranch") if isinstance(payload, dict) else None
-        return facts if isinstance(facts, dict) else {}

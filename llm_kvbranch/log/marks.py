@@ -1,10 +1,9 @@
-"""Stars and notes: what a person wants to find again, and why.
+"""Stars and notes on responses.
 
-The idea: a mark belongs to a response of the log, and is kept in a table of ours
-beside it, so that it goes where the log goes. A response without a star or a note
-has no row.
+The idea: marks are rows of a table of ours in the log, so they stay with it wherever
+it is copied. A response without a star or a note has no row.
 
-This module knows its own table, not what shows the marks.
+This module knows its own table. It does not know who shows the marks.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from dataclasses import dataclass
 import sqlite_utils
 
 from ..errors import HistoryError
-from .ancestry import IN, listed
 from .history import History
-from .tables import migrations
+from .tables import IN, json_list, migrations
 
-LONGEST = 2000  # characters of a note
+MAX_NOTE = 2000  # characters
 
 
 @dataclass(frozen=True)
 class Mark:
-    "What is marked of one response"
+    "The star and the note of one response"
 
     response_id: str
     starred: bool = False
@@ -33,10 +31,10 @@ class Mark:
 
 
 def read_marks(db: sqlite_utils.Database, ids: Iterable[str]) -> Iterator[Mark]:
-    "The marks of some responses, where they have any"
+    "The marks of those responses that have any"
     if db["kvbranch_marks"].exists():
         for row in db.query(
-            f"select * from kvbranch_marks where response_id {IN}", [listed(ids)]
+            f"select * from kvbranch_marks where response_id {IN}", [json_list(ids)]
         ):
             yield Mark(row["response_id"], bool(row["starred"]), row["note"] or None)
 
@@ -52,12 +50,12 @@ def mark(
     starred: bool | None = None,
     note: str | None = None,
 ) -> Mark:
-    """Change the mark of a response, and keep what is None; an empty note is none.
+    """Change the star or the note of a response; None leaves it as it is.
 
-    Raises HistoryError for a note that is too long.
+    An empty note removes the note. Raises HistoryError if it is too long.
     """
-    if note is not None and len(note) > LONGEST:
-        raise HistoryError(f"A note has at most {LONGEST:,} characters")
+    if note is not None and len(note) > MAX_NOTE:
+        raise HistoryError(f"A note can have at most {MAX_NOTE:,} characters")
     migrations.apply(history.db)
     with history.writing():
         old = read_mark(history, response_id)

@@ -1,26 +1,26 @@
-"""The way from the first response of a tree to one of its responses, in full.
+"""The turns from the root of a tree to one of its responses, in full.
 
-The idea: each turn says what was new in it, since its parent's answer: that is
-what a person reads. What stands above a branch inside an answer ends where the
-branch left, and every turn names the branches that leave it.
+The idea: each turn has what was new in it since its parent's answer, which is what a
+person reads. An answer that a branch cuts ends at the cut.
 
-This module knows the log's tables, neither state nor who reads.
+This module knows the log's tables. It does not know KV state or how turns are shown.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .ancestry import IN, listed
-from .branching import question
+from .ancestry import messages_above
 from .history import History
+from .tables import IN, json_list
+from .text import question
 from .tree import Node
 
-# What is told of a generation, in this order
+# The facts of a generation that a turn has, in this order
 FACTS = (
     "prompt_tokens",
     "restored_tokens",
@@ -32,23 +32,17 @@ FACTS = (
     "finish_reason",
     "miss_reason",
 )
-_LEADING = f"""
-with recursive up(hash) as (
-  select tip_message_hash from turns where id {IN}
-  union select m.parent_hash from messages m join up on m.hash = up.hash)
-select hash, parent_hash, role from messages where hash in (select hash from up)
-"""
 
 
 @dataclass
 class Turn:
-    """One response, and what it was asked.
+    """One response and its prompt.
 
-    ``prompt`` is all that was sent since the parent's answer, ``system`` the system
-    prompt where it is another one than before. ``cut`` is how many characters of
-    the answer the next turn of a path goes on from, None for all; ``leaves`` is the
-    same of the parent's answer. A turn is ``apart`` that does not go on from its
-    parent at all: a fresh one, or the first one asked again.
+    ``prompt`` is everything sent after the parent's answer, ``system`` the system
+    prompt. ``leaves`` is the number of characters of the parent's answer that this
+    turn continues, None for all; ``cut`` is the same for this answer and the next
+    turn of a path. ``apart`` is set if the turn does not continue its parent at all:
+    a fresh context, or a retry of a first response.
     """
 
     node: Node
@@ -73,35 +67,36 @@ class Turn:
         return self.node.excerpt if self.question != self.prompt else None
 
 
-def path(history: History, node: Node) -> list[Turn]:
-    "The turns that lead to a response in its tree, the first one first"
-    turns = turns_of(history, node.way())
+def read_path(history: History, node: Node) -> list[Turn]:
+    "The turns from the root to a node; each system prompt is in the first that has it"
+    turns = read_turns(history, node.path())
     for turn, after in pairwise(turns):
         turn.cut = after.leaves
     before: str | None = None
-    for turn in turns:  # the same system prompt is told once
+    for turn in turns:
         system, turn.system = turn.system, None
         if system != before:
             before = turn.system = system
     return turns
 
 
-def turns_of(history: History, nodes: list[Node]) -> list[Turn]:
-    "What the log says of some responses, in whole; of a path, or of a whole tree"
-    ids = listed(node.id for node in nodes)
+def read_turns(history: History, nodes: list[Node]) -> list[Turn]:
+    "The turns of some nodes, such as a path or a whole tree"
+    ids = json_list(node.id for node in nodes)
     rows = history.db.query(f"select * from turns where id {IN}", [ids])
     by_id = {row["id"]: row for row in rows}
-    reader = _Messages(history, ids)
+    reader = _Messages(history, by_id)
     turns = {node.id: reader.turn(node, by_id[node.id]) for node in nodes}
     for turn in turns.values():
         parent = turn.node.parent
         if parent is not None and parent.id in turns:
-            _place(turn, turns[parent.id], reader.answer(by_id[turn.node.id]))
+            answer = reader.last_answer(by_id[turn.node.id])
+            _compare_with_parent(turn, turns[parent.id], answer)
     return list(turns.values())
 
 
-def _place(turn: Turn, parent: Turn, answer: str | None) -> None:
-    "Say where a turn leaves its parent, by the last answer in its prompt"
+def _compare_with_parent(turn: Turn, parent: Turn, answer: str | None) -> None:
+    "Set where a turn leaves its parent, given the last answer in its prompt"
     if answer is None or not parent.text.startswith(answer or parent.text[:1]):
         turn.apart = True
     elif answer != parent.text:
@@ -109,33 +104,33 @@ def _place(turn: Turn, parent: Turn, answer: str | None) -> None:
 
 
 class _Messages:
-    "The messages that lead to some responses"
+    "The messages up to the answers of some responses"
 
-    def __init__(self, history: History, ids: str):
+    def __init__(self, history: History, response_ids: Iterable[str]):
         self.db = history.db
         self._above: dict[str, str | None] = {}
         self._roles: dict[str, str] = {}
-        for row in self.db.query(_LEADING, [ids]):
+        for row in messages_above(self.db, response_ids):
             self._above[row["hash"]] = row["parent_hash"]
             self._roles[row["hash"]] = row["role"]
         self._systems = self._find_systems()
         self._parts: dict[str, list[dict[str, Any]]] = {}
 
     def _find_systems(self) -> dict[str | None, str | None]:
-        "The last system message before or at each message"
+        "The last system message up to each message"
         found: dict[str | None, str | None] = {None: None}
         for each in self._above:
-            way: list[str] = []
+            path: list[str] = []
             at: str | None = each
             while at is not None and at not in found:
-                way.append(at)
+                path.append(at)
                 at = self._above.get(at)
-            for one in reversed(way):
+            for one in reversed(path):
                 is_system = self._roles.get(one) == "system"
                 found[one] = one if is_system else found[self._above.get(one)]
         return found
 
-    def answer(self, row: dict[str, Any]) -> str | None:
+    def last_answer(self, row: dict[str, Any]) -> str | None:
         "The last answer in a turn's prompt, None if there is none"
         for at in self._up(row["parent_message_hash"]):
             if self._roles[at] == "assistant":
@@ -143,7 +138,7 @@ class _Messages:
         return None
 
     def turn(self, node: Node, row: dict[str, Any]) -> Turn:
-        "What was asked and answered in one turn"
+        "The turn of a node"
         start, tip = row["parent_message_hash"], row["tip_message_hash"]
         answered = list(self._up(tip, until=start))
         sent = [h for h in self._up(start, answers=False) if self._roles[h] != "system"]
@@ -172,7 +167,7 @@ class _Messages:
     def _up(
         self, at: str | None, until: str | None = None, answers: bool = True
     ) -> Iterator[str]:
-        "Messages from one up to another, or to the last answer, without that"
+        "Messages from one up to another or to the last answer, which is left out"
         while at in self._above and at != until:
             if not answers and self._roles[at] == "assistant":
                 return
@@ -180,23 +175,23 @@ class _Messages:
             at = self._above[at]
 
     def _of(self, message: str) -> list[dict[str, Any]]:
-        "The parts of a message; those of all messages are read at once"
+        "The parts of a message; the first call reads those of all messages"
         if not self._parts:
             self._read_parts()
         return self._parts.get(message, [])
 
     def _read_parts(self) -> None:
         query = f"select * from parts where message_hash {IN} order by position"
-        rows = list(self.db.query(query, [listed(self._above)]))
-        loaded = [_load(row["payload"]) for row in rows]
-        borrowed = {
+        rows = list(self.db.query(query, [json_list(self._above)]))
+        loaded = [_parse(row["payload"]) for row in rows]
+        referred = {
             piece["fragment"]
             for payload in loaded
             for piece in payload.get("text_ref") or ()
             if "fragment" in piece
         }
         query = f"select id, content from fragments where id {IN}"
-        found = self.db.query(query, [listed(borrowed)]) if borrowed else ()
+        found = self.db.query(query, [json_list(referred)]) if referred else ()
         fragments = {row["id"]: row["content"] for row in found}
         for row, part in zip(rows, loaded, strict=True):
             part["type"] = row["type"]
@@ -208,10 +203,10 @@ class _Messages:
                 )
             part["about"] = "attachment"
             self._parts.setdefault(row["message_hash"], []).append(part)
-        self._say_attachments()
+        self._describe_attachments()
 
-    def _say_attachments(self) -> None:
-        "What kind of file each attachment is"
+    def _describe_attachments(self) -> None:
+        "Set the type and the address of each attachment"
         attached = [
             (part, part["attachment"]["id"])
             for of in self._parts.values()
@@ -225,7 +220,7 @@ class _Messages:
             row["id"]: " ".join(
                 [row["type"] or "attachment", row["url"] or row["path"] or ""]
             )
-            for row in self.db.query(query, [listed({id for _, id in attached})])
+            for row in self.db.query(query, [json_list({id for _, id in attached})])
         }
         for part, id in attached:
             part["about"] = about.get(id, "attachment").strip()
@@ -235,8 +230,8 @@ def _text(parts: list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
-def _load(payload: str | None) -> dict[str, Any]:
-    "A part's payload; what is no JSON object says nothing"
+def _parse(payload: str | None) -> dict[str, Any]:
+    "A JSON object; empty if it is anything else"
     try:
         loaded = json.loads(payload or "{}")
     except ValueError:
@@ -245,8 +240,8 @@ def _load(payload: str | None) -> dict[str, Any]:
 
 
 def _facts(response_json: str | None) -> dict[str, Any]:
-    "What kvllama logged of a generation; of other models nothing"
-    facts = _load(response_json).get("kvbranch")
+    "What kvllama logged about a generation; empty for other models"
+    facts = _parse(response_json).get("kvbranch")
     if not isinstance(facts, dict):
         return {}
     plain = {name: facts.get(name) for name in FACTS}

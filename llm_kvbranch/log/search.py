@@ -1,33 +1,41 @@
-"""Finding responses by their words: llm's own full-text index, asked safely.
+"""Finding responses and trees: by words, model or star, newest or best first.
 
-The idea: words are words, whatever signs are in them: each must be there, the last
-one may go on, and what stands in quotes must be there as it is. So nothing that is
-typed can be a mistake.
+The idea: llm keeps a full-text index of its log. Everything a person types is taken
+as words, never as the syntax of a query, so nothing they type is an error. A list of
+trees shows each tree once, at its newest response that matches; the next page starts
+after the last of these.
 
-This module knows the log's tables, not what shows the results.
+This module knows the log's tables. It does not know how results are shown.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import sqlite_utils
 
-from .ancestry import IN, listed
-from .branching import question
+from .history import History
+from .tables import IN, json_list
+from .text import question
+from .tree import Forest, Node
 
-_SHOWN = 300  # characters of a snippet
-_WORDS = 24  # of it
-# As llm ranks: what was asked says more of what a turn is about
+_SNIPPET = 300  # characters
+_SNIPPET_WORDS = 24
+_PROMPT = 500  # characters read of each prompt in a list of trees
+_READ = 200  # responses read at once for a list
+# As llm ranks: words in a prompt say more about a turn than words in an answer
 _RANK = "bm25(turn_search_fts, 10.0, 1.0)"
+
+
+# -- responses -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Found:
-    "A response, and where the words are in a ``snippet`` of it: [start, end) pairs"
+    "A response, and a snippet of it with the [start, end) ranges of the words in it"
 
     id: str
     model: str
@@ -38,38 +46,41 @@ class Found:
 
 
 def match_of(words: str) -> str | None:
-    "What SQLite has to match for some words; None where there are none"
+    """What SQLite must match: all words, the last one as a prefix, quotes as phrases.
+
+    None if there are no words.
+    """
     quoted = re.findall(r'"([^"]*)"|([^\s"]+)', words.replace("\0", " "))
     terms = [a or b for a, b in quoted]
     terms = [term for term in terms if any(map(str.isalnum, term))]
     if not terms:
         return None
-    may_go_on = "*" if quoted[-1][1] == terms[-1] else ""
-    return " ".join(f'"{term}"' for term in terms) + may_go_on
+    prefix = "*" if quoted[-1][1] == terms[-1] else ""
+    return " ".join(f'"{term}"' for term in terms) + prefix
 
 
-def search(
+def search_responses(
     db: sqlite_utils.Database,
     words: str,
     among: Iterable[str] | None = None,
     n: int = 50,
 ) -> list[Found]:
-    "The n responses that fit some words best, of all or of those ``among`` which"
+    "The n responses that match words best, of all or of those ``among``"
     match = match_of(words)
     if match is None or not db["turn_search_fts"].exists():
         return []
-    # What no text can hold, since nobody could know it
+    # Random, so that no text can contain them
     opened, closed = (secrets.token_hex(8) for _ in "[]")
     limited = "" if among is None else f"and turns.id {IN}"
     rows = db.query(
         "select turns.id, model, turns.datetime_utc, turn_search.prompt,"
-        f" snippet(turn_search_fts, -1, ?, ?, '…', {_WORDS}) snippet"
+        f" snippet(turn_search_fts, -1, ?, ?, '…', {_SNIPPET_WORDS}) snippet"
         " from turn_search_fts"
         " join turn_search on turn_search.id = turn_search_fts.rowid"
         " join turns on turns.id = turn_search.turn_id"
         f" where turn_search_fts match ? {limited}"
         f" order by {_RANK}, turns.id desc limit ?",
-        [opened, closed, match, *([] if among is None else [listed(among)]), n],
+        [opened, closed, match, *([] if among is None else [json_list(among)]), n],
     )
     return [
         Found(
@@ -77,21 +88,124 @@ def search(
             row["model"],
             row["datetime_utc"],
             question(row["prompt"] or ""),
-            *_marked(row["snippet"] or "", opened, closed),
+            *_parse_snippet(row["snippet"] or "", opened, closed),
         )
         for row in rows
     ]
 
 
-def _marked(text: str, opened: str, closed: str) -> tuple[str, list[tuple[int, int]]]:
-    "A snippet without its marks, of a length that can be shown, and where they were"
+def _parse_snippet(
+    text: str, opened: str, closed: str
+) -> tuple[str, list[tuple[int, int]]]:
+    "A snippet cut to a length that can be shown, and the ranges that were marked"
     plain, hits = "", []
     for piece in text.split(opened):
         hit, end, rest = piece.partition(closed)
         if end:
             hits.append((len(plain), len(plain) + len(hit)))
         plain += hit + rest
-    start = max(0, hits[0][0] - _SHOWN // 3) if hits and len(plain) > _SHOWN else 0
-    shown = plain[start : start + _SHOWN]
+    start = 0
+    if hits and len(plain) > _SNIPPET:
+        start = max(0, hits[0][0] - _SNIPPET // 3)
+    shown = plain[start : start + _SNIPPET]
     moved = [(a - start, min(b - start, len(shown))) for a, b in hits]
     return shown, [(a, b) for a, b in moved if a < b]
+
+
+# -- trees ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filter:
+    "Which trees to list: those with a response that fits all of this"
+
+    words: str = ""
+    model: str | None = None
+    starred: bool = False
+    before: str | None = None
+
+    @property
+    def is_all(self) -> bool:
+        return not (self.words.strip() or self.model or self.starred)
+
+
+@dataclass
+class Listed:
+    "A tree, and its responses that fit, newest first"
+
+    root: Node
+    fitting: list[str]
+
+
+@dataclass
+class Page:
+    "Some trees, and the ``before`` of the next page, None on the last one"
+
+    trees: list[Listed] = field(default_factory=list)
+    before: str | None = None
+
+
+def list_trees(history: History, wanted: Filter, n: int = 25) -> Page:
+    "The next n trees"
+    forest, page = Forest(history, _PROMPT), Page()
+    for tree in _matching_trees(forest, wanted, n):
+        if len(page.trees) == n:
+            page.before = page.trees[-1].fitting[0]
+            break
+        page.trees.append(tree)
+    return page
+
+
+def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
+    "Trees in the order of their newest response that fits"
+    seen: set[str] = set()
+    before = wanted.before
+    while ids := _fitting(forest, wanted, before):
+        before = ids[-1]
+        forest.ancestry.load(ids)
+        roots = [
+            r for r in dict.fromkeys(map(forest.ancestry.root, ids)) if r not in seen
+        ]
+        seen.update(roots)
+        for start in range(0, len(roots), n):
+            for root in forest.load(roots[start : start + n]):
+                members = [node.id for node in root.walk()]
+                fitting = _fitting(forest, wanted, among=members)
+                if wanted.before is None or fitting[0] < wanted.before:
+                    yield Listed(root, fitting)  # others were on an earlier page
+
+
+def _fitting(
+    forest: Forest,
+    wanted: Filter,
+    before: str | None = None,
+    among: Iterable[str] | None = None,
+) -> list[str]:
+    "The newest responses that fit"
+    joins, conditions, values = [], ["1"], []
+    if wanted.words.strip():
+        joins.append(
+            "join turn_search on turn_search.turn_id = turns.id"
+            " join turn_search_fts on turn_search_fts.rowid = turn_search.id"
+        )
+        conditions.append("turn_search_fts match ?")
+        values.append(match_of(wanted.words) or '""')
+    if wanted.starred:
+        if not forest.db["kvbranch_marks"].exists():
+            return []
+        joins.append("join kvbranch_marks on response_id = turns.id and starred")
+    if wanted.model:
+        conditions.append("model = ?")
+        values.append(wanted.model)
+    if before is not None:
+        conditions.append("turns.id < ?")
+        values.append(before)
+    if among is not None:
+        conditions.append(f"turns.id {IN}")
+        values.append(json_list(among))
+    rows = forest.db.query(
+        f"select turns.id from turns {' '.join(joins)}"
+        f" where {' and '.join(conditions)} order by turns.id desc limit {_READ}",
+        values,
+    )
+    return [row["id"] for row in rows]

@@ -1,28 +1,39 @@
 """The tables and views that this project adds to llm's log.
 
-The idea: what llm has no place for (where a branch came from, what a person marked)
-is in tables of our own, beside llm's and named for us. The views put both together,
-for people who look at the log with datasette or SQL.
+The idea: what llm's own tables cannot hold (where a branch came from, stars and
+notes) is stored in tables of our own beside them. The views join both, for people
+who read the log with datasette or SQL.
 
-The invariant: llm's own tables stay as llm made them, and a log without ours is a
-log like any other.
+The invariant: llm's tables are never altered, and a log without our tables works
+like any other.
 """
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
 
 import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 migrations = Migrations("llm-kvbranch")
 
-# Who may see all of these may see the conversations of a log
-READ = ("turns", "threads", "messages", "parts")
-"The tables of llm's that a conversation is read from"
+LLM_TABLES = ("turns", "threads", "messages", "parts")
+"llm's tables that conversations are read from; seeing all of them is seeing the log"
+
+IN = "in (select value from json_each(?))"
+"A condition on any number of values, passed as one parameter by ``json_list``"
+
+
+def json_list(values: Iterable[Any]) -> str:
+    "Values as the one parameter of IN"
+    return json.dumps(list(values))
 
 
 @migrations()
 def m001_branches(db: sqlite_utils.Database) -> None:
-    "Where a response came from that a command of ours asked for"
+    "How each response that one of our commands logged was reached"
     db.table("kvbranch_branches").create(
         {
             "response_id": str,
@@ -43,7 +54,7 @@ def m001_branches(db: sqlite_utils.Database) -> None:
 
 @migrations()
 def m002_marks(db: sqlite_utils.Database) -> None:
-    "Stars and notes of a person"
+    "Stars and notes"
     db.table("kvbranch_marks").create(
         {"response_id": str, "starred": int, "note": str, "updated": str},
         pk="response_id",
@@ -85,6 +96,6 @@ VIEWS = {"kvbranch_responses": _RESPONSES, "kvbranch_branch_points": _POINTS}
 
 @migrations()
 def m003_views(db: sqlite_utils.Database) -> None:
-    "Responses, and where branches leave them, with all that belongs to each"
+    "Views of responses and of branch points"
     for name, query in VIEWS.items():
         db.create_view(name, query.strip(), replace=True)

@@ -1,7 +1,7 @@
-"""A conversation or a whole tree as a text that can be kept or given away.
+"""A conversation or a whole tree as Markdown or JSON, to keep or to share.
 
-The idea: Markdown that reads well as it is, and JSON with all there is. What stands
-above a branch inside an answer ends where the branch left, as the model saw it.
+The idea: Markdown reads well as it is, JSON has everything. An answer that a branch
+cuts ends at the cut, as the model saw it.
 
 This module does not know files or HTTP.
 """
@@ -12,41 +12,43 @@ import json
 import re
 from typing import Any
 
-from .diff import one_line
 from .history import History
-from .path import Turn, path, turns_of
-from .tree import Node, outline
+from .path import Turn, read_path, read_turns
+from .text import one_line
+from .tree import Node
 
-KINDS = {"markdown": "md", "json": "json"}
+FORMATS = {"markdown": "md", "json": "json"}
+"Each format, and the extension of its files"
 
 
-def path_text(history: History, node: Node, kind: str) -> str:
-    "All that leads to a response"
-    turns = path(history, node)
-    if kind == "json":
+def path_text(history: History, node: Node, format: str) -> str:
+    "The conversation up to a response"
+    turns = read_path(history, node)
+    if format == "json":
         return _json({"id": node.id, "turns": [_turn(turn) for turn in turns]})
     parts = [f"# {_title(turns[0])}", *(_markdown(turn, 2) for turn in turns)]
     return "\n\n".join(parts) + "\n"
 
 
-def tree_text(history: History, root: Node, kind: str) -> str:
-    "A response and all below it"
-    turns = turns_of(history, list(root.walk()))
-    if kind == "json":
+def tree_text(history: History, root: Node, format: str) -> str:
+    "A response with all below it"
+    turns = read_turns(history, list(root.walk()))
+    if format == "json":
         return _json({"root": root.id, "responses": [_turn(turn) for turn in turns]})
     lines = [
-        f"{lead}{node.id}  {_one_line(node.prompt, 60)}" for lead, node in outline(root)
+        f"{lead}{node.id}  {_one_line(node.prompt, 60)}"
+        for lead, node in root.outline()
     ]
     drawn = _fenced("\n".join(lines))
     parts = [f"# {_title(turns[0])}", drawn, *(_markdown(turn, 2) for turn in turns)]
     return "\n\n".join(parts) + "\n"
 
 
-def file_name(node: Node, what: str, kind: str) -> str:
-    "What the file is called: the first words of the question, and which response"
+def file_name(node: Node, what: str, format: str) -> str:
+    "A file's name: the first words of the question, and the start of the id"
     words = re.findall(r"[a-z0-9]+", node.prompt[:200].lower())
     name = "-".join(words)[:40].strip("-") or "conversation"
-    return f"{name}-{node.id[:10]}-{what}.{KINDS[kind]}"
+    return f"{name}-{node.id[:10]}-{what}.{FORMATS[format]}"
 
 
 def _json(data: dict[str, Any]) -> str:
@@ -55,7 +57,7 @@ def _json(data: dict[str, Any]) -> str:
 
 def _turn(turn: Turn) -> dict[str, Any]:
     node = turn.node
-    told = {
+    facts = {
         "id": node.id,
         "parent": node.parent.id if node.parent else None,
         "thread": node.thread_id,
@@ -79,20 +81,20 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "starred": node.starred,
         "note": node.note,
     }
-    return {k: v for k, v in told.items() if v not in (None, [], {}, False)}
+    return {k: v for k, v in facts.items() if v not in (None, [], {}, False)}
 
 
 def _markdown(turn: Turn, level: int) -> str:
-    "A turn below headings of a level"
+    "A turn under a heading of some level"
     node, mark = turn.node, "#" * level
     about = [
         node.model,
         *([node.created[:16].replace("T", " ")] if node.created else []),
     ]
     star = "★ " if node.starred else ""
-    parts = [f"{mark} {star}{_said(turn)}", f"*{', '.join(about)}, {node.id}*"]
+    parts = [f"{mark} {star}{_heading(turn)}", f"*{', '.join(about)}, {node.id}*"]
     if turn.apart:
-        parts.append("*Begins anew: nothing above is in its context.*")
+        parts.append("*Starts a new context: nothing above is in it.*")
     if node.note:
         parts.append(f"> **Note:** {_one_line(node.note, len(node.note))}")
     if turn.system:
@@ -104,15 +106,15 @@ def _markdown(turn: Turn, level: int) -> str:
     text = turn.text if turn.cut is None else turn.text[: turn.cut]
     parts.append(f"**Answer:**\n\n{_closed(text)}")
     if turn.cut is not None and turn.cut < len(turn.text):
-        parts.append("*The next turn goes on from here, inside the answer.*")
+        parts.append("*The next turn continues from here, inside the answer.*")
     for call in turn.calls:
         arguments = json.dumps(call["arguments"], indent=2, ensure_ascii=False)
         parts.append(f"**Calls {call['name']}:**\n\n{_fenced(arguments)}")
     return "\n\n".join(parts)
 
 
-def _said(turn: Turn) -> str:
-    "A heading: how the turn was reached, and what was asked"
+def _heading(turn: Turn) -> str:
+    "The verb of a turn, and its question"
     verb = turn.node.verb
     how = "fresh" if turn.node.mode == "fresh" else verb
     lead = f"{how}: " if how in ("branch", "focus", "retry", "fresh") else ""
@@ -124,11 +126,11 @@ def _title(turn: Turn) -> str:
 
 
 def _one_line(text: str, n: int) -> str:
-    return one_line(text[: 4 * n], n)  # of a long text not all is looked at
+    return one_line(text[: 4 * n], n)  # enough of a long text
 
 
 def _fenced(text: Any) -> str:
-    "A text as code, whatever fences are in it"
+    "A text in a code block with a fence longer than any in it"
     text = str(text)
     longest = max((len(each) for each in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -136,7 +138,7 @@ def _fenced(text: Any) -> str:
 
 
 def _closed(text: str) -> str:
-    "A text whose last block of code ends, or it would swallow what comes after"
+    "A text with its last code block closed, so that it ends before what follows"
     fence = ""
     for found in re.finditer(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.MULTILINE):
         marks, rest = found.groups()

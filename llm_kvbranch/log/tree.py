@@ -1,10 +1,10 @@
-"""The tree that a log's responses form, and its outline.
+"""The trees that a log's responses form.
 
-The idea: every response stands below the one that it goes on from. llm's messages
-already form a tree; walking it from the first response down finds a whole tree
-without looking at the rest of the log, in a few queries for each verb's branches.
+The idea: every response is a child of the one it continues. llm's messages already
+form a tree, so walking down from the first response finds a whole tree without
+reading the rest of the log.
 
-This module knows the log's tables, neither state nor the terminal.
+This module knows the log's tables. It does not know KV state or how a tree is shown.
 """
 
 from __future__ import annotations
@@ -14,22 +14,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ..errors import HistoryError
-from .ancestry import IN, Ancestry, listed
-from .branching import QUOTING, question
+from .ancestry import Ancestry
 from .history import History
 from .marks import read_marks
+from .tables import IN, json_list
+from .text import QUOTING, question
 
-# The text of a part; where it borrows a fragment, what was typed beside that
+# The text of a part; if it refers to fragments, only the literal text around them
 _TEXT = """coalesce(parts.text, (
   select group_concat(json_extract(piece.value, '$.literal'), '')
   from json_each(parts.payload, '$.text_ref') piece))"""
-_BELOW = f"""
-with recursive below(hash) as (
-  select tip_message_hash from turns where id {IN}
-  union select m.hash from messages m join below on m.parent_hash = below.hash)
-select id from turns where parent_message_hash in (select hash from below)
-"""
 
 
 @dataclass
@@ -57,89 +51,84 @@ class Node:
 
     @property
     def n_tokens(self) -> int | None:
-        "Tokens of prompt and answer, None where the model did not count them"
+        "Tokens of prompt and answer, None if the model did not count them"
         if self.input_tokens is None or self.output_tokens is None:
             return None
         return self.input_tokens + self.output_tokens
 
-    def way(self) -> list[Node]:
-        "The nodes from the first of the tree to this one"
+    def path(self) -> list[Node]:
+        "The nodes from the root to this one"
         nodes = [self]
         while (parent := nodes[-1].parent) is not None:
             nodes.append(parent)
         return nodes[::-1]
 
     def walk(self) -> Iterator[Node]:
-        "This node and all below it, parents first, oldest child first"
+        "This node and all below it, parents first, children by age"
         waiting = [self]
         while waiting:
             node = waiting.pop()
             yield node
             waiting += reversed(node.children)
 
+    def outline(self) -> Iterator[tuple[str, Node]]:
+        """This node and all below it, each with the lines drawn before it.
+
+        An only child is not indented, so that a long conversation stays at the left
+        edge; only branches are.
+        """
+        waiting: list[tuple[str, str, Node]] = [("", "", self)]
+        while waiting:
+            lead, below, node = waiting.pop()
+            yield lead, node
+            if len(node.children) == 1:
+                waiting.append((below, below, node.children[0]))
+                continue
+            last = len(node.children) - 1
+            for i, child in reversed(list(enumerate(node.children))):
+                elbow, line = ("└─ ", "   ") if i == last else ("├─ ", "│  ")
+                waiting.append((below + elbow, below + line, child))
+
 
 class Forest:
     """The trees of one log.
 
-    ``shown`` is how many characters of a text are read, None for all of them.
+    ``n_characters`` of each text are read, all of them if it is None.
     """
 
-    def __init__(self, history: History, shown: int | None = None):
+    def __init__(self, history: History, n_characters: int | None = None):
         self.history = history
         self.db = history.db
-        self.shown = shown
+        self.n_characters = n_characters
         self.ancestry = Ancestry(self.db)
-        self._branches = self.db["kvbranch_branches"].exists()
+        self._has_branches = self.db["kvbranch_branches"].exists()
 
     def tree(self, response_id: str) -> Node:
-        "The root of the tree that a response is in"
+        "The root of the tree that contains a response"
         return self.below(self.ancestry.root(response_id))
 
     def recent(self, n: int) -> list[Node]:
-        "The roots of the n trees that were gone on with last, newest first"
+        "The roots of the n trees with the newest responses, newest first"
         roots: dict[str, None] = {}
         newest = self.db.query("select id from turns order by id desc")
         while len(roots) < n and (ids := [row["id"] for row in islice(newest, 20 * n)]):
-            self.ancestry.learn(ids)
+            self.ancestry.load(ids)
             roots |= dict.fromkeys(map(self.ancestry.root, ids))
-        return self.grown(list(roots)[:n])
-
-    def current(self) -> str | None:
-        "The response that llm -c goes on from"
-        for row in self.db.query(
-            "select id from turns where thread_id = (select max(id) from threads)"
-            " order by id desc limit 1"
-        ):
-            return str(row["id"])
-        return None
-
-    def short(self, response_id: str) -> str:
-        "As much of an id as tells it from all others in the log, 8 at least"
-        row = next(
-            self.db.query(
-                "select (select max(id) from turns where id < :id) before,"
-                " (select min(id) from turns where id > :id) after",
-                {"id": response_id},
-            )
-        )
-        n = 8
-        for other in (row["before"] or "", row["after"] or ""):
-            while len(response_id) > n and other[:n] == response_id[:n]:
-                n += 1
-        return response_id[:n]
+        return self.load(list(roots)[:n])
 
     def below(self, root: str) -> Node:
-        "A response, with everything below it"
-        return self.grown([root])[0]
+        "A response with all below it"
+        return self.load([root])[0]
 
-    def grown(self, roots: list[str]) -> list[Node]:
-        "Some responses of different trees, each with everything below it"
-        nodes = {row["id"]: _node(row) for row in self._rows(self._ids_below(roots))}
+    def load(self, roots: list[str]) -> list[Node]:
+        "Responses of different trees, each with all below it"
+        ids = self.ancestry.descendants(roots)
+        nodes = {row["id"]: _node(row) for row in self._rows(ids)}
         for mark in read_marks(self.db, nodes):
             nodes[mark.response_id].starred = mark.starred
             nodes[mark.response_id].note = mark.note
-        self._say_prompts(nodes)
-        self.ancestry.learn(nodes)
+        self._load_prompts(nodes)
+        self.ancestry.load(nodes)
         for node in sorted(nodes.values(), key=lambda node: node.id):
             parent = None if node.id in roots else self.ancestry.parent(node.id)
             if parent in nodes:
@@ -147,32 +136,11 @@ class Forest:
                 node.parent.children.append(node)
         return [nodes[root] for root in roots]
 
-    def _ids_below(self, roots: list[str]) -> set[str]:
-        "Whatever may stand below some responses, and these"
-        known, new = set(roots), roots
-        while new:  # of which it is not known what goes on from them
-            found = {row["id"] for row in self.db.query(_BELOW, [listed(new)])}
-            branched = self._branched([*new, *(found - known)])
-            known |= found
-            new = list(branched - known)
-            known |= branched
-        return known
-
-    def _branched(self, ids: Iterable[str]) -> set[str]:
-        "What a command of ours branched from some responses"
-        if not self._branches:
-            return set()
-        query = (
-            "select response_id from kvbranch_branches join turns on id = response_id"
-            f" where from_response {IN}"
-        )
-        return {row["response_id"] for row in self.db.query(query, [listed(ids)])}
-
     def _rows(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-        "Turns, with how they were reached"
+        "Rows of turns, with the verb that reached each"
         join = (
             "left join kvbranch_branches b on b.response_id = turns.id"
-            if self._branches
+            if self._has_branches
             else "left join (select null verb, null mode, null excerpt,"
             " null start, null end) b on 0"
         )
@@ -180,19 +148,19 @@ class Forest:
             "select turns.*, b.verb, b.mode, b.excerpt, b.start, b.end"
             f" from turns {join}"
         )
-        yield from self.db.query(f"{query} where turns.id {IN}", [listed(ids)])
+        yield from self.db.query(f"{query} where turns.id {IN}", [json_list(ids)])
 
-    def _say_prompts(self, nodes: dict[str, Node]) -> None:
-        "The words of each prompt's last message"
-        # All of one that quotes: what it asks stands at its end
+    def _load_prompts(self, nodes: dict[str, Node]) -> None:
+        "Read the text of the last message in each prompt"
+        # Prompts that quote are read whole: their question comes last
         quotes = " or ".join(f"{_TEXT} glob '{start}*'" for start in QUOTING)
         for id, text in self._texts("parent_message_hash", nodes, quotes):
             nodes[id].prompt += text
         for node in nodes.values():
             node.prompt = question(node.prompt)
 
-    def say_answers(self, root: Node) -> None:
-        "Add the beginning of each answer"
+    def load_answers(self, root: Node) -> None:
+        "Read the start of each answer in a tree"
         nodes = {node.id: node for node in root.walk()}
         for id, text in self._texts("tip_message_hash", nodes):
             nodes[id].answer += text
@@ -200,40 +168,26 @@ class Forest:
     def _texts(
         self, column: str, ids: Iterable[str], whole: str = "0"
     ) -> Iterator[tuple[str, str]]:
-        "(id, text) of each part of the message that a column of turns names"
-        shown = -1 if self.shown is None else self.shown
-        said = (
+        """(id, text) of each part of the message in a column of turns.
+
+        Texts are cut, but for those that the condition ``whole`` is true of.
+        """
+        most = -1 if self.n_characters is None else self.n_characters
+        text = (
             f"case when ?1 < 0 or {whole} then {_TEXT} else substr({_TEXT}, 1, ?1) end"
         )
         for row in self.db.query(
-            f"select turns.id, parts.type, parts.tool_name, {said} text from turns"
+            f"select turns.id, parts.type, parts.tool_name, {text} text from turns"
             f" join parts on parts.message_hash = turns.{column}"
             " where turns.id in (select value from json_each(?2))"
             " order by parts.position",
-            [shown, listed(ids)],
+            [most, json_list(ids)],
         ):
             if row["type"] == "text":
                 yield row["id"], row["text"] or ""
             elif row["type"] in ("tool_call", "tool_result"):
                 arrow = "→" if row["type"] == "tool_call" else "←"
                 yield row["id"], f"{arrow} {row['tool_name'] or 'tool'} "
-
-
-def at_message(history: History, message: str) -> str:
-    """The newest response that answers with a message, was sent it, or goes on from it.
-
-    Raises HistoryError for a message that the log does not have.
-    """
-    query = (
-        "with recursive below(hash) as ("
-        " select hash from messages where hash = ?1"
-        " union select m.hash from messages m join below on m.parent_hash = below.hash)"
-        " select id from turns where tip_message_hash in (select hash from below)"
-        " order by tip_message_hash = ?1 desc, parent_message_hash = ?1 desc, id desc"
-    )
-    for row in history.db.query(f"{query} limit 1", [message]):
-        return str(row["id"])
-    raise HistoryError(f"No response with message {message!r} in the log")
 
 
 def _node(row: dict[str, Any]) -> Node:
@@ -252,22 +206,3 @@ def _node(row: dict[str, Any]) -> Node:
         created=row["datetime_utc"],
         duration_ms=row["duration_ms"],
     )
-
-
-def outline(root: Node) -> Iterator[tuple[str, Node]]:
-    """Each node with the lines that connect it to its parent.
-
-    An only child stands below its parent, so that a conversation does not drift
-    to the right; branches are indented.
-    """
-    waiting: list[tuple[str, str, Node]] = [("", "", root)]
-    while waiting:
-        lead, below, node = waiting.pop()
-        yield lead, node
-        if len(node.children) == 1:
-            waiting.append((below, below, node.children[0]))
-            continue
-        last = len(node.children) - 1
-        for i, child in reversed(list(enumerate(node.children))):
-            elbow, line = ("└─ ", "   ") if i == last else ("├─ ", "│  ")
-            waiting.append((below + elbow, below + line, child))

@@ -34,7 +34,7 @@ from ulid import ULID
 
 from ..engine import cut
 from ..errors import BundleError, StateError, StoreError
-from ..log import Ancestry, History, Imported, adopt, unknown
+from ..log import Ancestry, History, edits
 from .index import Chain, Entry, Segment
 from .statefile import (
     SUFFIX,
@@ -189,13 +189,11 @@ def _share(
 def _conversation(history: History, response_id: str) -> dict[str, Any]:
     "The messages of a response's context, and the turns that they are of"
     response = history.response(response_id)
-    messages = [*response.sent, *response.answered]
+    messages = response.messages
     turns: list[dict[str, Any]] = []
-    ancestry = Ancestry(history.db)
-    at: str | None = response_id
-    while at is not None:
+    for at in Ancestry(history.db).context(response_id):
         turn, logged = history.turn(at), history.response(at)
-        theirs = [*logged.sent, *logged.answered]
+        theirs = logged.messages
         if theirs == messages[: len(theirs)]:  # else an answer that was cut
             names = ("id", "model", "resolved_model", "datetime_utc")
             numbers = ("input_tokens", "output_tokens", "duration_ms")
@@ -206,11 +204,10 @@ def _conversation(history: History, response_id: str) -> dict[str, Any]:
                     "n_answered": len(logged.answered),
                 }
             )
-        at = ancestry.answered(at)
     rows = [message.to_dict() for message in messages]
     if any(part.get("type") != "text" for row in rows for part in row["parts"]):
         raise BundleError("Conversations with attachments or tools cannot be exported")
-    return {"messages": rows, "turns": turns[::-1]}
+    return {"messages": rows, "turns": turns}
 
 
 # -- import ------------------------------------------------------------
@@ -227,7 +224,7 @@ def load(
     try:
         with zipfile.ZipFile(path) as bundle, contextlib.ExitStack() as spares:
             manifest, origin = _read_manifest(bundle, path, key, trust)
-            turns = unknown(history, _parse_turns(manifest))
+            turns = edits.new_turns(history, _parse_turns(manifest))
             thread_id = str(ULID()).lower() if turns else None
             states = [
                 (replace(state, origin=origin, thread_id=thread_id), spare)
@@ -239,7 +236,7 @@ def load(
     except (StateError, StoreError) as error:
         raise BundleError(f"Cannot import {path}: {error}") from None
     if thread_id:
-        adopt(history, turns, thread_id, origin)
+        edits.import_turns(history, turns, thread_id, origin)
     report.thread_id = thread_id
     return report
 
@@ -285,7 +282,7 @@ def _read_manifest(
     return manifest, origin
 
 
-def _parse_turns(manifest: dict[str, Any]) -> list[Imported]:
+def _parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
     "The turns of a manifest; raises BundleError on anything odd"
     from llm import Message
 
@@ -316,7 +313,7 @@ def _parse_turns(manifest: dict[str, Any]) -> list[Imported]:
             if not all(v is None or isinstance(v, str) for v in facts.values()):
                 raise ValueError
             turns.append(
-                Imported(
+                edits.ImportedTurn(
                     turn["id"],
                     messages[:sent],
                     messages[sent : sent + answered],

@@ -16,7 +16,7 @@ import re
 from copy import deepcopy
 from typing import Any
 
-from ..log import READ, VIEWS
+from ..log import tables as log_tables
 from .door.access import HOME
 from .serving.log import is_log, known_logs, logs_of, may_see
 
@@ -32,7 +32,12 @@ _BESIDE: dict[tuple[str | None, str], str] = {
 }
 _ID = re.compile(r"[0-9a-z]{26}")
 _HASH = re.compile(r"b2:[0-9a-f]{32}")
-_TABLES = (*READ, "kvbranch_branches", "kvbranch_marks", *VIEWS)
+_TABLES = (
+    *log_tables.LLM_TABLES,
+    "kvbranch_branches",
+    "kvbranch_marks",
+    *log_tables.VIEWS,
+)
 
 _ORDERS = {"sort", "sort_desc"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -219,4 +224,4 @@ async def queries(datasette: Any, database: str) -> dict[str, dict[str, str]]:
     if not await is_log(datasette, database):
         return {}
     views = await datasette.get_database(database).view_names()
-    return QUERIES if set(VIEWS) <= set(views) else {}
+    return QUERIES if set(log_tables.VIEWS) <= set(views) else {}

@@ -239,7 +239,10 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("reference", "words"),
-        [("zzz", "No response with id 'zzz'"), ("01", "begins several")],
+        [
+            ("zzz", "No response with id 'zzz'"),
+            ("01", "Several response ids start with 01"),
+        ],
     )
     def test_show_an_unknown_id(self, shell, reference, words):
         assert "There is no log" in shell.fail("kvbranch", "show", "last")

@@ -307,7 +307,7 @@ class TestSeveral:
 ERRORS = {
     "unknown id": (["zzz", "Why?"], "No response with id 'zzz'"),
     "not found": (["last", "--excerpt", "the whale", "Why?"], "nearest text is"),
-    "several": (["last", "--excerpt", "e", "Why?"], "choose one with --occurrence"),
+    "several": (["last", "--excerpt", "e", "Why?"], "choose an occurrence: 1: "),
     "no such occurrence": (
         ["last", "--excerpt", "I heard", "--occurrence", "2", "Why?"],
         "no occurrence 2",
@@ -318,7 +318,7 @@ ERRORS = {
     "both": (["last", "--range", "0:2", "--excerpt", "I", "Why?"], "not both"),
     "empty excerpt": (["last", "--excerpt", " ", "Why?"], "excerpt is empty"),
     "empty prompt": (["last", " "], "prompt is empty"),
-    "focus on nothing": (["focus", "last", "Why?"], "focus needs an --excerpt"),
+    "focus on nothing": (["focus", "last", "Why?"], "focus needs an excerpt"),
     "no such model": (["last", "Why?", "-m", "nope"], "Unknown model: nope"),
     "bad option": (["last", "Why?", "-o", "wings", "2"], "wings"),
     "model fails": (["last", "fail"], "the parrot is dead"),

@@ -56,7 +56,7 @@ class TestRefused:
             find(TEXT, "sea is")
         message = str(caught.value)
         assert "3 times" in message
-        assert "--occurrence" in message
+        assert "choose an occurrence: 1: " in message
         assert "2: …" in message
         assert "\n" not in message
 

@@ -14,7 +14,8 @@ import pytest
 import sqlite_utils
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_kvbranch.log.history import History, message_text
+from llm_kvbranch.log.history import History
+from llm_kvbranch.log.text import message_text
 
 from ..support.servers import (
     AHEAD,

@@ -11,7 +11,7 @@ import sqlite3
 import pytest
 import sqlite_utils
 
-from llm_kvbranch.log.edits import forget
+from llm_kvbranch.log.edits import delete_responses
 from llm_kvbranch.log.marks import mark
 from llm_kvbranch.log.tables import VIEWS, migrations
 from llm_kvbranch.log.tree import Forest
@@ -231,7 +231,7 @@ class TestForgetting:
         before = self.parents(log)
         assert before[once_more] == log.one
         for id in (first, again):
-            forget(log.history, [id])
+            delete_responses(log.history, [id])
             del before[id]
             assert self.parents(log) == before
         row = log.history.branch(once_more)
@@ -245,11 +245,11 @@ class TestForgetting:
         first = log.go_on(log.one, "And?", "So.")
         again = log.retry(first, "No.")
         before = self.parents(log)
-        forget(log.history, [first])
+        delete_responses(log.history, [first])
         del before[first]
         assert self.parents(log) == before
         assert before[again] == log.one
 
     def test_marks_go_with_it(self, log):
-        forget(log.history, [log.two])
+        delete_responses(log.history, [log.two])
         assert log.db["kvbranch_marks"].count == 0

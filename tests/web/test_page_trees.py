@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from llm_kvbranch.errors import HistoryError
 from llm_kvbranch.log import diff
-from llm_kvbranch.log.ancestry import Ancestry
-from llm_kvbranch.log.listing import Wanted, list_trees
-from llm_kvbranch.log.marks import LONGEST, mark
-from llm_kvbranch.log.path import path as path_to
-from llm_kvbranch.log.search import match_of, search
+from llm_kvbranch.log.ancestry import Ancestry, resolve_message
+from llm_kvbranch.log.marks import MAX_NOTE, mark
+from llm_kvbranch.log.path import read_path
+from llm_kvbranch.log.search import Filter, list_trees, match_of, search_responses
 from llm_kvbranch.log.transcript import file_name, path_text, tree_text
-from llm_kvbranch.log.tree import Forest, at_message
+from llm_kvbranch.log.tree import Forest
 from llm_kvbranch.web.page.page_data import (
     describe_columns,
     describe_path,
@@ -226,7 +225,7 @@ class TestTree:
         mark(log.history, id, starred=False)
         assert log.db["kvbranch_marks"].count == 0
         with pytest.raises(HistoryError, match="at most"):
-            mark(log.history, id, note="x" * (LONGEST + 1))
+            mark(log.history, id, note="x" * (MAX_NOTE + 1))
 
     @pytest.mark.parametrize("name", HOSTILE)
     def test_whatever_is_said(self, log, name):
@@ -246,10 +245,10 @@ class TestTree:
         one = log.begin("Why?", "Because.")
         two = log.retry(one, "Because.")
         turn = log.history.turn(one)
-        assert at_message(log.history, turn["tip_message_hash"]) == two
-        assert at_message(log.history, turn["parent_message_hash"]) == two
+        assert resolve_message(log.history, turn["tip_message_hash"]) == two
+        assert resolve_message(log.history, turn["parent_message_hash"]) == two
         with pytest.raises(HistoryError, match="No response"):
-            at_message(log.history, "b2:nix")
+            resolve_message(log.history, "b2:nix")
 
 
 class TestPath:
@@ -347,7 +346,7 @@ class TestPath:
         nodes = {n.id: n for r in Forest(log.history).recent(99) for n in r.walk()}
         for id in ids:
             logged = log.history.response(id)
-            *_, turn = path_to(log.history, nodes[id])
+            *_, turn = read_path(log.history, nodes[id])
             last = logged.sent[-1]
             assert turn.text == logged.text
             assert turn.prompt == "".join(part.text for part in last.parts)
@@ -364,7 +363,7 @@ class TestSearch:
         return one, two, other
 
     def found(self, log, words, **more):
-        return {each.id for each in search(log.db, words, **more)}
+        return {each.id for each in search_responses(log.db, words, **more)}
 
     def test_words(self, log, ids):
         one, two, other = ids
@@ -376,10 +375,10 @@ class TestSearch:
         assert self.found(log, "scat blue") == set()
         assert self.found(log, '"scat"') == set()
         assert self.found(log, "blue", among=[other, two]) == {other, two}
-        assert len(search(log.db, "blue", n=1)) == 1
+        assert len(search_responses(log.db, "blue", n=1)) == 1
 
     def test_hits_are_what_was_looked_for(self, log, ids):
-        for each in search(log.db, "sky blue"):
+        for each in search_responses(log.db, "sky blue"):
             hits = {each.snippet[a:b].lower() for a, b in each.hits}
             assert hits == {"sky", "blue"}
 
@@ -390,8 +389,8 @@ class TestSearch:
          "prompt : blue", "+", "a + b", "x" * 5000],
     )  # fmt: skip
     def test_nothing_that_is_typed_is_a_mistake(self, log, ids, typed):
-        search(log.db, typed)
-        list_trees(log.history, Wanted(typed))
+        search_responses(log.db, typed)
+        list_trees(log.history, Filter(typed))
 
     @given(st.text())
     @settings(max_examples=200)
@@ -411,7 +410,7 @@ class TestSearch:
     @pytest.mark.parametrize("name", HOSTILE)
     def test_snippets_of_anything(self, log, name):
         log.begin(HOSTILE[name], "needle " + HOSTILE[name])
-        (each,) = search(log.db, "needle")
+        (each,) = search_responses(log.db, "needle")
         assert len(each.snippet) <= 300
         assert "needle" in {each.snippet[a:b] for a, b in each.hits}
 
@@ -420,7 +419,7 @@ class TestListing:
     "Fails if a conversation is left out of the list, or is in it twice"
 
     @pytest.mark.parametrize(
-        "wanted", [Wanted(), Wanted("yes"), Wanted(model="parrot")]
+        "wanted", [Filter(), Filter("yes"), Filter(model="parrot")]
     )
     @pytest.mark.parametrize("n", [1, 3, 100])
     def test_all_of_them_once_page_by_page(self, log, wanted, n):
@@ -430,7 +429,7 @@ class TestListing:
         listed, before = [], None
         for _ in range(100):
             page = list_trees(
-                log.history, Wanted(wanted.words, wanted.model, before=before), n
+                log.history, Filter(wanted.words, wanted.model, before=before), n
             )
             listed += page.trees
             before = page.before
@@ -442,24 +441,24 @@ class TestListing:
         keys = [tree.fitting[0] for tree in listed]
         assert keys == sorted(keys, reverse=True)
         if wanted.words:
-            wanted_ids = {each.id for each in search(log.db, "yes", n=1000)}
+            wanted_ids = {each.id for each in search_responses(log.db, "yes", n=1000)}
             roots = {forest.ancestry.root(each) for each in wanted_ids}
             assert {id for tree in listed for id in tree.fitting} == wanted_ids
         assert {tree.root.id for tree in listed} == roots
 
     def test_stars(self, log):
         one, other = log.begin("Why?", "Because."), log.begin("How?", "So.")
-        assert not list_trees(log.history, Wanted(starred=True)).trees
+        assert not list_trees(log.history, Filter(starred=True)).trees
         mark(log.history, one, starred=True)
         mark(log.history, other, note="no star")
-        (tree,) = list_trees(log.history, Wanted(starred=True)).trees
+        (tree,) = list_trees(log.history, Filter(starred=True)).trees
         assert tree.fitting == [one]
 
     def test_models(self, log):
         log.begin("Why?", "Because.")
         log.model.model_id = "other"
         other = log.begin("How?", "So.")
-        (tree,) = list_trees(log.history, Wanted(model="other")).trees
+        (tree,) = list_trees(log.history, Filter(model="other")).trees
         assert tree.root.id == other
 
 

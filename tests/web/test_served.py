@@ -18,7 +18,8 @@ import sqlite_utils
 
 from llm_kvbranch import client
 from llm_kvbranch import model as model_module
-from llm_kvbranch.log.history import History, message_text
+from llm_kvbranch.log.history import History
+from llm_kvbranch.log.text import message_text
 
 from ..support.homes import SHORT, Homes
 from ..support.servers import (

@@ -25,7 +25,8 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from llm_kvbranch.log.history import History, message_text
+from llm_kvbranch.log.history import History
+from llm_kvbranch.log.text import message_text
 
 from ..support.homes import Homes
 from ..support.servers import ENDLESS, Judge, Server, assistant, chat, until, user

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
-from ...log import LONGEST
+from ...log import marks
 
 Text = Annotated[str, Field(max_length=4_000_000)]
 
@@ -217,7 +217,7 @@ class MarkRequest(BaseModel):
 
     id: str
     starred: Optional[bool] = None
-    note: Annotated[Optional[str], Field(max_length=LONGEST)] = None
+    note: Annotated[Optional[str], Field(max_length=marks.MAX_NOTE)] = None
 
 
 class PruneRequest(BaseModel):

@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from ...log import (
-    Found,
-    History,
-    Listed,
-    Node,
-    Wanted,
-    list_trees,
-    models_of,
-    n_older,
-    outline,
-    search,
-)
+from ...log import History, Node, search
 from ...settings import format_size
 from ...store import known_states
 from .page_data import PROMPT, one_line
@@ -26,14 +15,16 @@ _LINES = 10  # of a tree's outline
 
 
 def describe_list(
-    history: History, wanted: Wanted, slots: Mapping[str, int]
+    history: History, wanted: search.Filter, slots: Mapping[str, int]
 ) -> dict[str, Any]:
     "A page of trees, and what can be chosen from"
-    page = list_trees(history, wanted)
+    page = search.list_trees(history, wanted)
     newest = [tree.fitting[0] for tree in page.trees]
     found = {}
     if wanted.words:
-        found = {f.id: f for f in search(history.db, wanted.words, newest)}
+        found = {
+            f.id: f for f in search.search_responses(history.db, wanted.words, newest)
+        }
     nodes = {node.id for tree in page.trees for node in tree.root.walk()}
     states = {id: known.nbytes for id, known in known_states(nodes).items()}
     return {
@@ -46,18 +37,20 @@ def describe_list(
             for tree in page.trees
         ],
         "before": page.before,
-        "models": models_of(history),
-        "n_older": n_older(history),
+        "models": history.models(),
+        "n_older": history.n_legacy(),
     }
 
 
-def _tree(tree: Listed, wanted: Wanted, states: Mapping[str, int]) -> dict[str, Any]:
+def _tree(
+    tree: search.Listed, wanted: search.Filter, states: Mapping[str, int]
+) -> dict[str, Any]:
     "What a tree is about, how large it is, what it looks like"
     nodes = list(tree.root.walk())
     newest = max(nodes, key=lambda node: node.id)
     counted = [node.n_tokens for node in nodes if node.n_tokens is not None]
     nbytes = sum(states.get(node.id, 0) for node in nodes)
-    lines = list(outline(tree.root))
+    lines = list(tree.root.outline())
     if not wanted.is_all:  # what was looked for may be far down
         fitting = set(tree.fitting)
         lines = [("", node) for node in nodes if node.id in fitting]
@@ -91,7 +84,7 @@ def _line(lead: str, node: Node) -> dict[str, Any]:
     }
 
 
-def _pieces(found: Found | None) -> list[tuple[str, bool]]:
+def _pieces(found: search.Found | None) -> list[tuple[str, bool]]:
     "A snippet in pieces, and which of them are what was looked for"
     if found is None:
         return []

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...log import KINDS, Forest, History, Node, file_name, path_text, tree_text
-from ...log import search as search_in
+from ...log import Forest, History, Node, transcript
+from ...log import search as log_search
 from ..api.endpoint import json_response
 from ..api.openai import RequestError
 from ..serving.log import Log, reading
@@ -48,8 +48,8 @@ async def search(log: Log, request: Any) -> Any:
         if root:
             top = forest.tree(history.resolve(root, threads=True))
             among = [node.id for node in top.walk()]
-        found = search_in(history.db, words, among)
-        forest.ancestry.learn(each.id for each in found)
+        found = log_search.search_responses(history.db, words, among)
+        forest.ancestry.load(each.id for each in found)
         return {"results": [describe_found(each, forest) for each in found]}
 
     return json_response(await log.read(read))
@@ -71,15 +71,16 @@ async def export(log: Log, request: Any) -> Any:
 
     wanted = _wanted(request)
     what = _choice(request, "what", "path", ("path", "tree"))
-    kind = _choice(request, "as", "markdown", tuple(KINDS))
+    kind = _choice(request, "as", "markdown", tuple(transcript.FORMATS))
 
     def read(history: History) -> tuple[str, str]:
         id = history.resolve(wanted, threads=True)
         forest = Forest(history)
         root = forest.tree(id)
         node = _find(root, id) if what == "path" else root
-        text = (path_text if what == "path" else tree_text)(history, node, kind)
-        return text, file_name(node, what, kind)
+        write = transcript.path_text if what == "path" else transcript.tree_text
+        text = write(history, node, kind)
+        return text, transcript.file_name(node, what, kind)
 
     text, name = await log.read(read)
     media = "application/json" if kind == "json" else "text/markdown"

@@ -16,7 +16,7 @@ import sqlite_utils
 from llm.logs import message_hash
 
 from ...errors import KVBranchError
-from ...log import Forest, History, forget, marks
+from ...log import Forest, History, edits, marks
 from ...settings import format_size
 from ...store import Removal
 from ...store import prune as prune_states
@@ -85,7 +85,7 @@ def _forget(history: History, server: Server, ids: list[str]) -> None:
     if {node.id for node in root.walk()} != set(ids):
         raise RequestError(409, "Something was added there meanwhile: look again")
     _refuse_if_wanted(history, server, ids)
-    forget(history, ids)
+    edits.delete_responses(history, ids)
 
 
 def _refuse_if_wanted(history: History, server: Server, ids: Iterable[str]) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...log import Forest, Found, History, Node, Turn, columns, turns_of
-from ...log import path as path_to
+from ...log import Forest, History, Node, Turn, diff, read_path, read_turns, search
 from ...store import Known, known_states
 from ..serving.served_model import Server
 
@@ -39,9 +38,9 @@ def describe_tree(
     "The tree that a response is in, parents before children"
     forest = Forest(history, _READ)
     root = forest.tree(history.resolve(reference, threads=True))
-    forest.say_answers(root)
+    forest.load_answers(root)
     nodes = list(root.walk())
-    current = forest.current()
+    current = history.current()
     states = known_states(node.id for node in nodes)
     hot = _hot(forest, nodes, slots)
     return {
@@ -102,7 +101,7 @@ def describe_path(
     wanted = history.resolve(reference, threads=True)
     forest = Forest(history, _READ)
     nodes = {node.id: node for node in forest.tree(wanted).walk()}
-    turns = path_to(history, nodes[wanted])
+    turns = read_path(history, nodes[wanted])
     states = known_states(turn.node.id for turn in turns)
     hot = _hot(forest, list(nodes.values()), slots)
     return {
@@ -156,7 +155,7 @@ def _child(node: Node) -> dict[str, Any]:
     }
 
 
-def describe_found(found: Found, forest: Forest) -> dict[str, Any]:
+def describe_found(found: search.Found, forest: Forest) -> dict[str, Any]:
     "A response that was searched for"
     return {
         "id": found.id,
@@ -173,15 +172,15 @@ def describe_columns(history: History, references: list[str]) -> dict[str, Any]:
     "Answers beside each other: what they go on from alike, how their words differ"
     ids = [history.resolve(each, threads=True) for each in references]
     forest = Forest(history, _READ)
-    roots = forest.grown(list(dict.fromkeys(map(forest.ancestry.root, ids))))
+    roots = forest.load(list(dict.fromkeys(map(forest.ancestry.root, ids))))
     nodes = {node.id: node for root in roots for node in root.walk()}
-    ways = [[node.id for node in nodes[id].way()] for id in ids]
+    ways = [[node.id for node in nodes[id].path()] for id in ids]
     shared = [each[0] for each in zip(*ways, strict=False) if len(set(each)) == 1]
     turns = {
         turn.node.id: turn
-        for turn in turns_of(history, [nodes[id] for id in dict.fromkeys(ids)])
+        for turn in read_turns(history, [nodes[id] for id in dict.fromkeys(ids)])
     }
-    pieces = columns([turns[id].text for id in ids])
+    pieces = diff.columns([turns[id].text for id in ids])
     return {
         "shared": len(shared),
         "last_shared": shared[-1] if shared else None,

@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from llm.logs import HASH_PREFIX
+
 from ...errors import HistoryError
-from ...log import HASH_PREFIX, History, Wanted, at_message
+from ...log import History, resolve_message, search
 from ..api.endpoint import check_method, told
 from ..api.openai import RequestError
 from ..door.access import GENERATE, HOME, allowed
@@ -71,7 +73,7 @@ def page(function: Page) -> Any:
 async def browse(log: Log, request: Any) -> Any:
     "Conversations as trees, those gone on with last first"
     args = request.args
-    wanted = Wanted(
+    wanted = search.Filter(
         (args.get("q") or "")[:_LONGEST],
         args.get("model") or None,
         args.get("starred") == "1",
@@ -126,7 +128,7 @@ def _resolve(history: History, wanted: str) -> tuple[str, str]:
     And what its thread is called.
     """
     if wanted.startswith(HASH_PREFIX):
-        id = at_message(history, wanted)
+        id = resolve_message(history, wanted)
     else:
         id = history.resolve(wanted, threads=True)
     name = history.thread_name(history.turn(id)["thread_id"])

@@ -30,7 +30,7 @@ import llm
 import uvicorn
 
 from ...errors import KVBranchError, SettingError
-from ...log import migrations, open_log
+from ...log import open_log, tables
 from ...settings import data_directory
 from ..door.access import (
     API_ACTOR,
@@ -285,7 +285,7 @@ def _log_path(database: str | None) -> Path:
     path = _path_of(database)
     db = open_log(str(path), create=True)
     try:
-        migrations.apply(db)
+        tables.migrations.apply(db)
     finally:
         db.close()
     return path

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import sqlite_utils
 
-from ...log import READ as TABLES
+from ...log import tables as log_tables
 from ..api.endpoint import check_method, error_response, told
 from ..api.openai import RequestError
 from ..door.access import READ, allowed
@@ -113,7 +113,7 @@ async def is_log(datasette: Any, name: str) -> bool:
         tables = set(await datasette.get_database(name).table_names())
     except sqlite3.Error:  # what it has is no business of ours
         return False
-    if set(TABLES) <= tables:
+    if set(log_tables.LLM_TABLES) <= tables:
         known_logs(datasette).add(name)
         return True
     return False
@@ -123,7 +123,7 @@ async def may_see(datasette: Any, actor: Any, name: str) -> bool:
     "Whether somebody may see all of a log's conversations"
     if await allowed(datasette, actor, READ):
         return True
-    for table in TABLES:
+    for table in log_tables.LLM_TABLES:
         if not await _may_see_table(datasette, actor, name, table):
             return False
     return True

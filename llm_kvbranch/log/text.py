@@ -1,0 +1,41 @@
+"""The texts that people read: of a message, of a question, on one line.
+
+The idea: a prompt about a part of an answer quotes that part first, so that every
+model understands it. Trees and lists show only the question that follows.
+
+This module does not know the log, only messages and strings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FOCUS = "About this part of your answer:\n\n"
+FRESH = "About this text:\n\n"
+QUOTING = (FOCUS + ">", FRESH + ">")
+"How prompts that quote a part of an answer start"
+
+
+def message_text(message: Any) -> str:
+    "The text parts of a message, without tool calls, results and attachments"
+    parts = [part.to_dict() for part in message.parts]
+    return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def quoting(lead: str, excerpt: str, question: str) -> str:
+    "A prompt that quotes an excerpt after FOCUS or FRESH and asks about it"
+    quoted = "\n".join(f"> {line}".rstrip() for line in excerpt.splitlines())
+    return f"{lead}{quoted}\n\n{question}"
+
+
+def question(prompt: str) -> str:
+    "The question in a prompt, without the excerpt it quotes"
+    if prompt.startswith(QUOTING):
+        return prompt.rpartition("\n\n")[2]
+    return prompt
+
+
+def one_line(text: str, n: int) -> str:
+    "The start of a text on one line of at most n characters"
+    line = " ".join(text.split())
+    return line if len(line) <= n else line[: n - 1] + "…"
