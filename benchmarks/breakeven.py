@@ -25,7 +25,7 @@ from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Engine, Load, Settings, Weights
 from llm_kvbranch.inference.capture import _MEASURED_BYTES, _MEASURED_TOKENS
 from llm_kvbranch.inference.planning import Plan, Planner
-from llm_kvbranch.inference.slots import Slots, alone
+from llm_kvbranch.inference.slots import Slots
 from llm_kvbranch.store.index import Chain
 from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest
 from llm_kvbranch.store.store import Store
@@ -33,6 +33,7 @@ from llm_kvbranch.store.store import Store
 from .breakeven_report import bars, plot, table
 from .gpu.model import SHAPES, write_model
 from .gpu.task import PLENTY, some_tokens
+from .harness.decoding import alone
 from .harness.measurement import Measurement, Run
 from .harness.turns import rotated
 from .peers.servers import forget_pages
@@ -114,7 +115,9 @@ class Model:
         slots = Slots(self.engine, self.store.open_parts, lambda *_: None)
         self.engine.cut(0, 0)
         tokens = self.context(n)
-        return alone(slots.fill(slots.acquire(tokens), tokens, chain), self.engine)
+        work = slots.fill(slots.acquire(tokens), tokens, chain)
+        filling, _ = alone(work, self.engine)
+        return filling
 
     def store_context(self, n: int) -> None:
         tokens = self.context(n)

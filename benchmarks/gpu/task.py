@@ -28,10 +28,11 @@ from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.engine.devices import devices
 from llm_kvbranch.engine.lib import build
 from llm_kvbranch.errors import KVBranchError, StateError
-from llm_kvbranch.inference.slots import Slots, alone
+from llm_kvbranch.inference.slots import Slots
 from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest, tokens_of
 from llm_kvbranch.store.store import Store
 
+from ..harness.decoding import alone
 from .model import N_SPECIAL
 
 BATCHES = (2048, Settings().n_batch)  # the engine's own last: it goes on with that
@@ -199,8 +200,8 @@ def restore(
     started = time.perf_counter()
     chain = store.longest_prefix(fingerprint(task), tokens).cut(task.n - 1)
     found = time.perf_counter()
-    filling = alone(slots.fill(slot, tokens, chain), engine)
-    token = draw(engine, tokens, filling.index)
+    filling, index = alone(slots.fill(slot, tokens, chain), engine)
+    token = draw(engine, tokens, index)
     ended = time.perf_counter()
     if slot.seq or filling.restored != task.n - 1:
         reasons = [reason for _, reason in filling.misses]

@@ -13,17 +13,29 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from ..engine import Feed
-
-if TYPE_CHECKING:
-    from .generation import Generation
 
 _SECONDS = 0.1  # that an answer may wait while prompts are read
 _PATIENCE = 0.3  # seconds that a batch takes to its end, though it was given up
 _LEAST = 8  # tokens of prompts in a batch: fewer are not much faster
 _MEASURED = 8  # tokens that say something of the rate
+
+
+class Reader(Protocol):
+    "What reads a prompt or generates an answer, as far as batches are concerned"
+
+    @property
+    def feed(self) -> Feed | None:
+        "The tokens that it needs decoded next, None while it needs nothing"
+
+    @property
+    def is_answering(self) -> bool:
+        "Whether its prompt is read, and it generates token by token"
+
+
+Who = TypeVar("Who", bound=Reader)
 
 
 class Pace:
@@ -47,26 +59,24 @@ class Pace:
             self._rate = rate if not self._rate else (self._rate + rate) / 2
 
 
-def choose(
-    generations: Sequence[Generation], n_batch: int, chunk: int
-) -> list[tuple[Generation, Feed]]:
+def choose(readers: Sequence[Who], n_batch: int, chunk: int) -> list[tuple[Who, Feed]]:
     """The feeds, or beginnings of them, that go into the next batch.
 
     ``n_batch`` is the most tokens of a batch, ``chunk`` the most tokens of prompts
     in one that has answers, too.
     """
-    fed = [(g, g.feed) for g in generations if g.feed is not None]
-    answers = [(g, feed) for g, feed in fed if len(feed.tokens) == 1][:n_batch]
-    prompts = [(g, feed) for g, feed in fed if len(feed.tokens) > 1]
+    fed = [(r, r.feed) for r in readers if r.feed is not None]
+    answers = [(r, feed) for r, feed in fed if len(feed.tokens) == 1][:n_batch]
+    prompts = [(r, feed) for r, feed in fed if len(feed.tokens) > 1]
     room = n_batch - len(answers)
-    if any(g.is_answering for g, _ in answers):
+    if any(r.is_answering for r, _ in answers):
         room = min(room, chunk)
     chosen = list(answers)
     prompts.sort(key=lambda pair: len(pair[1].tokens))
-    for i, (generation, feed) in enumerate(prompts):
+    for i, (reader, feed) in enumerate(prompts):
         n = min(len(feed.tokens), -(-room // (len(prompts) - i)))
         if n:
-            chosen.append((generation, _beginning(feed, n)))
+            chosen.append((reader, _beginning(feed, n)))
             room -= n
     return chosen
 

@@ -11,19 +11,16 @@ The invariant: nothing is stored before ``commit``, and nothing twice.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from array import array
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import KVBranchError, StateError, StoreError
+from ..errors import KVBranchError, StateError
 from ..store import Chain, Entry, State, Store, prefix_digest, tokens_of
 from .cells import Slot
+from .loaded import STORE_ERRORS, LoadedModel
 from .planning import Plan
 from .slots import Filling
-
-if TYPE_CHECKING:
-    from .session import Session
 
 # All conversations, and all turns after the same answer, begin with the same few
 # tokens of the chat template. What shares no more with another turn is stored
@@ -33,8 +30,6 @@ MIN_SHARED = 64
 
 _MEASURED_TOKENS = 64  # prefilling fewer says little of the rate
 _MEASURED_BYTES = 1 << 18  # restoring less is a matter of opening the file
-
-STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
 
 
 @dataclass
@@ -51,14 +46,14 @@ class Unstored:
 
     def __init__(
         self,
-        session: Session,
+        model: LoadedModel,
         plan: Plan,
         slot: Slot,
         filling: Filling,
         facts: dict[str, Any],
     ):
         "``facts`` are the generation's"
-        self.session = session
+        self.model = model
         self._facts = facts
         self.plan = plan
         self.slot = slot
@@ -78,17 +73,17 @@ class Unstored:
 
     def finish(self, tokens: array[int], tip_hash: str | None) -> tuple[int, int]:
         "The slot holds the tokens now; where their state begins, and its bytes"
-        session, slot = self.session, self.slot
+        model, slot = self.model, self.slot
         self.tokens, self._tip_hash = tokens, tip_hash
         slot.waiting.add(self)
         start = 0
-        if session.store is not None:
+        if model.store is not None:
             with contextlib.suppress(*STORE_ERRORS):
-                start = len(self._stored_prefix(session.store).tokens)
+                start = len(self._stored_prefix(model.store).tokens)
         self._start = start
         nbytes = (
-            session.engine.nbytes(slot.seq, start, self.end)
-            + session.engine.snapshot_nbytes(slot.seq)
+            model.engine.nbytes(slot.seq, start, self.end)
+            + model.engine.snapshot_nbytes(slot.seq)
             + sum(map(len, slot.snapshots.between(start, self.end).values()))
         )
         return start, nbytes
@@ -103,7 +98,7 @@ class Unstored:
 
     def _capture(self, start: int) -> _Captured:
         "The slot's rows from a position on, and what makes them complete"
-        engine, slot = self.session.engine, self.slot
+        engine, slot = self.model.engine, self.slot
         rows, snapshots = engine.capture(slot.seq, start, self.end), {}
         if not engine.cuts_anywhere:
             snapshots = slot.snapshots.between(start, self.end)
@@ -112,13 +107,13 @@ class Unstored:
 
     def commit(self, response_id: str, thread_id: str | None) -> Entry | None:
         "Store the rows, for the response that was logged; see Generation.commit"
-        session = self.session
-        if session.store is None:
+        model = self.model
+        if model.store is None:
             return None
         try:
-            return self._commit(session.store, response_id, thread_id)
+            return self._commit(model.store, response_id, thread_id)
         except (KVBranchError, *STORE_ERRORS) as error:
-            session.warn(f"{error}. The answer is logged, its state is not kept")
+            model.warn(f"{error}. The answer is logged, its state is not kept")
             return None
         finally:
             self._release()
@@ -126,7 +121,7 @@ class Unstored:
     def _commit(
         self, store: Store, response_id: str, thread_id: str | None
     ) -> Entry | None:
-        session, slot, plan = self.session, self.slot, self.plan
+        model, slot, plan = self.model, self.slot, self.plan
         live = self in slot.waiting
         if live:
             self._heal(store)
@@ -138,11 +133,11 @@ class Unstored:
             captured = self._kept
             start, stored = captured.start, stored.cut(captured.start)
         else:
-            session.warn("The state left memory before its response was logged")
+            model.warn("The state left memory before its response was logged")
             return None
         state = State(
             response_id=response_id,
-            fingerprint=session.planner.fingerprint,
+            fingerprint=model.planner.fingerprint,
             start=start,
             end=self.end,
             answer=self.answer,
@@ -160,8 +155,8 @@ class Unstored:
         if not stored.segments:
             self._release()  # what was restored may make room for this
         rows, snapshots = captured.rows, captured.snapshots
-        if not session.engine.is_finite(rows, start, self.end) or not all(
-            session.engine.is_finite_snapshot(data, mark)
+        if not model.engine.is_finite(rows, start, self.end) or not all(
+            model.engine.is_finite_snapshot(data, mark)
             for mark, data in snapshots.items()
         ):
             raise StateError("The state holds values that are no numbers")
@@ -182,7 +177,7 @@ class Unstored:
     def _account(self, store: Store) -> None:
         "Count the prompt, and take the measurements that plans are made by"
         facts, measured = self._facts, {}
-        prefill, opened, read = self.session.planner.rates()
+        prefill, opened, read = self.model.planner.rates()
         if facts["prefilled_tokens"] >= _MEASURED_TOKENS:
             measured[prefill] = facts["prefilled_tokens"], facts["prefill_ms"] / 1e3
         for name, small in ((opened, True), (read, False)):
@@ -191,7 +186,7 @@ class Unstored:
             if reads:
                 measured[name] = amount, sum(seconds for _, seconds in reads)
         store.count_prompt(
-            self.session.planner.fingerprint,
+            self.model.planner.fingerprint,
             self.answer,
             facts["restored_tokens"],
             measured,
@@ -199,7 +194,7 @@ class Unstored:
 
     def _stored_prefix(self, store: Store) -> Chain:
         "The chain of good files that holds the beginning, up to the answer"
-        planner, plan = self.session.planner, self.plan
+        planner, plan = self.model.planner, self.plan
         seen = store.find("input_hash", [plan.input_hash], planner.fingerprint)
         chain = planner.stored(self.tokens[: min(self.answer, self.end - 1)], seen)
         for segment in chain.segments:
@@ -223,7 +218,7 @@ class Unstored:
         "Whether the prompt holds all the tokens of an entry, each at its place"
         state = entry.state
         return (
-            self.session.engine.cuts_anywhere
+            self.model.engine.cuts_anywhere
             and state.end <= self.answer
             and self.plan.tokens[state.start : state.end] == state.tokens
         )
@@ -233,8 +228,6 @@ class Unstored:
         for entry, _ in self._misses:
             if self._can_heal(entry):
                 state = replace(entry.state, digest="")
-                rows = self.session.engine.capture(
-                    self.slot.seq, state.start, state.end
-                )
+                rows = self.model.engine.capture(self.slot.seq, state.start, state.end)
                 store.put(state, rows, self.plan.chain)
         self._misses = []

@@ -16,21 +16,20 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..chat import Call, ToolStream
 from ..engine import Feed, Sampler, Sampling
 from ..errors import ContextError
 from ..store import Entry, tokens_of
-from .capture import STORE_ERRORS, Unstored
+from .capture import Unstored
 from .cells import HEADROOM, Slot
+from .loaded import STORE_ERRORS, LoadedModel
 from .planning import Plan, Turn, answer_hash, covered, least_tokens
 from .slots import Done, Filling, Work
 from .text import TextStream
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,32 @@ class Request:
     tools: tuple[dict[str, Any], ...] = ()
 
 
+class Runner(Protocol):
+    "Who runs generations, many at a time: a session"
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        "Held by whoever uses the model"
+
+    def start(self, generation: Generation) -> None:
+        "Run a generation from now on; raises what keeps it from starting"
+
+    def next_piece(self, generation: Generation) -> str | None:
+        "The next piece of its text, None at its end"
+
+    def stop(self, generation: Generation) -> None:
+        "Run it no longer"
+
+
 class Generation:
     """One answer: iterate over it for its text, then ``commit`` it.
 
-    ``facts`` is complete when it has ended. Who does not iterate calls ``start``,
-    lets the session step, and takes the ``pieces`` of text away.
+    ``facts`` is complete when it has ended. Instead of iterating, a caller may
+    ``start`` it, step the session, and empty ``pieces`` after each step.
     """
 
-    def __init__(self, session: Session, request: Request):
+    def __init__(self, model: LoadedModel, session: Runner, request: Request):
+        self.model = model
         self.session = session
         self.request = request
         self.facts: dict[str, Any] = {}
@@ -80,7 +97,7 @@ class Generation:
     @property
     def name(self) -> str:
         "The model's"
-        return self.session.name
+        return self.model.name
 
     @property
     def end(self) -> int:
@@ -100,79 +117,75 @@ class Generation:
         self._cancelled = True
 
     def __iter__(self) -> Generator[str, None, None]:
-        session = self.session
         try:
             self.start()
-            while piece := session.next_piece(self):
+            while piece := self.session.next_piece(self):
                 yield piece
         finally:
-            with session.lock:
-                self.close()
-
-    # -- as a coroutine, driven by the session ---------------------------
+            self.session.stop(self)
 
     def start(self) -> None:
         """Plan, take a slot and restore into it.
 
         Raises what makes that impossible, such as a ContextError or a ChatError.
         """
-        with self.session.lock:
-            self._started = time.perf_counter()
-            self._work = self._run()
-            self.session.running.append(self)
-            self.advance(None)
-            if self.error is not None:
-                raise self.error
+        self.session.start(self)
+
+    # -- as a coroutine, driven by the session ---------------------------
 
     def advance(self, done: Done | None) -> None:
-        """Go on until something has to be decoded; ``done`` is what was, last time.
+        """Run until something has to be decoded; ``done`` says what was decoded.
 
-        Keeps what is raised as ``error``, having ended.
+        None starts it. An exception ends the generation, which keeps it as ``error``.
         """
-        if self._work is None:
+        if self.ended:
             return
         try:
-            # Nothing was decoded yet if there is nothing to tell
-            self.feed = next(self._work) if done is None else self._work.send(done)
+            if done is None:
+                self._work = self._run()
+                self.feed = next(self._work)
+            elif self._work is not None:
+                self.feed = self._work.send(done)
         except StopIteration:
             self.close()
         except Exception as error:
-            self.error = error
-            self.close()
+            self.close(error)
         except BaseException:  # Ctrl-C, which is not this answer's alone
             self.close()
             raise
 
-    def close(self) -> None:
-        "Leave the running ones, whatever happened"
+    def draw(self, index: int) -> int:
+        "A token from the logits at an index of the batch just decoded"
+        assert self._sampler is not None
+        return self.model.engine.sample(self._sampler, index)
+
+    def close(self, error: BaseException | None = None) -> None:
+        "End, whatever happened, and give the slot back"
         if self.ended:
             return
-        self.ended, self.feed = True, None
+        self.ended, self.feed, self.error = True, None, error
         work, self._work = self._work, None
-        if self in self.session.running:
-            self.session.running.remove(self)
         if work is not None:
             work.close()
         if self.slot is not None:
-            self.session.slots.release(self.slot)
+            self.model.slots.release(self.slot)
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
 
     def _run(self) -> Work[None]:
-        session, slots = self.session, self.session.slots
+        self._started = time.perf_counter()
+        model, slots = self.model, self.model.slots
         plan, slot = self._begin()
         expected = min(self.request.max_tokens or HEADROOM, 4 * HEADROOM)
         n_cells = max(min(self.limit, self.answer + expected), plan.chain.n_cells)
         filling = yield from slots.fill(slot, plan.tokens, plan.chain, n_cells)
-        unstored = Unstored(session, plan, slot, filling, self.facts)
+        unstored = Unstored(model, plan, slot, filling, self.facts)
         self._describe(plan, filling)
-        # Before anything else is decoded, which replaces the logits
-        token = self._draw(filling.index)
-        weights, generated = session.engine.weights, tokens_of()
+        token, weights, generated = filling.token, model.engine.weights, tokens_of()
         text, first, ended = TextStream(self.request.stop), 0.0, False
         said = ToolStream(_names(self.request.tools))
-        while not (ended or self._cancelled or weights.is_eog(token)):
+        while not (ended or self._cancelled or token is None or weights.is_eog(token)):
             generated.append(token)
             self.n_generated += 1
             piece = said.feed(text.feed(weights.piece(token)))
@@ -183,10 +196,7 @@ class Generation:
                 self.pieces.append(piece)
             ended = text.stopped or self._at_limit(len(generated))
             if not ended:
-                index = yield from self._next(slot, plan.tokens + generated)
-                if index is None:
-                    break
-                token = self._draw(index)
+                token = yield from self._next(slot, plan.tokens + generated)
         if len(generated) > 1:
             rate = (len(generated) - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
@@ -204,26 +214,26 @@ class Generation:
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
-        session, request = self.session, self.request
+        model, request = self.model, self.request
         self.limit = self._find_limit()
-        weights = session.engine.weights
+        weights = model.engine.weights
         least = least_tokens(
             request.messages, self.limit, lambda: weights.longest_piece
         )
         self._refuse(least, "at least ")
-        plan = self.plan = session.plan(request)
+        plan = self.plan = model.plan(request.messages, request.tools)
         if plan.hold is not None:
             # Released when the answer is stored, or nobody can store it any more
             weakref.finalize(self, plan.hold.release_later)
         self.answer = len(plan.tokens)
         self._refuse(self.answer)
-        self._sampler = session.engine.sampler(request.sampling, plan.tokens)
-        slot = self.slot = session.slots.acquire(plan.tokens)
+        self._sampler = model.engine.sampler(request.sampling, plan.tokens)
+        slot = self.slot = model.slots.acquire(plan.tokens)
         return plan, slot
 
     def _next(self, slot: Slot, tokens: array[int]) -> Work[int | None]:
-        "Decode the last token; None if there is no need or no room any more"
-        slots, index = self.session.slots, -1
+        "Decode the last token and draw the next; None if there is no need or no room"
+        slots, token = self.model.slots, None
         while len(slot.tokens) < len(tokens):
             if self._cancelled:
                 return None
@@ -232,14 +242,9 @@ class Generation:
             except ContextError:
                 self.finish_reason = "context"
                 return None
-            index = yield from slots.decode(slot, tokens)
+            token = yield from slots.decode(slot, tokens)
         slots.stepped(slot)
-        return index
-
-    def _draw(self, index: int) -> int:
-        "A token from the logits at an index of the batch just decoded"
-        assert self._sampler is not None
-        return self.session.engine.sample(self._sampler, index)
+        return token
 
     def _at_limit(self, n_generated: int) -> bool:
         "Whether the answer may not get longer"
@@ -253,19 +258,18 @@ class Generation:
 
     def _find_limit(self) -> int:
         "How many tokens prompt and answer may have together"
-        session, request = self.session, self.request
-        trained = session.engine.n_ctx_train
+        trained, request = self.model.engine.n_ctx_train, self.request
         limit = min(request.n_ctx or trained, trained) if trained else request.n_ctx
         return limit or 1 << 20
 
     def _refuse(self, n_tokens: int, qualified: str = "") -> None:
         "Raise ContextError if a prompt of so many tokens leaves no room to answer"
-        limit, trained = self.limit, self.session.engine.n_ctx_train
+        limit, trained = self.limit, self.model.engine.n_ctx_train
         if n_tokens < limit:
             return
         raise ContextError(
             f"The prompt is {qualified}{n_tokens:,} tokens long with its history, "
-            f"{self.session.name} takes {limit:,} with the answer. Shorten it"
+            f"{self.model.name} takes {limit:,} with the answer. Shorten it"
             + (
                 f", or raise n_ctx (up to {trained:,})"
                 if limit < (trained or 0)
@@ -285,7 +289,7 @@ class Generation:
                 plan.lack
                 or (
                     "an earlier answer left no state"
-                    if self.session.engine.cuts_anywhere
+                    if self.model.engine.cuts_anywhere
                     else "this kind of model goes on from a snapshot, and the last "
                     "one comes before this point"
                 )
@@ -300,7 +304,7 @@ class Generation:
             )
             or None,
             generated_tokens=0,
-            device=self.session.engine.weights.placement,
+            device=self.model.engine.weights.placement,
             miss_reason="; ".join(dict.fromkeys(reasons)) or None,
             restore_ms=ms(filling.restore_ms / 1e3),
             prefill_ms=ms(filling.prefill_ms / 1e3),
@@ -308,13 +312,13 @@ class Generation:
             decode_tps=None,
         )
         counted = filling.misses or reasons == [plan.choice]
-        if reasons and not counted and self.session.store is not None:
+        if reasons and not counted and self.model.store is not None:
             with contextlib.suppress(*STORE_ERRORS):
-                self.session.store.count_miss(reasons[0])
+                self.model.store.count_miss(reasons[0])
 
     def _said(self, plan: Plan, generated: array[int], text: str) -> array[int]:
         "The tokens of prompt and answer, which end where the text does"
-        piece = self.session.engine.weights.piece
+        piece = self.model.engine.weights.piece
         n, n_text = covered(generated, piece, text)
         if n_text == len(text):
             # Tokens that spell nothing (control tokens) belong to the answer
@@ -331,13 +335,13 @@ class Generation:
         tip_hash: str | None,
     ) -> Work[None]:
         "Make the slot end where the answer does, and remember what to store"
-        session = self.session
-        session.slots.truncate(slot, len(tokens))
+        model, slots = self.model, self.model.slots
+        slots.truncate(slot, len(tokens))
         if len(slot.tokens) < min(len(plan.chain.tokens), self.answer):
-            yield from session.slots.fill(slot, tokens, plan.chain)
-        yield from session.slots.decode(slot, tokens)
+            yield from slots.fill(slot, tokens, plan.chain, logits=False)
+        yield from slots.decode(slot, tokens, logits=False)
         self.tokens = tokens
-        session.planner.remember(
+        model.planner.remember(
             Turn(tokens, self.answer, plan.render, plan.input_hash, tip_hash)
         )
         self._unstored = unstored

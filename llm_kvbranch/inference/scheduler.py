@@ -222,8 +222,7 @@ class Scheduler:
             self.session.step()
         except Exception as error:  # not of one generation: then it would keep it
             for ticket in self._running:
-                ticket.generation.error = ticket.generation.error or error
-                ticket.generation.close()
+                ticket.generation.close(error)
         self._hand_out()
 
     def _is_wanted(self) -> bool:
@@ -248,7 +247,7 @@ class Scheduler:
                     self._queues[client] = queue
             ticket.started = time.monotonic()
             try:
-                ticket.generation.start()
+                self.session.start(ticket.generation)
             except BusyError as error:
                 if self._running:  # first in line when one of them has ended
                     self._put_back(ticket)
@@ -337,7 +336,7 @@ class Scheduler:
             if self._running:
                 self._step()
         for ticket in (*self._running, *waiting):
-            ticket.generation.close()
+            self.session.stop(ticket.generation)
             self._end(ticket, OverloadedError("The server is shutting down", 1))
         self._running = []
         for future, _ in calls:

@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..chat import Chat
 from ..engine import (
@@ -33,14 +30,14 @@ from ..engine import (
     Weights,
     json_grammar,
 )
-from ..errors import ChatError, KVBranchError, StateError
-from ..store import Check, Entry, Store, fingerprint_of, is_damage
+from ..errors import KVBranchError
+from ..store import Store, fingerprint_of
 from . import batching
 from .batching import Pace, interruptible
-from .capture import STORE_ERRORS
 from .generation import Generation, Request
-from .planning import Plan, Planner, chain_hashes, covered
-from .slots import Done, Slots
+from .loaded import STORE_ERRORS, LoadedModel
+from .planning import Planner, chain_hashes
+from .slots import Done
 
 __all__ = [
     "KV_TYPES",
@@ -57,10 +54,9 @@ __all__ = [
 ]
 
 
-class Session:
-    """A model's context, its slots and its store.
+class Session(LoadedModel):
+    """A loaded model, and the generations that run on it.
 
-    ``warn`` is told, in one line, what went wrong without stopping anything.
     Safe to use from several threads: they take turns batch by batch.
     """
 
@@ -73,20 +69,28 @@ class Session:
         load: Load,
         name: str | None = None,
     ):
-        self.engine = engine
-        self.planner = planner
-        self.store = store
-        self.warn = warn
-        self.load = load
-        self.name = name or load.path.stem
-        self.lock = threading.RLock()
-        self.slots = Slots(engine, self._open_state, self._lost, self._prefetch)
+        super().__init__(engine, planner, store, warn, load, name)
         self.running: list[Generation] = []
         self.pace = Pace(engine.settings.n_batch)
 
     def generate(self, request: Request) -> Generation:
         "A generation, which does nothing until it is started or iterated over"
-        return Generation(self, request)
+        return Generation(self, self, request)
+
+    def start(self, generation: Generation) -> None:
+        "Plan a generation, restore what it can reuse, and run it from now on"
+        with self.lock:
+            generation.advance(None)
+            if generation.error is not None:
+                raise generation.error
+            if not generation.ended:
+                self.running.append(generation)
+
+    def stop(self, generation: Generation) -> None:
+        "End a generation, if it has not ended"
+        with self.lock:
+            generation.close()
+            self._forget_ended()
 
     def next_piece(self, generation: Generation) -> str | None:
         "The next piece of a running generation's text, None at its end"
@@ -103,27 +107,34 @@ class Session:
     def step(self) -> None:
         """Decode one batch of what the running generations wait for.
 
-        Those whose text nobody has taken yet are left out, so that an answer that is
-        not read is not computed either. Errors are kept by the generations that
-        they are of; only what ends a process is raised.
+        Those whose text nobody has taken yet are left out: an answer that nobody
+        reads is not computed either. An error ends the generation that it belongs
+        to, which keeps it; only KeyboardInterrupt and the like are raised.
         """
         with self.lock:
-            for generation in list(self.running):
-                if generation.cancelled and not generation.is_answering:
-                    generation.finish_reason = "cancelled"
-                    generation.close()
-            waiting = [g for g in self.running if g.feed is None]
-            batch = batching.choose(
-                [g for g in self.running if g.cancelled or not g.pieces],
-                self.engine.settings.n_batch,
-                self.pace.chunk(),
-            )
-            if batch:
-                self._decode(batch)
-            self._tell([(generation, Done()) for generation in waiting])
+            try:
+                for generation in self.running:
+                    if generation.cancelled and not generation.is_answering:
+                        generation.finish_reason = "cancelled"
+                        generation.close()
+                self._forget_ended()
+                waiting = [g for g in self.running if g.feed is None]
+                batch = batching.choose(
+                    [g for g in self.running if g.cancelled or not g.pieces],
+                    self.engine.settings.n_batch,
+                    self.pace.chunk(),
+                )
+                if batch:
+                    self._decode(batch)
+                self._advance([(generation, Done()) for generation in waiting])
+            finally:
+                self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        self.running[:] = [g for g in self.running if not g.ended]
 
     def _decode(self, batch: list[tuple[Generation, Feed]]) -> None:
-        "Decode feeds in one batch, and tell their generations"
+        "Decode feeds in one batch, draw tokens, and advance their generations"
         feeds = [feed for _, feed in batch]
         n = sum(len(feed.tokens) for feed in feeds)
         takes_long = self.pace.takes_long(n - len(feeds))
@@ -132,36 +143,60 @@ class Session:
             with interruptible(lambda: _is_given_up(batch), takes_long) as stop:
                 indices = self.engine.decode(feeds, stop)
         except BaseException as error:
-            for generation, _ in batch:  # rows of tokens that no slot knows of
+            for generation, _ in batch:  # some of their tokens may have been decoded
                 if (slot := generation.slot) is not None:
                     self.slots.truncate(slot, len(slot.tokens))
             self._failed(batch, error)
             return
         each = (time.perf_counter() - started) / n
         self.pace.measured(n - len(feeds), each * n)
-        self._tell(
-            [
-                (g, Done(len(feed.tokens), index, len(feed.tokens) * each))
-                for (g, feed), index in zip(batch, indices, strict=True)
-            ]
-        )
+        tokens, interrupt = self._draw(batch, indices)
+        done = [
+            (g, Done(len(feed.tokens), token, len(feed.tokens) * each))
+            for (g, feed), token in zip(batch, tokens, strict=True)
+        ]
+        self._advance(done, interrupt)
+
+    def _draw(
+        self, batch: list[tuple[Generation, Feed]], indices: list[int]
+    ) -> tuple[list[int | None], BaseException | None]:
+        """Draw the next tokens of all generations; an error ends only its own.
+
+        All of them before any generation goes on: what one does next may replace the
+        logits, or the context that they are in. Also returns an interrupt.
+        """
+        tokens: list[int | None] = []
+        interrupt = None
+        for (generation, feed), index in zip(batch, indices, strict=True):
+            token = None
+            try:
+                token = generation.draw(index) if feed.logits else None
+            except Exception as error:
+                generation.close(error)
+            except BaseException as error:
+                generation.close()
+                interrupt = error
+            tokens.append(token)
+        return tokens, interrupt
 
     def _failed(
         self, batch: list[tuple[Generation, Feed]], error: BaseException
     ) -> None:
-        "What could not be decoded is tried again if it was interrupted, or given up"
+        "A batch was interrupted, to be tried again, or cannot be decoded"
         if isinstance(error, Exception):
             for generation, _ in batch:
-                generation.error = error
-                generation.close()
+                generation.close(error)
             return
-        self._tell([(generation, Done()) for generation, _ in batch])
+        self._advance([(generation, Done()) for generation, _ in batch])
         if not _is_given_up(batch):
             raise error
 
-    def _tell(self, done: list[tuple[Generation, Done]]) -> None:
-        "Let generations go on, all of them even if one is interrupted"
-        interrupt = None
+    def _advance(
+        self,
+        done: list[tuple[Generation, Done]],
+        interrupt: BaseException | None = None,
+    ) -> None:
+        "Advance generations, all of them even if one is interrupted; then raise that"
         for generation, what in done:
             try:
                 generation.advance(what)
@@ -213,82 +248,6 @@ class Session:
                 self.slots.truncate(slot, begin)
                 return not stop()
             return True
-
-    def plan(self, request: Request) -> Plan:
-        """Plan a prompt, without a store if it fails; its files are held.
-
-        Raises ChatError where the model cannot take it.
-        """
-        if request.tools and not self.planner.chat.takes_tools:
-            raise ChatError(
-                f"{self.name} was not taught to call tools, says its chat template: "
-                "choose another model, or leave the tools out"
-            )
-        try:
-            try:
-                return self._plan_and_hold(request)
-            except sqlite3.DatabaseError as error:
-                if self.store is None or not is_damage(error):
-                    raise
-                self.warn("The index of the state store was damaged: made again")
-                self.store.rebuild()
-                return self._plan_and_hold(request)
-        except STORE_ERRORS as error:
-            self._give_up_store(error)
-            plan = self.planner.plan(request.messages, request.tools)
-            plan.miss_reason = "the state store cannot be read"
-            return plan
-
-    def _plan_and_hold(self, request: Request) -> Plan:
-        "Plan again if a file was removed in the meantime"
-        for _ in range(3):
-            plan = self.planner.plan(request.messages, request.tools)
-            if self.store is None:
-                break
-            plan.hold = self.store.hold(plan.chain)
-            if plan.hold is not None:
-                break
-        return plan
-
-    def tail(self, text: str, n_tokens: int) -> str:
-        "The last n tokens of a text, whole characters only"
-        vocab = self.engine.weights
-        tokens = vocab.tokenize(text, special=False)[-n_tokens:]
-        spelled = b"".join(map(vocab.piece, tokens)).decode("utf-8", "ignore")
-        n = len(spelled)
-        while n and not text.endswith(spelled[-n:]):
-            n -= 1  # a tokenizer may add a space in front
-        return text[len(text) - n :]
-
-    def place(self, text: str, start: int, end: int) -> tuple[int, int]:
-        "The characters of a text that its tokens [start, end) spell"
-        vocab = self.engine.weights
-        tokens = vocab.tokenize(text, special=False)
-        _, before = covered(tokens[:start], vocab.piece, text)
-        _, upto = covered(tokens[:end], vocab.piece, text)
-        return before, upto
-
-    def _open_state(
-        self, entry: Entry, marks: Sequence[int], check: Check | None = None
-    ) -> Any:
-        if self.store is None:
-            raise StateError("the state store cannot be read")
-        return self.store.open_parts(entry, marks, check)
-
-    def _prefetch(self, entries: list[Entry]) -> None:
-        if self.store is not None:
-            self.store.prefetch(entries)
-
-    def _lost(self, entry: Entry, reason: str) -> None:
-        if self.store is not None:
-            try:
-                self.store.lost(entry, reason)
-            except STORE_ERRORS as error:
-                self._give_up_store(error)
-
-    def _give_up_store(self, error: BaseException) -> None:
-        self.warn(f"{error}. Going on without stored state")
-        self.store = self.planner.store = None
 
 
 def _is_given_up(batch: list[tuple[Generation, Feed]]) -> bool:

@@ -37,14 +37,14 @@ OpenState = Callable[
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a feed: so many of its tokens were decoded, in a batch.
+    """What became of a feed: its first ``n`` tokens were decoded.
 
-    ``index`` is where the logits of the last one are, if it was decoded and they
-    were wanted; ``seconds`` is the feed's share of the time.
+    ``token`` was drawn from the logits of the last one, if that was decoded and its
+    logits were wanted; ``seconds`` is the feed's share of the batch's time.
     """
 
     n: int = 0
-    index: int = -1
+    token: int | None = None
     seconds: float = 0.0
 
 
@@ -64,7 +64,7 @@ class Filling:
     reads: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds)
     restore_ms: float = 0.0
     prefill_ms: float = 0.0
-    index: int = -1
+    token: int | None = None  # drawn after the last one
 
 
 class Slots(Cells):
@@ -89,12 +89,18 @@ class Slots(Cells):
         self._prefetch = prefetch
 
     def fill(
-        self, slot: Slot, tokens: array[int], chain: Chain, n_cells: int = 0
+        self,
+        slot: Slot,
+        tokens: array[int],
+        chain: Chain,
+        n_cells: int = 0,
+        logits: bool = True,
     ) -> Work[Filling]:
-        """Make the slot hold exactly the tokens; logits of the last one.
+        """Make the slot hold exactly the tokens.
 
-        ``chain`` says which of them are stored; there is to be room for ``n_cells``
-        tokens in the end. Raises ContextError where that is not.
+        ``chain`` says which of them are stored. Room for ``n_cells`` tokens is made
+        in the slot. With ``logits`` a token is drawn after the last one. Raises
+        ContextError when there is no room.
         """
         filling = Filling()
         started = time.perf_counter()
@@ -114,7 +120,7 @@ class Slots(Cells):
                 started = time.perf_counter()
                 self._restore_whole(slot, tokens, chain, filling)
                 filling.restore_ms += _ms_since(started)
-            filling.index = yield from self.prefill(slot, tokens, filling)
+            filling.token = yield from self.prefill(slot, tokens, filling, logits)
         finally:
             slot.target = None
         return filling
@@ -141,7 +147,8 @@ class Slots(Cells):
                 self._lost(segment.entry, lost)
             filling.restore_ms += _ms_since(started)
             if lost:
-                yield from self.decode(slot, tokens[: segment.end], filling)
+                missing = tokens[: segment.end]
+                yield from self.decode(slot, missing, filling, logits=False)
 
     def _restore_whole(
         self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
@@ -230,22 +237,28 @@ class Slots(Cells):
         )
 
     def decode(
-        self, slot: Slot, tokens: array[int], filling: Filling | None = None
-    ) -> Work[int]:
-        "Decode what the slot lacks of the tokens; index of the last one's logits"
-        index = -1
+        self,
+        slot: Slot,
+        tokens: array[int],
+        filling: Filling | None = None,
+        logits: bool = True,
+    ) -> Work[int | None]:
+        "Decode what the slot lacks of the tokens; the token drawn after the last one"
+        token = None
         while (begin := len(slot.tokens)) < len(tokens):
             end = min(begin + self.engine.settings.n_batch, len(tokens))
-            index = yield from self._feed(slot, tokens, end, filling)
-        return index
+            token = yield from self._feed(slot, tokens, end, filling, logits)
+        return token
 
-    def prefill(self, slot: Slot, tokens: array[int], filling: Filling) -> Work[int]:
+    def prefill(
+        self, slot: Slot, tokens: array[int], filling: Filling, logits: bool = True
+    ) -> Work[int | None]:
         """The same for a prompt.
 
         What another slot is reading just now is waited for, and snapshots are taken
         where the like of the prompt may be gone on from.
         """
-        index, first, worth = -1, len(slot.tokens), _WORTH_WAITING
+        token, first, worth = None, len(slot.tokens), _WORTH_WAITING
         while (begin := len(slot.tokens)) < len(tokens):
             if self._is_read_elsewhere(slot, tokens, worth):
                 worth = 1  # to the end, having waited so long
@@ -254,26 +267,31 @@ class Slots(Cells):
                 filling.shared += n
                 filling.resident += n
                 continue
-            end = begin + self.engine.settings.n_batch
-            stop_at = len(tokens)
+            stop = len(tokens)
             if not self.engine.cuts_anywhere:
-                stop_at = slot.snapshots.next_stop(begin, first, len(tokens))
-            index = yield from self._feed(slot, tokens, min(end, stop_at), filling)
-            if len(slot.tokens) == stop_at < len(tokens):
-                self._snap(slot, stop_at == len(tokens) - 1)
-        return index
+                stop = slot.snapshots.next_stop(begin, first, len(tokens))
+            end = min(begin + self.engine.settings.n_batch, stop)
+            token = yield from self._feed(slot, tokens, end, filling, logits)
+            if len(slot.tokens) == stop < len(tokens):
+                self._snap(slot, stop == len(tokens) - 1)
+        return token
 
     def _feed(
-        self, slot: Slot, tokens: array[int], end: int, filling: Filling | None
-    ) -> Work[int]:
+        self,
+        slot: Slot,
+        tokens: array[int],
+        end: int,
+        filling: Filling | None,
+        logits: bool,
+    ) -> Work[int | None]:
         "Decode the next tokens of a slot up to an end, or some of them"
         begin = len(slot.tokens)
-        logits = end == len(tokens)
-        done = yield Feed(slot.seq, begin, tokens[begin:end], logits)
+        wanted = logits and end == len(tokens)
+        done = yield Feed(slot.seq, begin, tokens[begin:end], wanted)
         slot.add(tokens[begin : begin + done.n])
         if filling is not None:
             filling.prefill_ms += done.seconds * 1000
-        return done.index
+        return done.token
 
     def _is_read_elsewhere(self, slot: Slot, tokens: array[int], worth: int) -> bool:
         "Whether another slot is ahead in reading the same, or that many tokens of it"
@@ -298,20 +316,6 @@ class Slots(Cells):
     def _snap(self, slot: Slot, keep: bool = False) -> None:
         data = self.engine.snapshot(slot.seq)
         slot.snapshots.add(len(slot.tokens), data, keep)
-
-
-def alone(work: Work[Result], engine: Engine) -> Result:
-    "What work comes to if nothing else is decoded with it"
-    done: Done | None = None
-    while True:
-        try:
-            feed = next(work) if done is None else work.send(done)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        assert feed is not None
-        (index,) = engine.decode([feed])
-        done = Done(len(feed.tokens), index)
 
 
 def _ms_since(started: float) -> float:

@@ -36,6 +36,7 @@ from llm_kvbranch.chat.template import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Weights
 from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import StateError
+from llm_kvbranch.inference.cells import HEADROOM
 from llm_kvbranch.inference.planning import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
 from llm_kvbranch.inference.session import (
@@ -296,10 +297,12 @@ class TestContinuing:
 class Running:
     "An answer being read, piece by piece"
 
-    def __init__(self, session: Session, question: str, n: int):
+    def __init__(
+        self, session: Session, question: str, n: int | None, n_ctx: int | None = None
+    ):
         self.messages = [llm.user(question)]
         self.generation = session.generate(
-            Request(messages=self.messages, sampling=GREEDY, max_tokens=n)
+            Request(self.messages, GREEDY, max_tokens=n, n_ctx=n_ctx)
         )
         self.text = ""
         self.ended = False
@@ -479,6 +482,19 @@ class TestCutting:
             later = ask(home.session(), turn.messages, LAST)
             assert later.restored >= turn.generation.end
             assert is_right(later)
+
+    @architectures("llama", "qwen35")
+    def test_the_context_grows_under_several_answers(self, home: Home) -> None:
+        "Fails if one draws a token from a context that another one has replaced"
+        session = home.session()
+        running = [Running(session, QUESTION, None, 800) for _ in range(3)]
+        take_turns(*running, until=running[0])
+        take_turns(*running[1:], until=running[1])
+        take_turns(running[2], until=running[2])
+        assert session.engine.n_ctx > 3 * HEADROOM
+        for one in running:
+            assert one.generation.facts["generated_tokens"] > HEADROOM
+            assert is_right(one.turn())
 
 
 def flip(path: Path, tensor: str = "state") -> None:

@@ -268,6 +268,19 @@ class TestRoom:
             reasons.add(answer.finish_reason)
         assert reasons == {"context", "stop"}
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_context_grows_for_one_of_several(self, monkeypatch, kind):
+        "The others have drawn their tokens by then: the logits go with the context"
+        monkeypatch.setattr(one_answer, "HEADROOM", 1)
+        monkeypatch.setattr(cells, "HEADROOM", 1)
+        crowd = served(**kind)
+        generations = [
+            crowd.start([user(f"Hello {i}")], max_tokens=None) for i in range(4)
+        ]
+        crowd.run()
+        for generation in generations:
+            crowd.check(generation)
+
     def test_shared_rows_are_counted_once(self):
         crowd = served()
         crowd.session.slots.limit = 700
@@ -324,7 +337,7 @@ class TestDisturbance:
         crowd = served()
         good = crowd.start([user("Hello")])
         bad = crowd.start([user("Hi")])
-        bad._draw = _fail
+        bad.draw = _fail
         crowd.run()
         crowd.check(good)
         assert "no token" in str(bad.error)

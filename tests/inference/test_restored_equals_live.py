@@ -18,7 +18,7 @@ from array import array
 import pytest
 
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
-from llm_kvbranch.inference.slots import Slots, alone
+from llm_kvbranch.inference.slots import Done, Slots
 from llm_kvbranch.models.catalog import embedded_model
 from llm_kvbranch.store.statefile import State, prefix_digest
 from llm_kvbranch.store.store import Store
@@ -44,6 +44,18 @@ def generate(engine: Engine, seq: int, tokens: array, index: int) -> array:
         (index,) = engine.decode([Feed(seq, len(tokens), token)])
         tokens += token
     return tokens
+
+
+def alone(work, engine: Engine):
+    "What work returns if nothing else is decoded with it, and the index of its logits"
+    done, index = None, -1
+    while True:
+        try:
+            feed = next(work) if done is None else work.send(done)
+        except StopIteration as end:
+            return end.value, index
+        (index,) = engine.decode([feed])
+        done = Done(len(feed.tokens))
 
 
 class Live:
@@ -82,10 +94,10 @@ class Restored:
         slot = slots.acquire(tokens)
         chain = store.longest_prefix("f", tokens).cut(cut)
         assert len(chain.tokens) == cut
-        filling = alone(slots.fill(slot, tokens, chain), engine)
+        filling, index = alone(slots.fill(slot, tokens, chain), engine)
         assert not filling.misses
         assert filling.restored == cut
-        full = generate(engine, slot.seq, tokens, filling.index)
+        full = generate(engine, slot.seq, tokens, index)
         parents = [s.entry.state.response_id for s in chain.segments]
         state = State(
             response_id=f"node{node}",

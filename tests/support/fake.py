@@ -112,6 +112,7 @@ class FakeEngine:
         if n_cells <= self.n_ctx:
             return
         self.n_ctx, before, self.rows = n_cells, self.rows, {}
+        self._logits = []  # of the context that is gone
         for kept in live:  # in cells of their own, but for those that are shared
             rows = self.rows.get(kept.donor, [])[: kept.shared]
             assert rows == before[kept.seq][: kept.shared]
