@@ -1,46 +1,60 @@
-"""The ``llm kvbranch`` commands: parse, call, print."""
+"""The ``llm kvbranch`` commands: parse, call, print.
+
+Owns the command line: names, options, help, and what is printed. It does not know how
+anything is computed or stored, and nothing imports it but llm's hook.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-from typing import Any
-
 import click
-import llm
-from click_default_group import DefaultGroup
 
-from . import ask, keep, look, marks, models, serve, share
+from .groups import LazyGroup
 
-
-class _Group(DefaultGroup):  # type: ignore[misc]
-    "A group whose expected errors are one line and exit code 1"
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except llm.ModelError as error:
-            raise click.ClickException(str(error)) from None
-        except sqlite3.Error as error:
-            raise click.ClickException(f"The log cannot be used: {error}") from None
+__all__ = ["kvbranch"]
 
 
-def _kvbranch() -> None:
+@click.group(
+    "kvbranch",
+    cls=LazyGroup,
+    default="branch",
+    sections={
+        "Explore": {
+            "branch": "ask:branch",
+            "focus": "ask:focus",
+            "continue": "ask:continue_",
+            "retry": "ask:retry",
+            "tree": "show:tree",
+            "show": "show:show",
+            "diff": "show:diff",
+        },
+        "Keep and share": {
+            "star": "keep:star",
+            "note": "keep:note",
+            "prune": "keep:prune",
+            "export": "share:export",
+            "import": "share:import_",
+        },
+        "Run": {
+            "serve": "serve:serve",
+            "doctor": "doctor:doctor",
+            "models": "models:models",
+            "store": "store:store",
+        },
+    },
+    aliases={
+        "use": "models:use",
+        "settings": "models:settings",
+        "download": "models:download",
+        "status": "store:status",
+        "budget": "store:budget",
+        "gc": "store:gc",
+        "verify": "store:verify",
+        "pin": "store:pin",
+        "unpin": "store:unpin",
+    },
+)
+def kvbranch() -> None:
     """
-    Explore conversations as trees, and the KV state they left
-
-    RESPONSE_ID is a full id, the start of one, or "last".
+    Explore conversations as trees and the KV state they leave. RESPONSE_ID is a
+    full id, the start of one, or "last".
     """
-
-
-kvbranch: click.Group = click.group("kvbranch", cls=_Group, default="branch")(_kvbranch)
-
-for command in (
-    *(ask.branch, ask.focus, ask.continue_, ask.retry),
-    *(look.show, look.tree, look.diff, look.status),
-    *(marks.star, marks.note),
-    *(share.export, share.import_),
-    *(models.models, models.use, models.settings, models.download, models.doctor_),
-    serve.serve,
-    *(keep.budget, keep.gc, keep.pin, keep.unpin, keep.prune, keep.verify),
-):
-    kvbranch.add_command(command)

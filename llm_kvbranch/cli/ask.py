@@ -1,4 +1,4 @@
-"""The commands that ask a model: branch, focus, continue, retry."""
+"""The commands that prompt a model: branch, focus, continue, retry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import llm
 
-from .options import asking, placing
+from .options import asking, count_option, placing
 
 if TYPE_CHECKING:
     from ..log import Branch, History, Place
@@ -25,22 +25,16 @@ if TYPE_CHECKING:
     "--mode",
     type=click.Choice(["reuse_kv", "fresh"]),
     default="reuse_kv",
-    help="reuse_kv (default) goes on from the answer, fresh starts a new context "
-    "with the excerpt quoted and nothing else",
+    help="reuse_kv (default) continues the conversation; fresh starts a new one that "
+    "only quotes the excerpt",
 )
 @click.option(
     "--context-window",
     type=click.IntRange(0),
     default=0,
-    help="With fresh: quote this many tokens up to the end of the excerpt",
+    help="With fresh: quote this many tokens before the end of the excerpt",
 )
-@click.option(
-    "-n",
-    "--count",
-    type=click.IntRange(1, 64),
-    default=1,
-    help="Number of answers, computed together over the shared prompt",
-)
+@count_option
 @asking
 def branch(
     response_id: str,
@@ -53,10 +47,10 @@ def branch(
     **asked: Any,
 ) -> None:
     """
-    Go on from a response in a new thread
+    Continue from a response in a new thread
 
-    With an excerpt the answer is cut right after it: what came later is not part
-    of the branch. This is the default command.
+    With an excerpt the answer is cut right after it; the rest of the answer is not
+    part of the branch. This is the default command.
 
     \b
         llm kvbranch last --excerpt 'the sky is blue' 'Why?'
@@ -96,7 +90,7 @@ def focus(
     """
     Ask about a part of an answer
 
-    The whole conversation stays, in a new thread, and the part is quoted.
+    The new thread keeps the whole conversation and quotes that part.
     """
     from ..log import branching
 
@@ -113,7 +107,7 @@ def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
     """
     Add a turn after a response
 
-    In its thread if it is the last of it, otherwise in a new one.
+    In the same thread if the response is its last, otherwise in a new one.
     """
     from ..log import branching
 
@@ -123,13 +117,7 @@ def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
 
 @click.command()
 @click.argument("response_id")
-@click.option(
-    "-n",
-    "--count",
-    type=click.IntRange(1, 64),
-    default=1,
-    help="Number of answers, computed together over the shared prompt",
-)
+@count_option
 @asking
 def retry(response_id: str, **asked: Any) -> None:
     "Send the prompt of a response again, in a new thread"
@@ -139,13 +127,13 @@ def retry(response_id: str, **asked: Any) -> None:
 
 
 def _read_prompt(prompt: str | None) -> str:
-    "The prompt from the argument, after what is piped in, as llm prompt has it"
+    "The prompt: standard input, then the argument, as llm prompt does"
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
         piped = sys.stdin.read()
     whole = " ".join(bit for bit in (piped, prompt) if bit)
     if not whole.strip():
-        raise click.ClickException("The prompt is empty: give it as an argument")
+        raise click.ClickException("The prompt is empty: pass it as an argument")
     return whole
 
 
@@ -176,7 +164,7 @@ def _ask(
     no_server: bool = False,
     count: int = 1,
 ) -> None:
-    "Ask a model what a verb plans, show the answers and log them"
+    "Prompt a model as a verb plans, print the answers and log them"
     from llm.utils import extract_fenced_code_block
 
     from ..log import History, branching, open_log
@@ -191,7 +179,7 @@ def _ask(
     responses = []
     for i in range(count):
         if "seed" in chosen and i:
-            chosen["seed"] += 1  # or all siblings would say the same
+            chosen["seed"] += 1  # or all answers would be identical
         responses.append(branching.ask(branch, model, system, stream, i, **chosen))
     try:
         _show_answers(responses, silent=json_ or extract)
@@ -218,9 +206,9 @@ def _ask(
 
 
 def _show_answers(responses: list[Any], silent: bool) -> None:
-    """Print answers as they come: the first one live, the others after it.
+    """Print answers in order: the first as it streams, the others after it.
 
-    All of them take turns, so that the ones that wait to be shown go on too.
+    All of them are advanced in turn, so that later answers do not wait.
     """
     events = [iter(response.stream_events()) for response in responses]
     held: list[list[Any]] = [[] for _ in events]
@@ -250,7 +238,7 @@ def _show_number(i: int, n: int, silent: bool) -> None:
 
 
 def _show_event(event: Any, silent: bool) -> None:
-    "Text to standard output, reasoning dimmed to standard error, as llm does"
+    "Text to standard output, reasoning dimmed to standard error, as in llm"
     if silent:
         return
     if event.type == "text":
@@ -265,14 +253,14 @@ def _model(model_id: str, logged: bool) -> Any:
     except llm.UnknownModelError:
         raise click.ClickException(
             f"The response was made by the model {model_id}, which is not installed: "
-            "install its plugin, or choose another model with -m"
+            "install its plugin or choose another model with -m"
             if logged
             else f"Unknown model: {model_id}. See llm models"
         ) from None
 
 
 def _options(model: Any, given: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    "Options from the command line over the ones set with llm models options"
+    "Options from the command line, over those set with llm models options"
     import pydantic
     from llm.cli import get_model_options, render_errors
 

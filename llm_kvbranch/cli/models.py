@@ -1,4 +1,4 @@
-"""The commands about models: models, use, settings, download, doctor."""
+"""The commands about models: list, download, use, remove, settings."""
 
 from __future__ import annotations
 
@@ -10,30 +10,53 @@ import click
 
 from ..errors import ModelNotFound
 from ..settings import format_size
-from .options import hanging, json_option
+from .groups import LazyGroup
+from .options import json_option
+from .text import hanging
 
 if TYPE_CHECKING:
     from ..models import Model
 
-_SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "blue")}
 
-
-@click.command()
-@click.option("--remove", metavar="NAME", help="Take a model off the list; files stay")
-@json_option
-def models(remove: str | None, json_: bool) -> None:
+@click.group(
+    cls=LazyGroup,
+    default="list",
+    default_if_no_args=True,
+    sections={
+        "Commands": {
+            "list": "models:list_",
+            "download": "models:download",
+            "use": "models:use",
+            "remove": "models:remove",
+            "settings": "models:settings",
+        }
+    },
+)
+def models() -> None:
     """
-    Show the models that there are, and those that other programs have here
+    List, download, choose and configure models
 
-    The star marks the one that kvllama stands for. What Ollama, llm-gguf, LM
-    Studio and the Hugging Face cache hold can be used where it lies:
+    A NAME is one that the list shows, or kvllama for the default model.
+    """
 
-        llm kvbranch use llama3.2:3b
+
+@click.command(name="list")
+@click.option("remove_", "--remove", metavar="NAME", hidden=True)
+@json_option
+def list_(remove_: str | None, json_: bool) -> None:
+    """
+    List models, including those of other programs
+
+    An asterisk marks the default model, which is kvllama. Models of Ollama,
+    llm-gguf, LM Studio and the Hugging Face cache can be used where they are:
+
+    \b
+        llm kvbranch models use llama3.2:3b
     """
     from ..models import doctor
 
-    if remove is not None:
-        _remove(remove)
+    if remove_ is not None:
+        _remove(remove_)
         return
     rows = doctor.describe_models()
     if json_:
@@ -45,15 +68,27 @@ def models(remove: str | None, json_: bool) -> None:
     for row in mine:
         _print_model(row, *widths)
     if not mine:
-        click.echo("None yet: llm kvbranch download fetches one")
+        click.echo("No models yet. Download one: llm kvbranch models download")
     if len(mine) < len(rows):
         click.echo(
-            "\nOther programs have these here; llm kvbranch use NAME takes one as it is"
+            "\nModels of other programs; to use one: llm kvbranch models use NAME"
         )
     for row in rows[len(mine) :]:
         _print_model(row, *widths)
     if mine and not any(row["default"] for row in rows):
-        click.echo(f"\nkvllama has no model: {_problem()}", err=True)
+        click.echo(f"\nThere is no default model: {_problem()}", err=True)
+
+
+@click.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """
+    Remove a model from the list
+
+    Its settings are removed as well; its file is kept. A model in a models folder
+    is detected automatically: to remove it, delete its file.
+    """
+    _remove(name)
 
 
 def _remove(name: str) -> None:
@@ -64,13 +99,13 @@ def _remove(name: str) -> None:
         model = catalog.model()
     name = model.name if model and name == catalog.MODEL_ID else _bare(name)
     path = catalog.remove(name)
-    click.echo(f"{name} is off the list. Its file stays: {path}")
+    click.echo(f"Removed {name} from the list. Its file is kept: {path}")
     if model and model.name == name:
-        click.echo(_problem() or f"kvllama is {catalog.model().name} now")
+        click.echo(_problem() or f"kvllama is now {catalog.model().name}")
 
 
 def _problem() -> str | None:
-    "Why kvllama has no model to run"
+    "Why there is no default model"
     from ..models import catalog
 
     try:
@@ -81,7 +116,7 @@ def _problem() -> str | None:
 
 
 def _words(row: dict[str, Any]) -> tuple[str, str]:
-    "A model's name, and what it is or why it cannot be used, without the details"
+    "A model's name, and its description or, in short, why it cannot be used"
     problem = (row["problem"] or "").partition(": ")[0].partition(". ")[0]
     return row["name"], problem or row["about"]
 
@@ -104,10 +139,10 @@ def _print_model(row: dict[str, Any], *widths: int) -> None:
 @click.argument("name", metavar="NAME|PATH")
 def use(name: str) -> None:
     """
-    Choose the model that kvllama stands for
+    Choose the default model, which is kvllama
 
-    NAME is one that llm kvbranch models shows, PATH any GGUF file; files are used
-    where they are.
+    NAME is a model that llm kvbranch models lists, PATH is any GGUF file. The file
+    is used where it is, not copied.
     """
     from ..models import catalog, doctor, hub
 
@@ -117,17 +152,17 @@ def use(name: str) -> None:
         if not hub.is_address(name):
             raise
         raise ModelNotFound(
-            f"{error}. To get it from Hugging Face: llm kvbranch download {name}"
+            f"{error}. To get it from Hugging Face: llm kvbranch models download {name}"
         ) from None
     doctor.check_model(chosen)
     chosen = catalog.use(chosen)
-    also = f"also to be had as kvllama/{chosen.name}"
+    also = f"also available as kvllama/{chosen.name}"
     if catalog.is_default(chosen):
-        click.echo(f"kvllama is {chosen.name} now, {also}")
+        click.echo(f"kvllama is now {chosen.name}, {also}")
         return
     click.echo(
-        f"{chosen.name} is chosen, {also}, but kvllama stays {catalog.environment()} "
-        "as long as LLM_KVBRANCH_MODEL is set: unset it"
+        f"Chose {chosen.name}, {also}. But LLM_KVBRANCH_MODEL is set, so kvllama stays "
+        f"{catalog.environment()} until you unset it"
     )
 
 
@@ -135,32 +170,32 @@ def use(name: str) -> None:
 @click.argument("name", required=False)
 @click.argument("key", required=False)
 @click.argument("value", required=False)
-@click.option("--default", is_flag=True, help="Go back to the default")
+@click.option("--default", is_flag=True, help="Return to the default")
 @json_option
 def settings(
     name: str | None, key: str | None, value: str | None, default: bool, json_: bool
 ) -> None:
     """
-    Show or change what is set for a model
+    Show or change the settings of a model
 
-    What is set holds whenever the model answers, unless -o says otherwise. Without
-    a NAME the settings of the model are shown that kvllama stands for.
+    Settings apply to every answer of the model; -o overrides them for one answer.
+    Without NAME, the settings of the default model are shown.
 
     \b
-        llm kvbranch settings kvllama n_ctx 8192
-        llm kvbranch settings kvllama n_ctx --default
+        llm kvbranch models settings kvllama n_ctx 8192
+        llm kvbranch models settings kvllama n_ctx --default
     """
     from ..models import ModelSettings, catalog, parse, shown
 
     if name in ModelSettings.model_fields:
         raise click.ClickException(
-            f"Name the model first: llm kvbranch settings kvllama {name}"
+            f"Name the model first: llm kvbranch models settings kvllama {name}"
         )
     model = _model(name)
     if default and (key is None or value is not None):
         raise click.ClickException(
-            "--default takes a model and a setting: "
-            f"llm kvbranch settings {name or 'kvllama'} {key or 'n_ctx'} --default"
+            "--default needs a model and a setting: llm kvbranch models settings "
+            f"{name or 'kvllama'} {key or 'n_ctx'} --default"
         )
     if key is not None and (value is not None or default):
         kept = parse(key, value)
@@ -176,7 +211,7 @@ def settings(
     if key is None:
         _print_settings(model.settings)
     elif default:
-        click.echo(f"{key} is the default again")
+        click.echo(f"{key} has its default again")
     else:
         click.echo(f"{key} is {shown(model.settings[key])}")
 
@@ -198,19 +233,17 @@ def _print_settings(given: dict[str, Any]) -> None:
 @click.argument("repository", metavar="[MODEL|REPOSITORY]", required=False)
 @click.argument("file", required=False)
 @click.option("--revision", help="Branch, tag or commit of the repository")
-@click.option("--list", "list_", is_flag=True, help="Show the models known by name")
+@click.option("--list", "list_", is_flag=True, help="List the short names")
 def download(
     repository: str | None, file: str | None, revision: str | None, list_: bool
 ) -> None:
     """
     Download a model from Hugging Face
 
-    Into its cache, where every program finds it; what was begun is gone on with.
-    Without arguments Llama 3.2 3B. REPOSITORY is like
-    bartowski/Llama-3.2-3B-Instruct-GGUF, FILE one of its files or a quantisation
-    like Q5_K_M.
-
-        llm kvbranch download --list
+    The file goes into the Hugging Face cache, where every program finds it. An
+    interrupted download is resumed. MODEL is a short name (see --list; the default
+    is llama-3.2-3b) and REPOSITORY is like bartowski/Llama-3.2-3B-Instruct-GGUF.
+    FILE is one of its files, or a quantisation like Q5_K_M.
     """
     from ..models import DEFAULT, PRESETS, catalog, doctor, hub
 
@@ -229,7 +262,7 @@ def download(
         path = hub.download(*hub.resolve(repository, file), revision)
     except KeyboardInterrupt:
         raise click.ClickException(
-            "Stopped. Run this again, and it goes on where it was"
+            "Interrupted. Run the same command again to resume the download"
         ) from None
     doctor.check_model(catalog.Model(path.stem, path, "Hugging Face"))
     name = preset.name if preset and not file else None
@@ -241,52 +274,12 @@ def download(
         return
     click.echo(
         f"Ready: llm -m kvllama/{model.name} 'Why is the sky blue?'\n"
-        f"To make it the one that kvllama stands for: llm kvbranch use {model.name}"
+        f"To make it the default model: llm kvbranch models use {model.name}"
     )
 
 
-@click.command(name="doctor")
-@json_option
-def doctor_(json_: bool) -> None:
-    """
-    Check what models can be run with here, and whether all is well
-
-    Devices and their memory, whether the model that kvllama stands for fits, the
-    store, and how to install a build for the GPU. Exit code 1 if nothing could be
-    answered.
-    """
-    from ..models import doctor
-
-    found = doctor.examine()
-    if json_:
-        click.echo(json.dumps(found, indent=2))
-    else:
-        for name, text in doctor.lines(found):
-            label = click.style(name.ljust(10), dim=True)
-            click.echo(label + hanging(text, 10))
-        _print_problems(found)
-    if any(level == "error" for level, _ in found["problems"]):
-        raise click.exceptions.Exit(1)
-
-
-def _print_problems(found: dict[str, Any]) -> None:
-    from ..models import doctor
-
-    click.echo()
-    for level, text in found["problems"]:
-        sign, colour = _SIGNS[level]
-        click.echo(f"{click.style(sign, fg=colour, bold=True)} {hanging(text, 2)}")
-    if not found["problems"]:
-        click.echo(f"{click.style('✓', fg='green', bold=True)} All is well")
-    if builds := doctor.gpu_builds(found):
-        click.echo("\nTo use a GPU, build llama-cpp-python for it:")
-    for kind, needs in builds:
-        click.echo(f"\n{click.style(kind, bold=True)}: {needs}")
-        click.echo(f"  {found['install'][kind]}")
-
-
 def _model(name: str | None) -> Model:
-    "A model by its name, as llm knows it or as we do"
+    "A model by its name, with or without kvllama/"
     from ..models import catalog
 
     if name is None or name == catalog.MODEL_ID:

@@ -1,10 +1,7 @@
-"""What several commands share: options named as llm's own, and words."""
+"""Options that several commands share, named as llm's own."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 from collections.abc import Callable
 
 import click
@@ -19,11 +16,11 @@ json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
-    "The options of every command that asks a model, named as those of llm prompt"
+    "The options of every command that prompts a model, named as those of llm prompt"
     for option in reversed(
         [
-            click.option("model_id", "-m", "--model", help="Another model to answer"),
-            click.option("-s", "--system", help="Another system prompt"),
+            click.option("model_id", "-m", "--model", help="Use another model"),
+            click.option("-s", "--system", help="Use another system prompt"),
             click.option(
                 "options",
                 "-o",
@@ -42,7 +39,7 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--no-server",
                 is_flag=True,
-                help="Load the model here, though llm kvbranch serve has it",
+                help="Load the model in this process even if a server is running",
             ),
         ]
     ):
@@ -51,18 +48,20 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def placing(command: Callable[..., None]) -> Callable[..., None]:
-    "The options that name a part of an answer"
+    "The options that select part of an answer"
     for option in reversed(
         [
-            click.option("--excerpt", help="Words of the answer"),
+            click.option("--excerpt", help="Text from the answer"),
             click.option(
-                "--occurrence", type=int, help="Which one, if they occur several times"
+                "--occurrence",
+                type=int,
+                help="Which occurrence of the excerpt, counted from 1",
             ),
             click.option(
                 "range_",
                 "--range",
                 metavar="START:END",
-                help="Part of the answer by its characters",
+                help="Part of the answer, by character offsets",
             ),
         ]
     ):
@@ -70,18 +69,10 @@ def placing(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def say_states(n: int) -> str:
-    return f"{n:,} state{'' if n == 1 else 's'}"
-
-
-def hanging(text: str, indent: int) -> str:
-    "A text as it fits the terminal, its later lines indented; elsewhere as it is"
-    if not sys.stdout.isatty():
-        return text
-    lines = textwrap.wrap(
-        text,
-        max(20, shutil.get_terminal_size().columns - indent),
-        break_long_words=False,  # paths and commands are copied
-        break_on_hyphens=False,
-    )
-    return ("\n" + " " * indent).join(lines)
+count_option = click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Number of answers, generated together from the shared prompt",
+)

@@ -1,13 +1,16 @@
-"""What the commands print of a response and of the store, as plain values."""
+"""What the commands print, as plain values: what --json shows."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..log import Ancestry, Forest, History, diff, message_text
 from ..store import open_store
+
+if TYPE_CHECKING:
+    from ..store import Removal, Store
 
 # In the order in which they are shown
 FACTS = (
@@ -46,10 +49,10 @@ FACTS = (
 
 
 def describe_response(history: History, response_id: str) -> dict[str, Any]:
-    """All that is known of one response, in the order of FACTS.
+    """Everything known about a response, in the order of FACTS.
 
-    Facts of the run come from the log, those of the state from the store;
-    unknown ones are None (a model other than kvllama, no state left).
+    Facts about the run come from the log, those about the state from the store.
+    Unknown ones are None (another model than kvllama, or no state).
     """
     turn = history.turn(response_id)
     branch = history.branch(response_id)
@@ -82,11 +85,11 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
 def describe_tree(
     history: History, reference: str | None, count: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """The lines of one tree, or of the newest ones without a reference.
+    """The lines of one tree, or of the newest trees without a reference.
 
-    A line has the keys lead (what connects it to its parent), id (as short as
-    tells responses apart), current, verb, mode, excerpt, prompt, tokens, state_bytes,
-    state_gone, starred, note.
+    A line has the keys lead (what connects it to its parent), id (shortened, but
+    unique), current, verb, mode, excerpt, prompt, tokens, state_bytes, state_gone,
+    starred, note.
     """
     forest, store = Forest(history), open_store()
     if reference is None:
@@ -118,11 +121,11 @@ def describe_tree(
 
 
 def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
-    """Where two responses part, and how what follows differs.
+    """Where two conversations diverge, and how they differ from there.
 
-    ``shared`` is the number of messages both begin with, ``roles`` and
-    ``changes`` describe each pair of messages after them: a list of (sign,
-    text) where the sign is " ", "-" (the first has it) or "+" (the other has).
+    ``shared`` is the number of messages that both begin with. Each pair of messages
+    after them has a ``role`` and ``changes``: a list of (sign, text) where the sign
+    is " ", "-" (only in the first) or "+" (only in the other).
     """
     chains = [
         [(m.role, message_text(m)) for m in response.messages]
@@ -145,4 +148,14 @@ def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
             }
             for left, right in pairs
         ],
+    }
+
+
+def describe_removal(removal: Removal, store: Store | None) -> dict[str, Any]:
+    "What was removed from the store and what was kept; ``bytes`` is its size now"
+    return {
+        "removed": [entry.state.response_id for entry in removal.removed],
+        "removed_bytes": removal.nbytes,
+        "kept": {entry.state.response_id: why for entry, why in removal.kept},
+        "bytes": store.nbytes() if store else 0,
     }

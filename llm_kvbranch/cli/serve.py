@@ -1,4 +1,4 @@
-"""The command that keeps a model in memory: serve."""
+"""The command that runs the server: serve."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ if TYPE_CHECKING:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help="Port to listen at, 0 for any (default: 8177, or any if that is taken)",
+    help="Port to listen on, 0 for any (default: 8177, or any if that is taken)",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
-    help="Address to listen at (default: 127.0.0.1, from this machine alone)",
+    help="Address to listen on (default: 127.0.0.1, this machine only)",
 )
 @click.option(
     "--allow-host",
     "allow_hosts",
     metavar="NAME",
     multiple=True,
-    help="Name that the server may be reached by; needed with --host",
+    help="Host name that clients may use; needed with --host",
 )
 @click.option(
     "--token",
     envvar="LLM_KVBRANCH_TOKEN",
-    help="API token (default: one made for you once and kept). Others on this machine "
-    "can see options: better set LLM_KVBRANCH_TOKEN",
+    help="API token (default: generated once and kept). Other users of this machine "
+    "can see options, so rather set LLM_KVBRANCH_TOKEN",
 )
-@click.option("--open/--no-open", "open_", default=False, help="Open the page")
-@click.option("-m", "--model", help="Model to serve (default: the one kvllama is)")
+@click.option("--open/--no-open", "open_", default=False, help="Open a browser")
+@click.option("-m", "--model", help="Model to serve (default: that of kvllama)")
 @click.option(
     "--slots",
     type=click.IntRange(1, 64),
     default=8,
-    help="Answers at once (default: 8)",
+    help="Answers to generate at once (default: 8)",
 )
 @click.option(
     "--ctx",
     "n_ctx",
     type=click.IntRange(256),
-    help="Tokens that all slots may hold together (default: what memory allows)",
+    help="Context shared by all slots, in tokens (default: what fits in memory)",
 )
 @click.option(
     "--queue",
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     default=64,
     help="Requests that may wait for a slot (default: 64)",
 )
-@click.option("--no-log", is_flag=True, help="Log no answers and keep no state of them")
+@click.option("--no-log", is_flag=True, help="Do not log answers or store their state")
 @database_option
 def serve(
     port: int | None,
@@ -73,12 +73,13 @@ def serve(
     database: str | None,
 ) -> None:
     """
-    Keep a model in memory, for programs and for a page to explore the log
+    Serve a model to OpenAI clients and to a page on the log
 
-    Any OpenAI client can use it, with what is printed. The page is datasette on the
-    log; the link to it logs in once. Ctrl-C ends it. Where just this is served
-    already, that is said, with another link to log in.
+    Prints the settings for OpenAI clients and a link to the page, which is
+    Datasette on the log. The link works once. Press Ctrl-C to stop. If a server
+    with the same options is running, its address and a new link are printed.
 
+    \b
         llm kvbranch serve --open
     """
     from ..models import catalog
@@ -102,9 +103,9 @@ def serve(
 
 
 def _show(ready: Ready, slots: int, open_: bool) -> None:
-    "What a person needs to use the server"
+    "Print what is needed to use the server"
     answers = "one answer" if slots == 1 else f"{slots} answers"
-    does = f"serves {answers} at once" if ready.is_new else "is served already"
+    does = f"serves {answers} at once" if ready.is_new else "is already being served"
     click.echo(f"{click.style(ready.model, fg='yellow')} {does}")
     click.echo(f"  Page  {ready.login}  (works once)")
     click.echo(
@@ -115,7 +116,7 @@ def _show(ready: Ready, slots: int, open_: bool) -> None:
         import threading
         import webbrowser
 
-        # Some browsers run in this terminal until they are left
+        # Some browsers run in this terminal until they are closed
         opening = threading.Thread(
             target=webbrowser.open, args=(ready.login,), daemon=ready.is_new
         )

@@ -110,7 +110,7 @@ def _unknown(path: Path, architecture: str, reason: str) -> str | None:
     if is_ollamas and (unknown or "wrong number of tensors" in reason):
         return (
             f"Ollama's own file of this model ({architecture}) is none that this build "
-            "of llama.cpp can load: get another with llm kvbranch download, or "
+            "of llama.cpp can load: get another with llm kvbranch models download, or "
             f"{upgrade} ({reason})"
         )
     if unknown:

@@ -255,7 +255,7 @@ def unfit(value: Callable[[str], Any]) -> str | None:
     if kind == "adapter" or value("adapter.type") is not None:
         return (
             "is a LoRA adapter: choose the model it was made for, and set it there "
-            "with llm kvbranch settings NAME lora FILE"
+            "with llm kvbranch models settings NAME lora FILE"
         )
     if kind == "imatrix":
         return "is an importance matrix, which is only good for quantising models"

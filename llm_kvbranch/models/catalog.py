@@ -84,7 +84,7 @@ def model(name: str | None = None) -> Model:
     """A model by name; without one, the one kvllama stands for.
 
     That is the one of LLM_KVBRANCH_MODEL (as for find), else the one that was last
-    used (``llm kvbranch use``), else the first found. Raises ModelNotFound.
+    used (``llm kvbranch models use``), else the first found. Raises ModelNotFound.
     """
     found = found_models()
     chosen = name or default_name()
@@ -92,8 +92,8 @@ def model(name: str | None = None) -> Model:
         if found:
             return next(iter(found.values()))
         raise ModelNotFound(
-            "kvllama has no model to run. Download one: llm kvbranch download - or "
-            "see what other programs have here: llm kvbranch models"
+            "There is no model. Download one with llm kvbranch models download, or see "
+            "with llm kvbranch models which ones other programs have"
         )
     if chosen in found:
         return _present(found[chosen])
@@ -104,7 +104,8 @@ def model(name: str | None = None) -> Model:
             raise ModelNotFound(f"{_VARIABLE}: {error}") from None
     raise ModelNotFound(
         f"There is no model {chosen}{_near(chosen, found)}. "
-        "Choose another: llm kvbranch models lists them, llm kvbranch use takes one"
+        "List the models with llm kvbranch models and choose one with "
+        "llm kvbranch models use"
     )
 
 
@@ -124,8 +125,8 @@ def _present(model: Model) -> Model:
     if not model.path.is_file():
         raise ModelNotFound(
             f"The file of {model.name} is gone: {model.path}. Download it again, take "
-            f"it off the list (llm kvbranch models --remove {model.name}) or choose "
-            "another one (llm kvbranch use)"
+            f"it off the list (llm kvbranch models remove {model.name}) or choose "
+            "another one (llm kvbranch models use)"
         )
     return model
 

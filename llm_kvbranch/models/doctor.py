@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from ..errors import KVBranchError, ModelLoadError, SettingError
 from ..settings import budget, data_directory, format_size
 from ..store import describe_store
 from . import catalog
-from .options import KVLlamaOptions, choose, shown
+from .options import KVLlamaOptions, choose
 
 _INSTALL = "llm install --force-reinstall --no-cache-dir llama-cpp-python"
 INSTALL = {
@@ -200,7 +199,7 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
             (
                 "note",
                 f"{model.name} has no chat template: ChatML is used. If it answers "
-                f"oddly: llm kvbranch settings {model.name} chat_template FILE",
+                f"oddly: llm kvbranch models settings {model.name} chat_template FILE",
             )
         )
     return {
@@ -245,11 +244,11 @@ def _store(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
             (
                 "note",
                 "The store's budget is 0, so nothing is stored: "
-                "llm kvbranch budget --default",
+                "llm kvbranch store budget --default",
             )
         )
     elif most and facts.get("bytes", 0) > most:
-        problems.append(("note", "The store is above its budget: llm kvbranch gc"))
+        problems.append(("note", "The store is over its budget: llm kvbranch store gc"))
     bad = [
         miss
         for miss in facts.get("misses", ())
@@ -257,7 +256,11 @@ def _store(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
     ]
     if n := sum(miss["count"] for miss in bad):
         problems.append(
-            ("warning", f"{n} state files were found bad: llm kvbranch verify --repair")
+            (
+                "warning",
+                f"{n} bad state file{'' if n == 1 else 's'} found: "
+                "llm kvbranch store verify --repair",
+            )
         )
     return facts
 
@@ -334,69 +337,11 @@ def describe_models() -> list[dict[str, Any]]:
 
 def _about(header: gguf.Header) -> str:
     "A model in a few words"
-    words = f"{header.architecture} {_count(header.n_params)} {header.file_type}"
+    words = f"{header.architecture} {short_count(header.n_params)} {header.file_type}"
     return f"{words.rstrip()}, {format_size(header.nbytes)}"
 
 
-def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    "What a person is told, as (what it is about, text)"
-    theirs = [name for name in found["versions"] if "llama" in name]
-    ours = [name for name in found["versions"] if name not in theirs]
-    for label, names in (("Versions", ours), ("", theirs)):
-        yield label, ", ".join(f"{name} {found['versions'][name]}" for name in names)
-    if compute := found["compute"]:
-        for device in compute["devices"]:
-            threads = (
-                f", {compute['threads']} threads" if device["kind"] == "CPU" else ""
-            )
-            memory = ""
-            if device["total"]:
-                free, total = format_size(device["free"]), format_size(device["total"])
-                memory = f", {free} of {total} free"
-            yield device["name"], f"{device['description']}{threads}{memory}"
-        if not compute["can_offload"]:
-            yield "GPU", "none: this build of llama-cpp-python uses the CPU only"
-    if model := found["model"]:
-        yield from _model_lines(model, bool(compute and compute["can_offload"]))
-    if store := found["store"]:
-        yield "Store", store["directory"]
-        held = "nothing yet"
-        if store["responses"]:
-            n = store["states"]
-            held = (
-                f"{n:,} state{'' if n == 1 else 's'}, {format_size(store['bytes'])} of "
-                f"{format_size(store['budget'])}"
-            )
-        yield "", f"{held}; {format_size(store['free_disk'])} free on the disk"
-    if log := found["log"]:
-        yield "Log", f"{log['path']}, {'on' if log['on'] else 'off'}"
-
-
-def _model_lines(model: dict[str, Any], can_offload: bool) -> Iterator[tuple[str, str]]:
-    yield "Model", f"{model['name']} ({model['source']})"
-    trained = f", trained for {model['n_ctx_train']:,} tokens"
-    kind = f" {model['file_type']}" if model["file_type"] else ""
-    yield (
-        "",
-        f"{model['architecture']}, {_count(model['parameters'])} parameters{kind}, "
-        f"{format_size(model['bytes'])}{trained if model['n_ctx_train'] else ''}",
-    )
-    each = model["kv_bytes_per_token"]
-    costs = [f"a token's KV rows take {format_size(each)} ({model['kv_type']})"]
-    if not each:
-        costs = []
-    if model["recurrent_bytes"]:
-        costs.append(f"a recurrent state {format_size(model['recurrent_bytes'])}")
-    fits = model["tokens_that_fit"]
-    most = "all " if fits == model["n_ctx_train"] else ""
-    yield "", f"{', '.join(costs)}: room for {most}{fits:,} tokens"
-    if can_offload:
-        yield "", f"{model['gpu_layers']} of {model['layers']} layers on a GPU"
-    for key, value in model["settings"].items():
-        yield "", f"{key} is set to {shown(value)}"
-
-
-def _count(n: float) -> str:
+def short_count(n: float) -> str:
     unit = ""
     for larger in ("K", "M", "B"):
         if n < 1000:

@@ -299,7 +299,7 @@ def parse(key: str, value: Any) -> Any:
         raise SettingError(
             f"There is no setting {key}"
             + (f" (did you mean {near[0]}?)" if near else "")
-            + ". llm kvbranch settings lists them"
+            + ". llm kvbranch models settings lists them"
         )
     try:
         return getattr(ModelSettings(**{key: value}), key)
@@ -325,7 +325,7 @@ def choose(options: KVLlamaOptions, settings: dict[str, Any]) -> ModelSettings:
         key = str(error.errors()[0]["loc"][0])
         raise SettingError(
             f"{key} is set to {known.get(key)!r} for this model: {_reason(error)}. "
-            "Mend it with llm kvbranch settings"
+            "Mend it with llm kvbranch models settings"
         ) from None
 
 

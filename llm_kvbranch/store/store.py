@@ -214,7 +214,7 @@ class Store(Files):
         if nbytes > (budget := self.budget()):
             raise StoreError(
                 f"A state of {nbytes:,} bytes is larger than the store's budget of "
-                f"{budget:,}: raise it with llm kvbranch budget"
+                f"{budget:,}: raise it with llm kvbranch store budget"
             )
 
     def _to_evict(
@@ -229,7 +229,7 @@ class Store(Files):
         if sum(entry.nbytes for entry in entries) < excess:
             raise StoreError(
                 f"The store's budget of {budget:,} bytes is taken by states that are "
-                "in use or pinned: raise it with llm kvbranch budget"
+                "in use or pinned: raise it with llm kvbranch store budget"
             )
         return entries
 

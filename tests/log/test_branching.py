@@ -531,7 +531,9 @@ class TestDiff:
 
     def test_the_same(self, ok, parent):
         ok("kvbranch", "retry", "last")
-        assert "They say the same" in ok("kvbranch", "diff", "last", parent[0]["id"])
+        assert "The answers are identical" in ok(
+            "kvbranch", "diff", "last", parent[0]["id"]
+        )
 
     def test_one_goes_on(self, ok, log, parent):
         ok("-c", "More")

@@ -85,7 +85,7 @@ class TestCatalog:
         monkeypatch.setattr(catalog, "model_directories", lambda: [])
         with pytest.raises(ModelNotFound) as caught:
             model.KVLlama().prompt("Hi").text()
-        assert "llm kvbranch download" in str(caught.value)
+        assert "llm kvbranch models download" in str(caught.value)
         assert "\n" not in str(caught.value)
 
     def test_all_are_registered(self, models: Path) -> None:
@@ -284,7 +284,7 @@ class TestUsing:
 
     def test_a_file_where_it_is(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
         said = llm("a", "kvbranch", "use", str(toy))
-        assert "kvllama is toy now, also to be had as kvllama/toy" in said
+        assert "kvllama is now toy, also available as kvllama/toy" in said
         llm("a", *SHORT, "Hi")
         assert show(llm, "a")["resolved_model"] == "toy"
         llm("a", "-m", "kvllama/toy", "-o", "max_tokens", "2", "Hi")
@@ -297,7 +297,7 @@ class TestUsing:
         folder.mkdir(parents=True)
         (folder / "tern.gguf").symlink_to(toy)
         listed = llm("a", "kvbranch", "models")
-        assert "llm kvbranch use NAME takes one as it is" in listed
+        assert "llm kvbranch models use NAME" in listed
         llm("a", "kvbranch", "use", "tern")
         rows = json.loads(llm("a", "kvbranch", "models", "--json"))
         assert [(r["name"], r["default"]) for r in rows] == [
@@ -316,8 +316,8 @@ class TestUsing:
         (tmp_path / "other").mkdir()
         other = synth.write("llama", tmp_path / "other" / "toy.gguf", seed=8)
         llm("a", "kvbranch", "use", str(toy))
-        assert "kvllama is toy-2 now" in llm("a", "kvbranch", "use", str(other))
-        assert "kvllama is toy now" in llm("a", "kvbranch", "use", str(toy))
+        assert "kvllama is now toy-2" in llm("a", "kvbranch", "use", str(other))
+        assert "kvllama is now toy" in llm("a", "kvbranch", "use", str(toy))
 
     def test_a_file_that_is_gone(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
         moved = tmp_path / "moved.gguf"
@@ -326,7 +326,7 @@ class TestUsing:
         moved.unlink()
         said = llm("a", "-m", "kvllama", "Hi", fails=True)
         assert "The file of moved is gone" in said
-        assert "llm kvbranch models --remove moved" in said
+        assert "llm kvbranch models remove moved" in said
         assert "moved" in llm("a", "kvbranch", "models")
         said = llm("a", "kvbranch", "models")
         assert "moved is gone" in said.replace("The file of ", "")
@@ -340,27 +340,29 @@ class TestUsing:
         monkeypatch.setenv("LLM_KVBRANCH_MODEL", str(toy))
         listed = llm("a", "kvbranch", "models")
         assert "* toy" in listed
-        assert "Other programs" not in listed
+        assert "other programs" not in listed
         said = llm("a", "kvbranch", "use", SMOLLM2)
-        assert f"kvllama stays {toy} as long as LLM_KVBRANCH_MODEL is set" in said
-        assert "kvllama is toy now" in llm("a", "kvbranch", "use", "kvllama")
+        assert f"LLM_KVBRANCH_MODEL is set, so kvllama stays {toy}" in said
+        assert "kvllama is now toy" in llm("a", "kvbranch", "use", "kvllama")
         monkeypatch.setenv("LLM_KVBRANCH_MODEL", "nothing")
         said = llm("a", "kvbranch", "models")
         assert "*" not in said
-        assert "kvllama has no model: LLM_KVBRANCH_MODEL: There is no model" in said
+        assert (
+            "There is no default model: LLM_KVBRANCH_MODEL: There is no model" in said
+        )
 
     def test_what_takes_the_place_of_the_chosen_one(
         self, llm: Homes, toy: Path
     ) -> None:
         llm("a", "kvbranch", "use", str(toy))
         said = llm("a", "kvbranch", "models", "--remove", "kvllama")
-        assert "toy is off the list" in said
-        assert f"kvllama is {SMOLLM2} now" in said
+        assert "Removed toy from the list" in said
+        assert f"kvllama is now {SMOLLM2}" in said
 
     @pytest.mark.parametrize("name", ["llama-3.2-3b", "gulls/tern-GGUF"])
     def test_what_can_be_downloaded(self, llm: Homes, name: str) -> None:
         said = llm("a", "kvbranch", "use", name, fails=True)
-        assert f"llm kvbranch download {name}" in said
+        assert f"llm kvbranch models download {name}" in said
 
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -386,7 +388,7 @@ class TestUsing:
         assert first.name == "split-00001-of-00003.gguf"
         llm("a", "kvbranch", "use", str(toy))
         whole = llm("a", *SHORT, "Hi")
-        assert "kvllama is split now" in llm("a", "kvbranch", "use", str(first))
+        assert "kvllama is now split" in llm("a", "kvbranch", "use", str(first))
         assert llm("a", *SHORT, "Hi") == whole
         header = read_header(first)
         assert header.tensors == read_header(toy).tensors
@@ -485,7 +487,7 @@ class TestUnfit:
 
     def test_an_adapter(self, llm: Homes, tmp_path: Path) -> None:
         path = synth.write_adapter(tmp_path / "adapter.gguf")
-        assert "llm kvbranch settings NAME lora FILE" in self.refused(llm, path)
+        assert "llm kvbranch models settings NAME lora FILE" in self.refused(llm, path)
 
     def test_an_architecture_of_tomorrow(self, llm: Homes, tmp_path: Path) -> None:
         path = synth.write("llama", tmp_path / "new.gguf")
@@ -516,7 +518,7 @@ class TestUnfit:
         blob.write_bytes(blob.read_bytes().replace(b"llama", b"lluma"))
         said = llm("a", "kvbranch", "use", "tern:3b", fails=True)
         assert "Ollama's own file of this model (lluma) is none that" in said
-        assert "llm kvbranch download" in said
+        assert "llm kvbranch models download" in said
         assert "\n" not in said.strip()
         reason = "wrong number of tensors; expected 2131, got 720"
         synth.write("llama", blob)
@@ -603,7 +605,7 @@ class TestSettings:
             "max_tokens": 3
         }
         said = llm("a", "kvbranch", "settings", "kvllama", "max_tokens", "--default")
-        assert "max_tokens is the default again" in said
+        assert "max_tokens has its default again" in said
         assert json.loads(llm("a", "kvbranch", "settings", "--json")) == {}
 
     @pytest.mark.model
@@ -622,7 +624,7 @@ class TestSettings:
 
     def test_examples_are_lines(self, llm: Homes) -> None:
         said = llm("a", "kvbranch", "settings", "--help")
-        assert "      llm kvbranch settings kvllama n_ctx --default\n" in said
+        assert "      llm kvbranch models settings kvllama n_ctx --default\n" in said
 
     @pytest.mark.model
     def test_default_of_what(self, llm: Homes) -> None:
@@ -630,12 +632,14 @@ class TestSettings:
             said = llm(
                 "a", "kvbranch", "settings", "kvllama", *more, "--default", fails=True
             )
-            assert "llm kvbranch settings kvllama n_ctx --default" in said
+            assert "llm kvbranch models settings kvllama n_ctx --default" in said
 
     @pytest.mark.model
     def test_errors_are_a_line(self, llm: Homes, tmp_path: Path) -> None:
         said = llm("a", "kvbranch", "settings", "n_ctx", "4096", fails=True)
-        assert "Name the model first: llm kvbranch settings kvllama n_ctx" in said
+        assert (
+            "Name the model first: llm kvbranch models settings kvllama n_ctx" in said
+        )
         assert "There is no model and no file gull" in llm(
             "a", "kvbranch", "settings", "gull", "n_ctx", "4096", fails=True
         )
@@ -643,7 +647,7 @@ class TestSettings:
         put(tmp_path / "a" / "kvbranch" / "settings.json", json.dumps(kept))
         said = llm("a", "-m", "kvllama", "Hi", fails=True)
         assert "n_ctx is set to 'lots' for this model" in said
-        assert "llm kvbranch settings" in said
+        assert "llm kvbranch models settings" in said
 
     @pytest.mark.model
     def test_a_template_of_ones_own(self, llm: Homes, tmp_path: Path) -> None:
@@ -836,7 +840,7 @@ class TestDownload:
         before = served.transferred("tern-Q4_K_M.gguf")
         self.llm(served, tmp_path, "kvbranch", "use", SMOLLM2)
         said = self.llm(served, tmp_path, *command, "Q4_K_M")
-        assert "llm kvbranch use tern-Q4_K_M" in said
+        assert "llm kvbranch models use tern-Q4_K_M" in said
         assert served.transferred("tern-Q4_K_M.gguf") == before
         assert f"* {SMOLLM2}" in self.llm(served, tmp_path, "kvbranch", "models")
 
@@ -885,7 +889,10 @@ class TestDownload:
 
         monkeypatch.setattr(hub, "download", stop)
         said = llm("a", "kvbranch", "download", fails=True)
-        assert said == "Error: Stopped. Run this again, and it goes on where it was\n"
+        assert (
+            said
+            == "Error: Interrupted. Run the same command again to resume the download\n"
+        )
 
     def test_a_short_name_with_a_slip(self, llm: Homes) -> None:
         said = llm("a", "kvbranch", "download", "lama-3.2-3b", fails=True)
@@ -1107,7 +1114,7 @@ class TestTerminal:
     "Guards against words that are torn apart at the end of the line"
 
     def test_later_lines_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from llm_kvbranch.cli.options import hanging
+        from llm_kvbranch.cli.text import hanging
 
         text = "name the /very/long/path/to/a-file.gguf or another one"
         assert hanging(text, 4) == text  # no terminal: what is piped stays a line

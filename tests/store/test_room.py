@@ -212,7 +212,9 @@ class TestDefaultBudget:
             fill(store, "h")
             assert present(store) == "h"
             disk.size = 4 * SIZE
-            with pytest.raises(StoreError, match="raise it with llm kvbranch budget"):
+            with pytest.raises(
+                StoreError, match="raise it with llm kvbranch store budget"
+            ):
                 fill(store, "i")
             assert present(store) == "h"
 

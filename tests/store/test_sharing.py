@@ -102,10 +102,10 @@ class TestRoundTrip:
         llm("bob", "kvbranch", "import", str(bundle), key="of the team")
         turns = sqlite_utils.Database(llm.root / "bob" / "logs.db")["turns"].count
         again = llm("bob", "kvbranch", "import", str(bundle), key="of the team")
-        assert "Took in 0 of 3 states" in again
+        assert "Imported 0 of 3 states" in again
         assert turns == sqlite_utils.Database(llm.root / "bob/logs.db")["turns"].count
         home_again = llm("ann", "kvbranch", "import", str(bundle), key="of the team")
-        assert "Took in 1 of 3 states" in home_again  # the piece that was cut
+        assert "Imported 1 of 3 states" in home_again  # the piece that was cut
 
     def test_a_bundle_of_an_import(self, llm, bundle, tmp_path) -> None:
         llm("bob", "kvbranch", "import", str(bundle), key="of the team")

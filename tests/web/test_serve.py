@@ -306,7 +306,7 @@ class TestAgain:
         with Serving(tmp_path, "--port", str(port)) as serving:
             for arguments in ((), ("--port", str(port))):
                 said = self.again(serving, *arguments)
-                assert "is served already" in said
+                assert "is already being served" in said
                 assert f"{serving.url}/-/kvbranch/login?token=" in said
                 assert serving.token in said
                 path = said.split(serving.url)[1].split()[0]

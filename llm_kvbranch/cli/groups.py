@@ -1,0 +1,90 @@
+"""The click group that imports a command only when it is used.
+
+The idea: a group is a table of names and places ("module:attribute" in this package).
+``llm`` itself and completion of its own commands read nothing but the table; running
+a command imports the one module it is in, and only ``--help`` imports them all.
+
+This module knows no command.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+import llm
+from click_default_group import DefaultGroup
+
+Places = Mapping[str, str]
+
+
+class LazyGroup(DefaultGroup):  # type: ignore[misc]
+    """Commands under headings; expected errors are one line and exit code 1.
+
+    ``sections`` maps headings to commands, in the order that help shows them.
+    ``aliases`` are older names: they work, but neither help nor completion shows them.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        sections: Mapping[str, Places],
+        aliases: Places | None = None,
+        **options: Any,
+    ):
+        super().__init__(*arguments, **options)
+        self._sections = sections
+        self._places = dict(aliases or {})
+        for places in sections.values():
+            self._places.update(places)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for places in self._sections.values() for name in places]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._places:
+            return self._load(cmd_name)
+        if self.default_if_no_args and not cmd_name.startswith("-"):
+            # The default takes options only, so this is a misspelt command
+            for name in self.list_commands(ctx):
+                self._load(name)
+            return None
+        self._load(self.default_cmd_name)
+        command: click.Command | None = super().get_command(ctx, cmd_name)
+        return command
+
+    def _load(self, name: str) -> click.Command:
+        if name not in self.commands:
+            module, _, attribute = self._places[name].partition(":")
+            found = getattr(import_module(f".{module}", __package__), attribute)
+            self.commands[name] = found
+        command: click.Command = self.commands[name]
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except llm.ModelError as error:
+            raise click.ClickException(str(error)) from None
+        except sqlite3.Error as error:
+            raise click.ClickException(f"Cannot use the log: {error}") from None
+
+    def format_options(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        "Only the commands: --help is the only option, and all must fit a screen"
+        width = max(map(len, self.list_commands(ctx))) + 1
+        limit = formatter.width - 6 - width
+        formatter.write_paragraph()
+        for heading, names in self._sections.items():
+            rows = []
+            for name in names:
+                mark = "*" if name == self.default_cmd_name else ""
+                about = self._load(name).get_short_help_str(limit)
+                rows.append((f"{name}{mark}".ljust(width), about))
+            formatter.write_heading(heading)
+            with formatter.indentation():
+                formatter.write_dl(rows)

@@ -1,0 +1,131 @@
+"""The commands that show responses: tree, show, diff."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from ..settings import format_size
+from .options import database_option, json_option
+from .text import count as counted
+
+
+@click.command()
+@click.argument("reference", metavar="[ID]", required=False)
+@database_option
+@click.option("-n", "--count", default=5, help="Number of trees to show without ID")
+def tree(reference: str | None, database: str | None, count: int) -> None:
+    """
+    Show responses as a tree of branches
+
+    ID is a response or a thread; without it the newest trees are shown. The
+    response that llm -c would continue is marked with an asterisk.
+    """
+    from ..log import History, open_log
+    from .report import describe_tree
+
+    history = History(open_log(database))
+    for number, lines in enumerate(describe_tree(history, reference, count)):
+        if number:
+            click.echo()
+        for line in lines:
+            _print_node(line)
+
+
+def _print_node(line: dict[str, Any]) -> None:
+    "One line of a tree: its place, the verb that made it, the prompt, its state"
+    from ..log import one_line
+    from ..store import is_evicted
+
+    kept = "evicted" if is_evicted(line["state_gone"]) else "no state"
+    if line["state_bytes"]:
+        kept = format_size(line["state_bytes"])
+    tokens = "" if line["tokens"] is None else f"{counted(line['tokens'], 'token')}, "
+    tail = f"  {tokens}{kept}"
+    head = f"{line['lead']}{line['id']}  "
+    how = {"branch": "at ", "focus": "on ", "retry": "retry "}.get(line["verb"], "")
+    if line["mode"] == "fresh":
+        how = "fresh "
+    if line["excerpt"]:
+        how += f"“{one_line(line['excerpt'], 24)}” "
+    elif line["verb"] == "branch":
+        how = "branch "
+    how += "★ " if line["starred"] else ""
+    if line["note"]:
+        tail += f"  “{one_line(line['note'], 40)}”"
+    room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
+    click.echo(
+        click.style(line["lead"], dim=True)
+        + click.style(line["id"], fg="yellow")
+        + click.style("* " if line["current"] else "  ", fg="green", bold=True)
+        + click.style(how, fg="cyan")
+        + one_line(line["prompt"], max(12, room))
+        + click.style(tail, dim=True)
+    )
+
+
+@click.command()
+@click.argument("response_id")
+@database_option
+@json_option
+def show(response_id: str, database: str | None, json_: bool) -> None:
+    """
+    Show the tokens, timings and state of a response
+
+    RESPONSE_ID is a full id, the start of one, or "last".
+    """
+    from ..log import History, open_log
+    from .report import describe_response
+
+    history = History(open_log(database))
+    facts = describe_response(history, history.resolve(response_id))
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"{click.style(name.ljust(width), dim=True)}  {value}")
+
+
+@click.command()
+@click.argument("one")
+@click.argument("other")
+@database_option
+@json_option
+def diff(one: str, other: str, database: str | None, json_: bool) -> None:
+    """
+    Show where two conversations diverge and how they differ
+
+    Words only in ONE are red or in [-...-], words only in OTHER are green or in
+    {+...+}.
+    """
+    from ..log import History, one_line, open_log
+    from .report import describe_diff
+
+    facts = describe_diff(History(open_log(database)), one, other)
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    line = f"{counted(facts['shared'], 'message')} in common"
+    if facts["last_shared"]:
+        line += f", the last: {one_line(facts['last_shared'][1], 60)}"
+    click.echo(click.style(line, dim=True))
+    if not facts["messages"]:
+        click.echo("The answers are identical")
+    for message in facts["messages"]:
+        click.echo(click.style(f"\n{message['role']}", bold=True))
+        click.echo("".join(_change(*change) for change in message["changes"]))
+
+
+def _change(sign: str, text: str) -> str:
+    "A run of words, marked by colour on a terminal and by brackets elsewhere"
+    if sign == " ":
+        return text
+    if sys.stdout.isatty():
+        return click.style(text, fg={"-": "red", "+": "green"}[sign], underline=True)
+    return f"[-{text}-]" if sign == "-" else f"{{+{text}+}}"
