@@ -307,7 +307,7 @@ class TestUsing:
         llm("a", "kvbranch", "use", f"kvllama/{SMOLLM2}")
         assert f"* {SMOLLM2}" in llm("a", "kvbranch", "models")
         said = llm("a", "kvbranch", "models", "--remove", "tern")
-        assert "Its file stays" in said
+        assert "Its file is kept" in said
         assert "kvllama is" not in said
         assert "kvllama/tern" not in llm("a", "models")
         assert (folder / "tern.gguf").exists()
