@@ -24,7 +24,7 @@ def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], 
     "Every command that is not hidden, groups before what is in them: (path, command)"
     context = click.Context(group)
     yield path, group
-    for name in sorted(group.list_commands(context)):
+    for name in group.list_commands(context):
         command = group.get_command(context, name)
         if command is None or command.hidden:
             continue
