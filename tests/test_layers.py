@@ -43,6 +43,30 @@ OUTSIDE = {
     "sqlite3": {"store", "inference", "web", "cli"},
 }
 
+# The same for the page's JavaScript: folder of static/ -> the folders it may import.
+# "top" is the scripts that a page loads itself. Types in comments count as imports.
+JS_ROOMS = {
+    # The browser, the server and plain values; knows nothing of conversations
+    "core": "",
+    # What the page shows: the tree, answers in progress, drafts; draws nothing
+    "model": "core",
+    # Small elements for any room: icons, badges, menus, dialogs
+    "widgets": "core",
+    # An answer's text as elements that know their place in it
+    "markdown": "core widgets",
+    # The map of the tree
+    "graph": "core model widgets",
+    # Asking the model: fields, requests, answers as they stream in
+    "live": "core model widgets",
+    # The conversation from the root to the selected response
+    "path": "core model widgets markdown live",
+    # The dialogs, one a file
+    "overlay": "core model widgets",
+    # The tree page as a whole: top bar, panes, keys, address, actions
+    "page": "core widgets live overlay",
+    "top": "core model widgets graph live path overlay page",
+}
+
 
 def module_of(path: Path) -> str:
     "llm_kvbranch/store/index.py as store.index, a package's __init__ as its name"
@@ -79,6 +103,24 @@ def imports(path: Path) -> Iterator[tuple[str, str | None]]:
                     yield submodule, None
                 else:
                     yield ".".join(base) or "__init__", alias.name
+
+
+def js_imports(script: str, source: str) -> set[str]:
+    "The scripts that one imports, or names the types of in a comment"
+    found = re.findall(r"""\b(?:from|import)\s*\(?\s*["'`](\.[^"'`]*)["'`]""", source)
+    return {os.path.normpath(Path(script).parent / name) for name in found}
+
+
+def js_room(script: str) -> str:
+    return script.partition("/")[0] if "/" in script else "top"
+
+
+SCRIPTS = {
+    path.relative_to(STATIC).as_posix(): js_imports(
+        path.relative_to(STATIC).as_posix(), path.read_text()
+    )
+    for path in sorted(STATIC.rglob("*.js"))
+}
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -133,21 +175,61 @@ def test_no_file_imports_itself_by_way_of_others():
     assert circle(graph) == []
 
 
-def test_the_page_has_no_circle():
-    graph = {}
-    for path in STATIC.rglob("*.js"):
-        found = re.findall(
-            r"""^(?:import|export)[^;]*?from\s+["'](\.[^"']+)["']|"""
-            r"""^import\s+["'](\.[^"']+)["']|"""
-            r"""import\(["'](\.[^"']+)["']\)""",
-            path.read_text(),
-            re.MULTILINE,
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_page_imports_what_its_table_allows(script):
+    room = js_room(script)
+    for other in SCRIPTS[script]:
+        assert other in SCRIPTS, f"{script} imports {other}, which is not there"
+        assert js_room(other) in {room, *JS_ROOMS[room].split()}, (
+            f"{script} may not import {other}"
         )
-        names = {next(filter(None, groups)) for groups in found}
-        graph[str(path)] = {os.path.normpath(path.parent / name) for name in names}
-    assert len(graph) > 40
-    assert set().union(*graph.values()) <= set(graph)
-    assert circle(graph) == []
+
+
+def test_the_table_of_the_page_is_an_order_and_every_import_is_used():
+    seen = set()
+    for room, allowed in JS_ROOMS.items():
+        assert set(allowed.split()) <= seen, room
+        seen.add(room)
+        used = {
+            js_room(other)
+            for script, others in SCRIPTS.items()
+            if js_room(script) == room
+            for other in others
+        }
+        assert set(allowed.split()) == used - {room}, room
+    assert {js_room(script) for script in SCRIPTS} == seen
+
+
+def test_the_page_has_no_circle():
+    assert circle(SCRIPTS) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'import "./a.js"',
+        'import a from "./a.js"',
+        "import a, { b as c } from './a.js'",
+        'import * as a from "./a.js"',
+        'import {\n  a,\n  b,\n} from "./a.js"',
+        'import a from"./a.js"',
+        'export * from "./a.js"',
+        'export { a } from "./a.js"',
+        'const a = await import("./a.js")',
+        "import(\n  `./a.js`,\n)",
+        '/** @param {import("./a.js").A} a */',
+    ],
+)
+def test_every_form_of_import_counts(code):
+    "Also two in a row, of which the first names nothing"
+    assert js_imports("page/x.js", code) == {"page/a.js"}
+    twice = f'import "../b.js"\n{code}'
+    assert js_imports("page/x.js", twice) == {"b.js", "page/a.js"}
+
+
+def test_every_script_opens_with_what_it_owns():
+    for script in SCRIPTS:
+        assert (STATIC / script).read_text().startswith("// "), script
 
 
 @pytest.mark.parametrize("module", MODULES)

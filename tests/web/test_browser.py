@@ -1,8 +1,8 @@
 """The page with the real server and the real model: asking, branching, stopping.
 
-The idea: the tests do what a person does and look at what the page shows, at what the
-server has in its log, and at what was sent. One server and one browser serve all of
-them; each has a conversation of its own.
+The idea: the tests act as a person does, then check what the page shows, what the
+server logged and what was sent. All share one server and one browser; each has its own
+conversation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIRST = (
     "👋 Light is **scattered** by the small things in air, the more the bluer it is."
 )
 SECOND = "In the evening its way through the air is long, so that red is left over."
-LONG = 700  # tokens of an answer that is there to be stopped
+LONG = 700  # tokens of an answer that the test stops
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def window(browser, server, login):
 
 @pytest.fixture
 def talk(server, request):
-    "A conversation in the log, for one test: the ids of its two turns"
+    "A new conversation in the log for one test: the ids of its two turns"
     log = Log(server.home / "logs.db")
     first = log.begin(f"Why is the sky blue? {request.node.name}", FIRST)
     second = log.go_on(first, "And at sunset?", SECOND)
@@ -57,14 +57,14 @@ def talk(server, request):
 
 
 def opened(tab, id, **sampling):
-    "A tree's page with a response selected, and answers short and always the same"
+    "The page of a response's tree, with sampling set to short, greedy answers"
     tab.open(f"/-/kvbranch/{id}")
     tab.sampling(**{"temperature": 0, "max_tokens": 12, **sampling})
     return tab
 
 
 def node(tab, id):
-    "What the server has of a response in its tree"
+    "The node of a response, as the server gives it"
     return next(each for each in tab.nodes if each["id"] == id)
 
 
@@ -73,13 +73,13 @@ def turns(tab, id):
 
 
 def ask(tab, text):
-    "Type a question where one types, and send it"
+    "Type a question into the focused field and send it"
     tab.type(text)
     tab.keys("Enter")
 
 
 def go_on(tab, id, text):
-    "Ask a follow-up of a response by the keyboard; the answer's id once it is whole"
+    "Ask a follow-up with the keyboard; the id of its answer once it is logged"
     opened(tab, id)
     tab.keys("Enter")
     ask(tab, text)
@@ -87,13 +87,13 @@ def go_on(tab, id, text):
 
 
 def sent(tab, path, act):
-    "What the page sends to a path when something is done"
+    "The body that the page sends to a path when `act` is called"
     with tab.page.expect_request(f"**{path}") as request:
         act()
     return json.loads(request.value.post_data)
 
 
-# -- going on ----------------------------------------------------------------
+# -- continuing --------------------------------------------------------------
 
 
 def test_one_goes_on_from_any_response_and_parents_stay_open(tab, talk):
@@ -108,10 +108,10 @@ def test_one_goes_on_from_any_response_and_parents_stay_open(tab, talk):
         stored["text"].replace("*", "").split()
     )
     facts = turn.locator(".facts").inner_text()
-    for word in ("prefilled", "first token", "tok/s", "miss: "):
+    for word in (" read", "first token", "tok/s", "miss: "):
         assert word in facts
-    assert tab.page.locator(f"#card-{answer} .state").inner_text() == "hot"
-    # Its parent has a child now, and answers as before
+    assert tab.page.locator(f"#card-{answer} .state").inner_text() == "in memory"
+    # The parent has a child now, and can be continued as before
     for parent in (second, first):
         tab.js("id => kvbranch.state.select(id)", parent)
         tab.page.locator(".composer textarea").fill(f"Again, from {parent}?")
@@ -172,14 +172,15 @@ def test_the_view_stays_when_an_answer_comes(tab, talk):
     tab.keys("Enter")
     ask(tab, "And?")
     tab.answered()
-    assert tab.js(place, second) == pytest.approx(before, abs=400)  # to see the new one
+    # It may move so that the new one is visible
+    assert tab.js(place, second) == pytest.approx(before, abs=400)
     where = tab.js("(({x, y, zoom}) => [x, y, zoom])(kvbranch.graph.camera)")
     tab.js("async () => { await kvbranch.state.loadTree() }", 0)
     tab.page.wait_for_timeout(100)
     assert tab.js("(({x, y, zoom}) => [x, y, zoom])(kvbranch.graph.camera)") == where
 
 
-# -- branching from words ----------------------------------------------------
+# -- branching from text -----------------------------------------------------
 
 
 def test_words_are_selected_and_branched_from(tab, talk):
@@ -188,7 +189,7 @@ def test_words_are_selected_and_branched_from(tab, talk):
     tab.select_words(first, "scattered by the small things")
     tab.page.get_by_role("button", name="Branch here").click()
     body = sent(tab, "/v1/chat/branch", lambda: ask(tab, "Which things?"))
-    start, end = body["char_range"]  # in characters, of which the hand is one
+    start, end = body["char_range"]  # in code points: the hand is one
     assert FIRST[start:end] == "scattered** by the small things"
     branch = tab.answered()
     stored = node(tab, branch)
@@ -202,7 +203,7 @@ def test_words_are_selected_and_branched_from(tab, talk):
     assert parent.locator(".is-cut").all_inner_texts()[0].startswith(" in air")
     assert turns(tab, branch)[0]["cut"] == end
     assert tab.turn(branch).locator(".from q").inner_text()
-    # From the parent, a link leads to the branch
+    # A link in the parent leads to the branch
     tab.keys("h")
     tab.until("id => kvbranch.state.selected === id", first)
     tab.turn(first).locator(f'.leaf[data-select="{branch}"]').click()
@@ -239,7 +240,7 @@ def test_fresh_begins_anew(tab, talk):
 def test_a_branch_from_a_whole_answer(tab, talk):
     _, second = talk
     opened(tab, second)
-    tab.keys("f")  # has nothing to focus on
+    tab.keys("f")  # nothing is selected to focus on
     assert tab.page.locator(".asking").count() == 0
     tab.keys("b")
     modes = tab.page.locator(".asking-modes label").all_inner_texts()
@@ -330,7 +331,7 @@ def test_an_edited_branch_leaves_where_it_left(tab, talk, server):
     assert body["char_range"] == [at, at + 12]
     edited = tab.answered()
     assert node(tab, edited)["excerpt"] == "small things"
-    # and what is tried again is cut there, too
+    # A retry is cut there, too
     tab.keys("r", "1")
     again = tab.answered()
     assert again != edited
@@ -373,7 +374,7 @@ def test_an_answer_is_stopped_and_what_there_is_of_it_stays(tab, talk, server):
     assert "stopped" in tab.turn(stopped).locator(".facts").inner_text()
     tab.keys("Escape")
     tab.page.locator(".composer textarea").fill("Go on.")
-    opened(tab, stopped)  # a stopped answer is gone on with like any other
+    opened(tab, stopped)  # a stopped answer can be continued like any other
     tab.page.locator(".composer textarea").fill("Go on.")
     tab.keys("Enter")
     assert node(tab, tab.answered())["parent"] == stopped
@@ -390,7 +391,7 @@ def test_escape_stops(tab, talk):
     stopped = tab.answered()
     assert turns(tab, stopped)[-1]["facts"]["generated_tokens"] < LONG
     assert tab.page.locator(".is-live").count() == 0
-    tab.keys("Escape")  # and leaves the field, for the map
+    tab.keys("Escape")  # the focus moves from the field to the map
     assert "card" in tab.js("document.activeElement.className")
 
 
@@ -428,10 +429,10 @@ def test_more_answers_than_connections_leave_the_page_alive(tab, talk):
         tab.js("(id, n) => kvbranch.does.continueFrom(id, `Story ${n}`)", second, n)
     answering = "run => run.status === 'answering'"
     tab.until(f"[...kvbranch.state.runs].filter({answering}).length === 5")
-    assert len(tab.nodes) == 2  # the page can still ask
+    assert len(tab.nodes) == 2  # the page can still send requests
     tab.js("[...kvbranch.state.runs].forEach(run => kvbranch.does.stop(run))")
     tab.until("!kvbranch.state.runs.size")
-    assert len(tab.nodes) == 7  # those that were waiting have said nothing
+    assert len(tab.nodes) == 7  # those still waiting were never answered
 
 
 def test_too_many_requests_say_when_to_come_back(tab, talk):
@@ -549,14 +550,14 @@ def test_pruning_says_what_it_would_do_and_does_that(tab, talk):
     tab.page.locator(".card.is-selected").focus()
     tab.keys("x")
     says = tab.page.locator(".prune-says")
-    says.get_by_text("will be free").wait_for()
+    says.get_by_text("will be freed").wait_for()
     assert accessible(tab) == []
     tab.page.get_by_role("button", name="Cancel").click()
     assert node(tab, third)["state"] != "none"
     tab.keys("x")
-    says.get_by_text("will be free").wait_for()
+    says.get_by_text("will be freed").wait_for()
     tab.page.get_by_role("button", name="Drop the state").click()
-    tab.page.locator(".toast").get_by_text("reclaimed").wait_for()
+    tab.page.locator(".toast").get_by_text("freed").wait_for()
     tab.js("id => kvbranch.state.select(id)", second)
     tab.page.locator(f"#card-{second}").focus()
     tab.keys("x")
@@ -588,7 +589,7 @@ def test_slots_are_shown(tab, talk):
     assert "of 8 slots busy" in tab.page.locator(".slots").get_attribute("title")
 
 
-# -- for everybody -----------------------------------------------------------
+# -- accessibility -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

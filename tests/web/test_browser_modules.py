@@ -1,6 +1,4 @@
-"""The page's modules by themselves, in a real browser: where nodes go, what Markdown
-becomes, which characters are meant.
-"""
+"""Single modules of the page in a real browser: layout, positions in text, Markdown."""
 
 from __future__ import annotations
 
@@ -25,14 +23,14 @@ def tab():
 
 
 def call(tab, module, code, *values):
-    "What a function of a module's exports and some values gives"
+    "Call a JavaScript function with a module's exports and some values"
     return tab.js(
         f"async (...values) => ({code})(await import('/{module}.js'), ...values)",
         *(values or (None,)),
     )
 
 
-# -- where nodes go ----------------------------------------------------------
+# -- layout ------------------------------------------------------------------
 
 LAY_OUT = """({layout}, sizes, children) => {
     const {boxes, columns} = layout(0, n => children[n], n => sizes[n])
@@ -41,7 +39,7 @@ LAY_OUT = """({layout}, sizes, children) => {
 
 
 def a_tree(chance, n, kind):
-    "Sizes and children of a random tree: bushy, a chain, a fan, or as people make them"
+    "Sizes and children of a random tree: bushy, a chain, a fan, or like a real one"
     children = [[] for _ in range(n)]
     for each in range(1, n):
         parent = {
@@ -112,10 +110,10 @@ def test_large_trees_are_laid_out_at_once(tab, kind):
         sizes,
         children,
     )
-    assert ms < 60  # some 3 on a quiet machine
+    assert ms < 60  # about 3 on a quiet machine
 
 
-# -- characters --------------------------------------------------------------
+# -- code points and streams -------------------------------------------------
 
 
 def test_places_in_python_and_in_the_browser(tab):
@@ -461,7 +459,7 @@ def test_hostile_texts_are_texts(tab, name):
     assert "alert(1)" not in HOSTILE[name] or "alert(1)" in shown[1]
 
 
-# -- what is selected --------------------------------------------------------
+# -- the selection -----------------------------------------------------------
 
 CHOOSE = """async ({chosenIn}, source, from, to) => {
     const {MarkdownView} = await import("/markdown/view.js")
@@ -494,7 +492,7 @@ TEXT = "one **two** three\n\n- `four` five &amp; six"
         ([0, 0, 0, 1], [0, 0, 0, 3], "ne"),
         ([0, 0, 0, 2], [0, 0, 1, 0, 2], "e **tw"),
         ([0, 0, 1, 0, 0], [0, 0, 1, 0, 3], "two"),
-        ([0, 0, 2, 1], [0, 1, 0], "three"),  # as three clicks select a paragraph
+        ([0, 0, 2, 1], [0, 1, 0], "three"),  # as a triple click selects a paragraph
         ([0, 0, 2, 1], [0, 1, 0, 0, 0, 0, 2], "three\n\n- `fo"),
         ([0, 0, 0], [0, 0, 1], "one "),
         ([0, 1, 0, 0, 1, 1], [0, 1, 0, 0, 2, 1], "five &amp;"),

@@ -1,7 +1,7 @@
-"""The pages on a log that nothing is served for: a plain datasette, a real Chromium.
+"""The pages in a plain datasette, without a model: read only, in a real Chromium.
 
-They are to be read: nothing asks, marks or drops anything. Whatever was typed or made
-by a model is shown as text.
+Nothing on them asks, marks or prunes. Whatever people typed or a model generated is
+shown as text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGE = 2000
 
 
 def write(path):
-    "Some conversations, and the ids of what is in them by what they are for"
+    "Write some conversations; the ids of their responses by name"
     log = Log(path)
     ids = {}
     ids["root"] = log.begin("Why is the sky blue?", "Light is **scattered** by air.")
@@ -71,7 +71,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def url(log, tmp_path_factory):
-    "A plain datasette on the log"
+    "The address of a plain datasette that serves the log"
     home, port = tmp_path_factory.mktemp("home"), free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "datasette", str(log[0]), "--port", str(port)],
@@ -242,7 +242,7 @@ def test_view_and_panes_are_kept(tab, ids):
     tab.page.locator(".splitter").focus()
     tab.keys("ArrowRight", "ArrowRight")
     tab.keys("t")
-    tab.page.wait_for_timeout(400)  # until the view is kept
+    tab.page.wait_for_timeout(400)  # until the view is saved
     looks = """({...(({x, y, zoom}) => ({x, y, zoom}))(kvbranch.graph.camera),
         width: document.querySelector(".graph").clientWidth,
         theme: document.documentElement.dataset.theme})"""
@@ -319,7 +319,7 @@ def test_answers_are_compared(tab, ids):
     tab.open(page_of(ids["next"]))
     tab.keys("c", "C")
     columns = tab.page.locator(".compare article")
-    columns.first.wait_for()  # one alone is compared with its sibling
+    columns.first.wait_for()  # a single one is compared with its sibling
     assert columns.count() == 2
     tab.keys("Escape")
     tab.page.locator(f"#card-{ids['retry']}").click(modifiers=["Shift"])
@@ -412,7 +412,7 @@ def test_hostile_content_is_text(tab, ids):
 
 @pytest.fixture(scope="module")
 def large():
-    "A tree of many responses as tree.json has it"
+    "A tree of many responses, in the form of tree.json"
     chance = random.Random(7)
     nodes = []
     for n in range(LARGE):
@@ -515,7 +515,7 @@ def test_the_list_is_walked_by_keys_and_filtered(tab, ids):
     )
 
 
-# -- for everybody -----------------------------------------------------------
+# -- accessibility -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

@@ -238,7 +238,7 @@ class TestWhichLog:
         log.db["conversations"].insert_all({"id": str(i)} for i in range(3))
         client = Client(await started(datasette_on(log.path)))
         assert (
-            "3 conversations of llm before 0.32"
+            "3 conversations from before llm 0.32"
             in (await client.get("/-/kvbranch")).text
         )
 
@@ -386,7 +386,7 @@ class TestPages:
         assert f'class="tree-link" href="/-/kvbranch/{log.two}"' in page
         assert "<mark>light</mark>" in page
         page = (await client.get("/-/kvbranch?q=nothing")).text
-        assert "No conversation fits" in page
+        assert "No matching conversations" in page
         page = (await client.get("/-/kvbranch?starred=1&model=parrot")).text
         assert "Name a bird" not in page
         assert "sky" in page
@@ -395,7 +395,7 @@ class TestPages:
         log = Log(user_path / "logs.db")
         log.close()
         client = Client(await started(datasette_on(log.path)))
-        assert "No conversation yet" in (await client.get("/-/kvbranch")).text
+        assert "No conversations yet" in (await client.get("/-/kvbranch")).text
         assert (await client.get("/-/kvbranch/last")).status_code == 404
         found = await client.get("/-/kvbranch/search.json?q=x")
         assert found.json() == {"results": []}

@@ -1,10 +1,10 @@
-// The list of conversations: keys, a filter while one types, times as people say them.
-// The list itself comes from the server and works without this.
+// The list of conversations: keyboard shortcuts, a filter while one types, relative times.
+// The server renders the list, which also works without this script.
 
 import { h, isTyping, settled } from "./core/dom.js"
 import { since } from "./core/format.js"
-import { icon } from "./core/icons.js"
-import { themeButton } from "./core/theme.js"
+import { icon } from "./widgets/icons.js"
+import { themeButton } from "./widgets/theme.js"
 
 const trees = [...document.querySelectorAll(".tree")]
 const search = document.querySelector(".filters input[type=search]")
@@ -12,7 +12,7 @@ const summary = document.querySelector(".summary")
 const theme = themeButton()
 let chosen = -1
 
-/** Those that the filter leaves. */
+/** The conversations that match the filter. */
 const shown = () => trees.filter((tree) => !tree.hidden)
 
 function choose(at) {
@@ -24,7 +24,7 @@ function choose(at) {
   all[chosen].scrollIntoView({ block: "nearest" })
 }
 
-/** Hide what does not have the words that are typed; Enter looks in the whole log. */
+/** Hide conversations without the typed words; Enter searches the whole log. */
 function filter() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean)
   for (const tree of trees) {
@@ -34,10 +34,10 @@ function filter() {
   const n = shown().length
   if (!summary) return
   summary.dataset.all ??= summary.textContent
-  const says = n ? `${n} of these ${n === 1 ? "fits" : "fit"}` : "None of these fits"
+  const says = n ? `${n} of these ${n === 1 ? "matches" : "match"}` : "None of these match"
   summary.textContent =
     words.length && search.value !== search.defaultValue
-      ? `${says}: Enter searches all that was said`
+      ? `${says}. Press Enter to search the whole log.`
       : summary.dataset.all
 }
 
@@ -70,7 +70,7 @@ for (const time of document.querySelectorAll("time[datetime]")) {
   time.title = time.textContent
   time.textContent = since(time.dateTime) || time.textContent
 }
-// A tree's first line, where it says the same as the title
+// Hide the first line of a tree where it repeats the title
 for (const tree of trees) {
   const first = tree.querySelector(".outline li")
   const title = tree.querySelector(".title").textContent.trim()
@@ -89,7 +89,7 @@ document
     h(
       "p.browse-keys",
       {},
-      h("span", {}, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " walk"),
+      h("span", {}, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " move"),
       h("span", {}, h("kbd", {}, "⏎"), " open"),
       h("span", {}, h("kbd", {}, "/"), " search"),
     ),

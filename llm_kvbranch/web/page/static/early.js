@@ -1,11 +1,11 @@
-// The theme that somebody chose, before anything is painted in another one.
-// A plain script, for it has to run at once: see core/theme.js.
+// Sets the chosen theme before anything is painted. A plain script, because modules run too
+// late for that; see widgets/theme.js.
 ;(() => {
   let theme = null
   try {
     theme = JSON.parse(localStorage.getItem("kvbranch:theme"))
   } catch {
-    // nothing is kept here
+    // storage is not allowed here
   }
   const isLight = matchMedia("(prefers-color-scheme: light)").matches
   document.documentElement.dataset.theme = theme ?? (isLight ? "light" : "dark")

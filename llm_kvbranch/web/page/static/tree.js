@@ -1,10 +1,21 @@
-// The page of one tree: its parts, made and put together.
+// The page of one tree: creates its parts and connects them.
+//
+// The rooms, from the ground up (tests/test_layers.py checks who imports whom):
+//   core      the browser, the server, plain values: nothing about conversations
+//   model     what the page shows: the tree, answers in progress, drafts
+//   widgets   small elements for any room: icons, badges, menus, dialogs
+//   markdown  an answer's text as elements that know their place in it
+//   graph     the map of the tree
+//   live      asking the model: fields, requests, answers as they stream in
+//   path      the conversation from the root to the selected response
+//   overlay   the dialogs, one a file
+//   page      the page as a whole: top bar, panes, keys, address, actions
 
-import { actions } from "./actions.js"
+import { actions } from "./page/actions.js"
 import { Api } from "./core/api.js"
 import { h } from "./core/dom.js"
-import { icon } from "./core/icons.js"
-import { sayer } from "./core/say.js"
+import { icon } from "./widgets/icons.js"
+import { sayer } from "./widgets/say.js"
 import { Graph } from "./graph/graph.js"
 import { Asking } from "./live/asking.js"
 import { Composer, readOnly } from "./live/composer.js"
@@ -40,7 +51,7 @@ async function start() {
   app.bindings = bindings(app)
   listenToKeys(app)
   keepPlace(app)
-  // Others may have gone on with it meanwhile, such as llm in a terminal
+  // Meanwhile others may have continued it, such as llm in a terminal
   document.addEventListener("visibilitychange", async () => {
     if (document.hidden) return
     await state.loadTree().catch(() => {})
@@ -52,21 +63,21 @@ async function start() {
   state.emit("select", { id: state.selected, before: null, push: false, quietly: true })
   state.emit("path", state.path)
   app.graph.focus()
-  globalThis.kvbranch = app // for people at the console, and tests
+  globalThis.kvbranch = app // for the browser's console and tests
 }
 
-/** Read the tree and the first path at once. */
+/** Load the tree and the first path at the same time. */
 async function read(state) {
   const path = state.readPath(config.id).then(
     () => true,
-    () => false, // asked for again, and told then
+    () => false, // loaded again below, where an error is shown
   )
   await state.loadTree()
   if (await path) state.showPath()
   else await state.loadPath()
 }
 
-/** What only those see who may ask. */
+/** The parts for writing, where one may ask; a note that the page is read only elsewhere. */
 function writing(app) {
   const { state, does, pane } = app
   if (!state.isLive) {

@@ -1,6 +1,6 @@
-// The server, as functions that give what it says or throw why it does not.
+// Requests to the server: JSON in and out, and errors as the server words them.
 
-/** What the server refused, in its words. `retryAfter` is in seconds. */
+/** A refused request, with the server's message. `retryAfter` is in seconds. */
 export class ApiError extends Error {
   constructor(words, status = 0, retryAfter = null) {
     super(words)
@@ -10,12 +10,12 @@ export class ApiError extends Error {
 }
 
 export class Api {
-  /** @param {object} config the page's */
+  /** @param {object} config of the page, see config_of in pages.py */
   constructor(config) {
     this.config = config
   }
 
-  /** The address of something to GET, in this log. */
+  /** The address to GET something from this log. */
   url(name, parameters = {}) {
     const url = new URL(this.config.urls[name], location.href)
     url.searchParams.set("db", this.config.db)
@@ -27,7 +27,7 @@ export class Api {
     return url
   }
 
-  /** The page of a response, in the log that this page is of. */
+  /** The address of a response's page, in the same log as this page. */
   page(id) {
     const db = new URLSearchParams(location.search).get("db")
     const query = db === null ? "" : `?${new URLSearchParams({ db })}`
@@ -44,7 +44,7 @@ export class Api {
     return (await this.send(name, body)).json()
   }
 
-  /** POST, for those who read the body themselves. */
+  /** POST, for callers that read the body themselves. */
   send(name, body, signal) {
     const headers = { "content-type": "application/json" }
     if (this.config.csrf) headers["x-csrftoken"] = this.config.csrf

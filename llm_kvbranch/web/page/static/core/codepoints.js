@@ -1,13 +1,13 @@
-// Where a place of a JavaScript string is in Python's, and back.
+// Converts positions between JavaScript strings and Python's.
 //
-// The idea: Python counts code points, the browser UTF-16 units, so places differ by
+// The idea: Python counts code points, the browser UTF-16 units, so positions differ by
 // the surrogate pairs before them. Most texts have none and need no table.
 
-/** Converts places within one text. */
+/** Converts positions in one text. */
 export class CodePoints {
   /** @param {string} text */
   constructor(text) {
-    this.pairs = [] // units at which a pair begins
+    this.pairs = [] // units at which a pair starts
     if (/[\ud800-\udbff]/.test(text)) {
       for (const match of text.matchAll(/[\ud800-\udbff][\udc00-\udfff]/g)) {
         this.pairs.push(match.index)
@@ -15,13 +15,13 @@ export class CodePoints {
     }
   }
 
-  /** Code points before a UTF-16 place; inside a pair, those before the pair.
+  /** The code points before a UTF-16 position; inside a pair, those before the pair.
    * @param {number} unit @returns {number} */
   point(unit) {
     return unit - count(this.pairs, (at) => at < unit)
   }
 
-  /** The UTF-16 place that has so many code points before it.
+  /** The UTF-16 position after so many code points.
    * @param {number} point @returns {number} */
   unit(point) {
     const pairs = this.pairs
@@ -29,7 +29,16 @@ export class CodePoints {
   }
 }
 
-/** How many items at the beginning fulfil a condition that holds up to some item. */
+/** The `CodePoints` of a text; remembers the last one, as the same text comes often. */
+export function pointsOf(text) {
+  if (pointsOf.text !== text) {
+    pointsOf.text = text
+    pointsOf.points = new CodePoints(text)
+  }
+  return pointsOf.points
+}
+
+/** How many items fulfil a condition that holds up to some item and not after it. */
 function count(items, holds) {
   let low = 0
   let high = items.length

@@ -1,4 +1,4 @@
-// What happens, told to those who asked.
+// Events by name, and their listeners.
 
 export class Emitter {
   #listeners = new Map()

@@ -1,4 +1,4 @@
-// Numbers, sizes and times as people read them.
+// Numbers, durations and dates as people read them.
 
 const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 0 })
 
@@ -32,7 +32,7 @@ export function since(iso, now = Date.now()) {
   return date.toLocaleDateString("en", { day: "numeric", month: "short", ...year })
 }
 
-/** The words of a part of Markdown, without its signs. @param {?string} text */
+/** A piece of Markdown as plain text. @param {?string} text */
 export function plain(text) {
   return (text ?? "")
     .replace(/`{1,3}\w*\s?|\*{1,3}|~~|\|/g, "")

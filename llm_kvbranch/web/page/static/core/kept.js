@@ -1,4 +1,4 @@
-// What the browser keeps for us. It may refuse to: then nothing is kept.
+// Values kept in the browser's storage. Where it refuses, nothing is kept.
 
 function keeper(storage) {
   return {
@@ -10,7 +10,7 @@ function keeper(storage) {
         return otherwise
       }
     },
-    /** null forgets it */
+    /** null removes it */
     set(name, value) {
       try {
         if (value === null) storage().removeItem(`kvbranch:${name}`)
@@ -22,7 +22,7 @@ function keeper(storage) {
   }
 }
 
-/** Kept for good. */
+/** Kept permanently. */
 export const kept = keeper(() => localStorage)
 /** Kept while this tab is open. */
 export const keptInTab = keeper(() => sessionStorage)

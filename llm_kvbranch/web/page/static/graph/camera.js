@@ -1,4 +1,4 @@
-// What part of the plane is seen: its place and its size on the screen.
+// The camera: which part of the plane the view shows, and how large.
 
 import { mayMove } from "../core/dom.js"
 
@@ -7,7 +7,7 @@ export const LARGEST = 2
 const MOVE_MS = 140
 
 export class Camera {
-  /** @param {() => void} changed called after every change */
+  /** @param {() => void} changed is called after every change */
   constructor(changed) {
     this.x = 0 // of the plane, at the left edge of the view
     this.y = 0
@@ -19,13 +19,13 @@ export class Camera {
     this.moving = 0
   }
 
-  /** The part of the plane that is seen. */
+  /** The visible part of the plane. */
   get seen() {
     const [w, h] = [this.width / this.zoom, this.height / this.zoom]
     return { x: this.x, y: this.y, w, h, right: this.x + w, bottom: this.y + h }
   }
 
-  /** The place on the plane of one in the view. */
+  /** The point of the plane at a point of the view. */
   world(x, y) {
     return { x: this.x + x / this.zoom, y: this.y + y / this.zoom }
   }
@@ -42,19 +42,19 @@ export class Camera {
     this.changed()
   }
 
-  /** Move by so many units of the screen. */
+  /** Move by so many pixels of the screen. */
   pan(dx, dy) {
     this.set(this.x + dx / this.zoom, this.y + dy / this.zoom)
   }
 
-  /** Zoom by a factor; what is at a place of the view stays there. */
+  /** Zoom by a factor; the point at (x, y) of the view stays there. */
   zoomBy(factor, x = this.width / 2, y = this.height / 2) {
     const at = this.world(x, y)
     const zoom = Math.min(LARGEST, Math.max(this.smallest, this.zoom * factor))
     this.set(at.x - x / zoom, at.y - y / zoom, zoom)
   }
 
-  /** Go somewhere in a moment, or at once where nothing may move. */
+  /** Move there with a short animation, or at once where animations are off. */
   go(x, y, zoom = this.zoom) {
     this.stop()
     zoom = Math.min(LARGEST, Math.max(this.smallest, zoom))
@@ -76,7 +76,7 @@ export class Camera {
     this.moving = 0
   }
 
-  /** Show a rectangle as a whole, no larger than life. */
+  /** Show a whole rectangle, no larger than `largest`. */
   fit({ x, y, w, h }, margin = 40, largest = 1) {
     const zoom = Math.min(
       largest,
@@ -88,7 +88,7 @@ export class Camera {
     this.go(x + w / 2 - this.width / k / 2, y + h / 2 - this.height / k / 2, k)
   }
 
-  /** Have a box well inside the view, moving no more than that takes. */
+  /** Bring a box into view with some margin, moving no more than needed. */
   reveal({ x, y, w, h }, margin = 48) {
     const room = (size, view) =>
       Math.max(0, Math.min(margin, (view - size * this.zoom) / 2)) / this.zoom

@@ -1,48 +1,17 @@
-// A node of the graph as an element.
+// The content of a card, which is a node of the map.
 
 import { h } from "../core/dom.js"
-import { duration, number, plain, rate } from "../core/format.js"
-import { icon, reached, reachedIcon } from "../core/icons.js"
+import { duration, number, plain } from "../core/format.js"
+import { reached } from "../model/tree.js"
+import { stateBadge } from "../widgets/badges.js"
+import { icon, reachedIcon } from "../widgets/icons.js"
 
-/** What states are called. */
-export const STATES = {
-  hot: "hot",
-  disk: "on disk",
-  evicted: "evicted",
-  none: "no state",
-}
-const ABOUT = {
-  hot: "Its state is in memory: a branch begins at once",
-  disk: "Its state is on disk: a branch restores it",
-  evicted: "Its state was evicted: a branch reads the conversation again",
-  none: "It has no state: a branch reads the conversation",
-}
-
-/** A badge that says where a node's state is. Where nobody asks, having none is no news. */
-export function stateBadge(node, isLive = false) {
-  if (node.run && node.run.status !== "done") return runBadge(node.run)
-  if (node.state === "none" && !node.why && !isLive) return null
-  const title = [ABOUT[node.state], node.why].filter(Boolean).join(". ")
-  const sign = node.state === "none" ? null : icon(node.state)
-  return h("span", { class: `state is-${node.state}`, title }, sign, STATES[node.state])
-}
-
-function runBadge(run) {
-  const words = { waiting: "waiting", stopped: "stopped", failed: "failed", done: "done" }
-  const speed = run.rate === null ? "answering" : rate(run.rate)
-  return h(
-    "span",
-    { class: `state is-${run.status}` },
-    h("i.pulse"),
-    words[run.status] ?? speed,
-  )
-}
-
-/** The card's content and what it says of itself.
+/** Fill a card.
  * @param {HTMLElement} card
  * @param {import("../model/tree.js").Node} node
  * @param {object} size of `measure.js`
- * @param {{isCurrent: boolean, folded: number, isLive: boolean}} about `folded` nodes are hidden below it */
+ * @param {{isCurrent: boolean, folded: number, isLive: boolean}} about `folded` is the number
+ *   of nodes hidden below it */
 export function fillCard(card, node, size, { isCurrent, folded, isLive }) {
   const word = reached(node)
   const { input, output } = node.tokens ?? {}
@@ -75,7 +44,7 @@ export function fillCard(card, node, size, { isCurrent, folded, isLive }) {
             `${tokens} tok`,
           ),
         isCurrent &&
-          h("span.card-current", { title: "llm -c goes on from here" }, "llm -c"),
+          h("span.card-current", { title: "llm -c continues from here" }, "llm -c"),
         node.starred &&
           h("span.card-star", { role: "img", "aria-label": "starred" }, icon("star")),
         h("span.space"),

@@ -1,10 +1,10 @@
-// The cards that are seen, as elements: made when they come into view, gone when they
-// leave it. The selected one and those around it are always there, to be walked to.
+// The visible cards as elements, created when they come into view and removed when they
+// leave it. The selected card and its neighbours always exist, so that keys reach them.
 
 import { h } from "../core/dom.js"
 import { fillCard } from "./card.js"
 
-const MARGIN = 160 // of the plane around the view, where cards are kept
+const MARGIN = 160 // around the view, in units of the plane, where cards are kept
 
 export class Cards {
   /** @param {import("../model/state.js").State} state */
@@ -12,7 +12,7 @@ export class Cards {
     this.state = state
     this.element = h("div.cards", { role: "tree", "aria-label": "Conversation tree" })
     this.shown = new Map() // cards by their node's id
-    this.made = new WeakMap() // card to what it was made from
+    this.made = new WeakMap() // card to the values that it shows
     state.on("renamed", ({ before, id }) => {
       const card = this.shown.get(before)
       if (!card) return
@@ -23,7 +23,7 @@ export class Cards {
     })
   }
 
-  /** Show the cards of a plane that a camera sees, all of them or those around the selected one. */
+  /** Show the cards that the camera sees, or only those around the selected one. */
   sync(camera, plane, isReadable) {
     this.element.style.transform = `scale(${camera.zoom}) translate(${-camera.x}px, ${-camera.y}px)`
     this.element.classList.toggle("is-brief", !isReadable)
@@ -39,7 +39,7 @@ export class Cards {
     for (const [id, node] of wanted) if (!this.shown.has(id)) this.#add(node, plane)
   }
 
-  /** Bring cards up to date after something has changed, without making others anew. */
+  /** Update the cards that have changed. */
   refresh(plane) {
     for (const [id, card] of this.shown) {
       const node = this.state.tree.get(id)
@@ -51,7 +51,7 @@ export class Cards {
     }
   }
 
-  /** The card of a node, if it is there. */
+  /** The card of a node, if it has one. */
   card(node) {
     return this.shown.get(node.id)
   }

@@ -1,9 +1,9 @@
-// Buttons on the graph.
+// The map's buttons: zoom, show the whole tree, go to the selected response.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 
-/** @param {import("./graph.js").Graph} graph */
+/** @param {{zoom: (factor: number) => void, fit: () => void, centre: () => void}} graph */
 export function controls(graph) {
   const button = (name, label, key, does) =>
     h(

@@ -1,9 +1,9 @@
-// Hands on the graph: drag, wheel, pinch, tap.
+// Pointer and wheel on the map: drag, zoom, pinch, tap.
 
-const STILL = 4 // pixels that a tap may move by
+const STILL = 4 // pixels that the pointer may move in a tap
 const LINE = 16 // pixels of a line, for wheels that count lines
 
-/** Move a camera by what pointers and wheels do on an element.
+/** Move a camera by the pointers and the wheel on an element.
  * @param {HTMLElement} element
  * @param {import("./camera.js").Camera} camera
  * @param {{tap: (event: PointerEvent, x: number, y: number) => void}} does */
@@ -24,7 +24,7 @@ export function listen(element, camera, does) {
     camera.stop()
   })
 
-  // A card is focused when it is tapped, not when it is where dragging begins
+  // A tap focuses a card, the start of a drag must not
   element.addEventListener("mousedown", (event) => {
     if (!event.target.closest("[data-no-pan]")) event.preventDefault()
   })

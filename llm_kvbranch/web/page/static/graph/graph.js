@@ -1,7 +1,7 @@
-// The tree as a map: cards over a canvas of lines, seen by a camera.
+// The map of the tree: cards above a canvas with lines, seen through a camera.
 //
-// The invariant: drawing looks at what is seen, not at the whole tree; that is laid
-// out anew only when its nodes or their sizes change.
+// The invariant: drawing takes time by what is visible, not by the size of the tree, which
+// is laid out again only when its nodes or their sizes change.
 
 import { h, perFrame, settled } from "../core/dom.js"
 import { keptInTab } from "../core/kept.js"
@@ -51,11 +51,11 @@ export class Graph {
     state.on("run", refresh)
     state.on("theme", () => this.#recolour())
     new ResizeObserver(() => this.#resized()).observe(this.element)
-    // Whoever comes back to a card that is no longer selected is at the one that is
+    // Focus on a card that is no longer selected moves to the selected one
     this.cards.element.addEventListener("focusin", (event) => {
       if (event.target.dataset.id !== state.selected) this.focus()
     })
-    // A click without a pointer, as screen readers make them
+    // A click without a pointer, as from a screen reader
     this.cards.element.addEventListener("click", (event) => {
       const card = event.target.closest(".card")
       if (card && event.detail === 0) state.select(card.dataset.id)
@@ -63,7 +63,7 @@ export class Graph {
     this.element.addEventListener("scroll", () => this.element.scrollTo(0, 0))
   }
 
-  /** What is drawn in which way. */
+  /** The nodes that are drawn in a special way. */
   get shown() {
     const { tree, selected, hits, compared } = this.state
     return {
@@ -74,7 +74,7 @@ export class Graph {
     }
   }
 
-  /** Lay the tree out; what is selected stays where it is on the screen. */
+  /** Lay out the tree; the selected node stays where it is on the screen. */
   layOut() {
     const { state, camera } = this
     const node = state.tree.get(state.selected)
@@ -94,7 +94,7 @@ export class Graph {
     return undefined
   }
 
-  /** Show what has changed in nodes whose sizes are the same. */
+  /** Show changes that leave all sizes the same. */
   update() {
     if (!this.plane) return
     this.cards.refresh(this.plane)
@@ -112,7 +112,7 @@ export class Graph {
     if (hasFocus) this.focus()
   }
 
-  /** Have the selected card take the keys. */
+  /** Focus the selected card. */
   focus() {
     this.draw()
     const node = this.state.tree.get(this.state.selected)
@@ -133,7 +133,7 @@ export class Graph {
     this.camera.fit({ x: 0, y: 0, w, h: hgt })
   }
 
-  /** Show the selected node in the middle, large enough to read. */
+  /** Centre the selected node, large enough to read. */
   centre() {
     const node = this.state.tree.get(this.state.selected)
     const box = node && this.plane.box(node)
@@ -172,7 +172,7 @@ export class Graph {
     else this.#firstView()
   }
 
-  /** Where to begin: where one was, or with all of a small tree, or at the node. */
+  /** The first view: the last one in this tab, a small tree as a whole, or the node. */
   #firstView() {
     this.hasView = true
     const { camera, plane, state } = this

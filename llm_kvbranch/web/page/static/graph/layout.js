@@ -1,18 +1,17 @@
 // Where the nodes of a tree go: columns from left to right, one per depth.
 //
-// The idea: a first child stands beside its parent, at the same height, so that a
-// conversation is a straight line however often others leave from it; those come
-// below, as high as they can without touching. So an answer that is added moves
-// nothing above the line that it is on. The edges of a column never cross: in each gutter, a parent's
-// lines end above where those of the next parent begin.
+// The idea: a first child is placed beside its parent, at the same height, so that a
+// conversation is a straight line however many branches it has. The branches go below, as
+// high as they fit. So a new answer moves nothing above its own line. The edges of a column
+// never cross: in each gutter, a parent's lines end above those of the next parent.
 //
-// A subtree is known by its contours, the highest and lowest place at each depth.
-// Putting one below another looks at the depths that both have, so all of it takes
-// time proportional to the number of nodes.
+// A subtree is represented by its contours, its top and bottom at each depth. Placing one
+// below another compares only the depths that both have, so the whole layout takes time
+// proportional to the number of nodes.
 
 /** @typedef {{x: number, y: number, w: number, h: number, depth: number}} Box */
 
-/** Lay a tree out.
+/** Lay out a tree.
  * @template T
  * @param {T} root
  * @param {(node: T) => T[]} childrenOf
@@ -50,7 +49,7 @@ function parentsFirst(root, childrenOf) {
   return order
 }
 
-/** The contour of a node above its children, which get places relative to it.
+/** The contour of a node and its subtree; the children get positions relative to it.
  * Contours list the deepest level first: a node is added at the end of its child's. */
 function stack(node, children, boxes, contours, gapY, cousins) {
   const own = boxes.get(node)
@@ -67,7 +66,7 @@ function stack(node, children, boxes, contours, gapY, cousins) {
   return all
 }
 
-/** How far below the beginning of one contour another has to begin. */
+/** How far below the start of one contour the next has to start. */
 function distance(above, below, gapY, cousins) {
   const depth = Math.min(above.top.length, below.top.length)
   let least = -Infinity
@@ -79,7 +78,7 @@ function distance(above, below, gapY, cousins) {
   return least
 }
 
-/** One contour around two, in the arrays of the deeper one. */
+/** One contour around both, in the arrays of the deeper one. */
 function merged(above, below) {
   const deeper = above.top.length >= below.top.length ? above : below
   const other = deeper === above ? below : above

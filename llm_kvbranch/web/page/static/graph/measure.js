@@ -1,4 +1,4 @@
-// How large a node's card is, told from its texts without making it.
+// The size of a node's card, estimated from its texts without creating it.
 
 import { h } from "../core/dom.js"
 
@@ -10,7 +10,7 @@ const AROUND = 25 // above and below, with the space between
 let pen = null
 const widths = new Map()
 
-/** How many of at most two lines a text takes. */
+/** How many lines a text takes, at most `most`. */
 function lines(text, font, most = 2) {
   if (!text) return 0
   const key = `${font}|${text.slice(0, 64)}`
@@ -24,7 +24,7 @@ function lines(text, font, most = 2) {
   return Math.min(most, Math.ceil(width / (WIDTH - 2 * PADDING - 2)))
 }
 
-/** What of a node its card shows, and how large that makes it.
+/** The size of a node's card, and how many lines of prompt and answer it shows.
  * @param {import("../model/tree.js").Node} node
  * @returns {{w: number, h: number, prompt: number, answer: number}} */
 export function sizeOf(node) {

@@ -1,4 +1,4 @@
-// The whole tree in a corner, with what is seen of it.
+// The minimap: the whole tree in a corner, with a frame around the visible part.
 
 import { h, perFrame } from "../core/dom.js"
 
@@ -44,7 +44,7 @@ export class Minimap {
     this.follow()
   }
 
-  /** Show where the camera is; nothing where it sees everything. */
+  /** Show where the camera is; hidden where it sees everything. */
   follow() {
     if (!this.plane) return
     const { seen } = this.camera

@@ -1,15 +1,15 @@
-// The lines between nodes, and the nodes themselves where they are too small to read.
+// Draws the lines between nodes, and the nodes themselves where cards would be too small.
 
-import { reached } from "../core/icons.js"
+import { reached } from "../model/tree.js"
 import { PORT } from "./plane.js"
 
-export const READABLE = 0.6 // zoom from which nodes are cards
-const WORDS = 0.24 // and from which they have words
-const FONT = 21 // of these words, on the plane
+export const READABLE = 0.6 // zoom from which nodes are shown as cards
+const WORDS = 0.24 // zoom from which nodes show text
+const FONT = 21 // size of that text, on the plane
 const RADIUS = 9
-const GUTTER = 24 // from a node to the line that its children share
+const GUTTER = 24 // from a node to its children's common line
 
-/** Colours of the page's theme. */
+/** The colours of the current theme. */
 export function colours() {
   const style = getComputedStyle(document.documentElement)
   const read = (name) => style.getPropertyValue(`--${name}`).trim()
@@ -58,8 +58,8 @@ export class GraphPainter {
     if (this.canvas.height !== height) this.canvas.height = height
   }
 
-  /** For each parent a line down its gutter, from which one leads to each child in the
-   * colour of how it was reached. Those of the path come last. */
+  /** For each parent a line down its gutter, and from that a line to each child in the
+   * colour of how it was reached. The path is drawn last. */
   #lines(camera, plane, path) {
     const { seen } = camera
     const [trunks, chosen, arms] = [new Path2D(), new Path2D(), new Map()]
@@ -107,7 +107,7 @@ export class GraphPainter {
     this.#ring(shown.selected, plane, camera)
   }
 
-  /** Nodes as blocks in the colour of how they were reached. */
+  /** Nodes as plain blocks in the colour of how they were reached. */
   #blocks(seen, plane, shown) {
     const { pen, colours: c } = this
     const kinds = new Map()
@@ -159,7 +159,7 @@ export class GraphPainter {
     )
   }
 
-  /** A prompt's first words, in lines that fit. */
+  /** The first words of a prompt, wrapped. */
   #wrap(node, most) {
     const known = this.wrapped.get(node)
     if (known?.prompt === node.prompt && known.most === most) return known.lines
@@ -179,7 +179,7 @@ export class GraphPainter {
     return lines
   }
 
-  /** What is starred or hot. */
+  /** Dots on nodes that are starred, in memory or running. */
   #signs(seen, plane, camera) {
     const { pen, colours: c } = this
     const radius = Math.min(14, 3 / camera.zoom)
@@ -206,7 +206,7 @@ export class GraphPainter {
   }
 }
 
-/** The line that a node's children share. */
+/** The common line of a node's children. */
 function trunk(path, from, last, middle) {
   path.moveTo(from.x + from.w, from.y + PORT)
   if (last.y - from.y < 1) return
@@ -224,7 +224,7 @@ function arm(path, from, to, middle) {
   path.lineTo(to.x, to.y + PORT)
 }
 
-/** All the way from a node to a child. */
+/** The whole way from a node to a child. */
 function elbow(path, from, to, middle) {
   trunk(path, from, to, middle)
   if (to.y - from.y >= 1) path.arcTo(middle, to.y + PORT, to.x, to.y + PORT, RADIUS)

@@ -1,7 +1,7 @@
-// Which nodes are where: found by place without looking at all of them.
+// The laid-out tree: finds nodes by position without looking at all of them.
 //
-// The idea: a column's nodes are ordered from top to bottom, and so are the lines that
-// leave from them, so what is seen of a column is found by halving.
+// The idea: the nodes of a column are ordered from top to bottom, and so are their lines,
+// so a binary search finds the visible part of a column.
 
 import { layout } from "./layout.js"
 import { sizer } from "./measure.js"
@@ -23,7 +23,7 @@ export class Plane {
     Object.assign(this, laid) // boxes, columns, width, height
     this.folded = folded
     this.lefts = this.columns.map((column) => this.boxes.get(column[0]).x)
-    // Those that lines leave from, by column, in order
+    // The unfolded parents of each column, in order
     this.parents = this.columns.map((column) =>
       column.filter((node) => childrenOf(node).length),
     )
@@ -37,7 +37,7 @@ export class Plane {
     return this.boxes.has(node)
   }
 
-  /** The nodes that are at least partly in a rectangle. */
+  /** The nodes that overlap a rectangle. */
   *within({ x, y, right, bottom }) {
     for (let depth = this.#depthAt(x); depth < this.columns.length; depth++) {
       if (this.lefts[depth] > right) return
@@ -50,7 +50,7 @@ export class Plane {
     }
   }
 
-  /** The nodes whose lines to their children are at least partly in a rectangle. */
+  /** The nodes whose lines to their children may overlap a rectangle. */
   *branching({ x, y, right, bottom }) {
     for (let depth = this.#depthAt(x); depth < this.parents.length; depth++) {
       if (this.lefts[depth] > right) return
@@ -66,7 +66,7 @@ export class Plane {
     }
   }
 
-  /** The node at a place, or undefined. */
+  /** The node at a point, or undefined. */
   at(x, y) {
     for (const node of this.within({ x, y, right: x, bottom: y })) {
       const box = this.boxes.get(node)
@@ -75,7 +75,7 @@ export class Plane {
     return undefined
   }
 
-  /** The node so many places below one in its column. */
+  /** The node `steps` below one in its column. */
   besides(node, steps) {
     const column = this.columns[this.boxes.get(node).depth]
     return column[column.indexOf(node) + steps]
@@ -92,7 +92,7 @@ export class Plane {
   }
 }
 
-/** The index of the first item that fulfils a condition which holds from there on. */
+/** The index of the first item for which a condition holds; it holds for all after it. */
 function first(items, holds) {
   let low = 0
   let high = items.length

@@ -1,29 +1,29 @@
-// Asking about a part of an answer, or asking something else: a box in the text, below
-// what it is about.
+// The box for a question about an answer, or for an edited prompt. It opens in the
+// conversation, below the text that it is about.
 
 import { h } from "../core/dom.js"
-import { reachedIcon } from "../core/icons.js"
+import { reachedIcon } from "../widgets/icons.js"
 import { AskField } from "./box.js"
 
-/** The ways to ask about a part of an answer. */
+/** The ways to ask about an answer; `whole` is the hint where no text is selected. */
 export const MODES = {
   branch: {
     key: "b",
     label: "Branch here",
     about:
-      "The answer ends behind the selection: what comes after it is not in the new branch.",
+      "The answer ends after the selection; the rest of it is not part of the new branch.",
     whole: "A new branch after the whole answer.",
   },
   focus: {
     key: "f",
     label: "Focus",
-    about: "The whole conversation stays; the selection is quoted in the question.",
+    about: "Keeps the whole conversation and quotes the selection in the question.",
   },
   fresh: {
     key: "a",
     label: "Ask fresh",
-    about: "A new context that holds nothing but the selection, quoted.",
-    whole: "A new context that holds nothing but this answer, quoted.",
+    about: "A new context with nothing but the selection, quoted.",
+    whole: "A new context with nothing but this answer, quoted.",
   },
 }
 
@@ -36,7 +36,7 @@ export class Asking {
     return this.element !== null
   }
 
-  /** Ask about a part of an answer, or all of it.
+  /** Open the box for a question about an answer; no `excerpt` means all of it.
    * @param {{mode: string, excerpt: ?string, place: string, after: Element,
    *   send: (mode: string, text: string) => void, closed?: () => void}} about */
   open({ mode, excerpt, place, after, send, closed }) {
@@ -62,7 +62,7 @@ export class Asking {
     })
     choose(modes.includes(mode) ? mode : modes[0])
     const words = excerpt === null ? null : shortened(excerpt)
-    const field = this.#field(place, "What do you ask?", (text) => send(mode, text))
+    const field = this.#field(place, "Your question", (text) => send(mode, text))
     this.#show(
       h(
         "div.asking",
@@ -77,7 +77,7 @@ export class Asking {
     )
   }
 
-  /** Ask something else in place of a prompt. */
+  /** Open the box for an edited prompt. */
   edit({ prompt, about, place, after, send, closed }) {
     this.close()
     this.closed = closed
@@ -129,7 +129,8 @@ export class Asking {
     element.scrollIntoView({ block: "nearest" })
   }
 
-  /** @param {boolean} [refocus] go back to where one came from */
+  /** Close the box. @param {boolean} [refocus] move the focus back to where it was
+   * @returns {boolean} whether it was open */
   close(refocus = false) {
     if (!this.element) return false
     this.element.remove()

@@ -1,8 +1,8 @@
-// A field to ask in: grows with what is typed, sends at Enter, keeps drafts.
+// A text field for prompts: grows as one types, sends on Enter, keeps drafts.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
-import { draft, keepDraft } from "./drafts.js"
+import { icon } from "../widgets/icons.js"
+import { draft, keepDraft } from "../model/drafts.js"
 
 const TALLEST = 280 // pixels
 
@@ -31,7 +31,7 @@ export class AskField {
     this.button.addEventListener("click", () => this.submit())
   }
 
-  /** Go to the draft of a place. @param {string} place @param {string} [otherwise] */
+  /** Show the draft of a place. @param {string} place @param {string} [otherwise] */
   at(place, otherwise = "") {
     this.place = place
     this.area.value = draft(place) || otherwise
@@ -42,7 +42,7 @@ export class AskField {
     return this.area.value
   }
 
-  /** Whether it may be sent now. @param {boolean} may @param {string} [why] not */
+  /** Allow or forbid sending. @param {boolean} may @param {string} [why] not */
   allow(may, why = "") {
     this.isAllowed = may
     this.why = why

@@ -1,9 +1,9 @@
-// Where one goes on from what is selected.
+// The composer below the conversation: a follow-up to the selected response.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 import { AskField } from "./box.js"
-import { draft, keepDraft } from "./drafts.js"
+import { draft, keepDraft } from "../model/drafts.js"
 import { samplingFields } from "./settings.js"
 
 const placeOf = (id) => `continue:${id}`
@@ -14,8 +14,8 @@ export class Composer {
     this.state = state
     this.does = does
     this.field = new AskField({
-      label: "Go on from the selected response",
-      hint: "Go on from here…",
+      label: "Continue from the selected response",
+      hint: "Continue from here…",
       send: (text) => does.continueFrom(state.selected, text),
       cancel: () => (this.run?.isRunning ? does.stop(this.run) : does.leave()),
     })
@@ -31,7 +31,7 @@ export class Composer {
       {},
       h(
         "summary",
-        { title: "How answers are made" },
+        { title: "Sampling options" },
         icon("gear"),
         h("span.off-screen", {}, "Sampling"),
       ),
@@ -71,7 +71,7 @@ export class Composer {
     state.on("drafts", (place) => place === this.field.place && this.field.at(place))
   }
 
-  /** The answer that is selected, if it is still coming. */
+  /** The selected answer, if it is not in the log yet. */
   get run() {
     const run = this.state.tree.get(this.state.selected)?.run
     return run && !run.isLogged ? run : null
@@ -92,7 +92,7 @@ export class Composer {
     this.field.button.hidden = coming
     this.field.allow(
       !run,
-      coming ? "This answer is still coming" : "This answer is not in the log",
+      coming ? "This answer is still in progress" : "This answer is not in the log",
     )
     const model = state.config.model ?? "the model"
     this.where.textContent = node.children.length
@@ -101,12 +101,12 @@ export class Composer {
   }
 }
 
-/** What stands in its place where nobody answers. */
+/** Shown in its place on a read-only page. */
 export function readOnly() {
   return h(
     "p.read-only",
     {},
-    "Read only. To go on from any response: ",
+    "Read only. To continue from any response, run ",
     h("code", {}, "llm kvbranch serve"),
   )
 }

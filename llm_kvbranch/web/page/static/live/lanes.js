@@ -1,14 +1,14 @@
-// At most so many things at once; the others wait for their turn.
+// Limits how many requests run at once; the others wait for their turn.
 
 export class Lanes {
-  /** @param {number} free how many may be taken at once */
+  /** @param {number} free how many may run at once */
   constructor(free) {
     this.free = free
     this.waiting = []
   }
 
-  /** Wait for a lane. @param {AbortSignal} signal to wait no longer
-   * @returns {Promise<() => void>} gives it back */
+  /** Wait for a lane. @param {AbortSignal} signal stops waiting
+   * @returns {Promise<() => void>} gives the lane back */
   async take(signal) {
     signal.throwIfAborted()
     if (this.free > 0) this.free -= 1

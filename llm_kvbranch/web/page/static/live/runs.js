@@ -1,31 +1,32 @@
-// Answers that are asked for: sent, read as they come, and given over to the log.
+// Sends requests, reads the answers as they stream in, and hands over to the log.
 //
-// The idea: what is asked for appears in the tree at once, and is the log's as soon as
-// the server has it there. Until then nothing that was typed is forgotten.
+// The idea: a requested answer appears in the tree at once, and is replaced by the log's as
+// soon as that has it. Until then nothing that was typed is lost.
 
 import { ApiError } from "../core/api.js"
-import { keepDraft, draft } from "./drafts.js"
+import { counted } from "../core/format.js"
+import { keepDraft, draft } from "../model/drafts.js"
 import { Lanes } from "./lanes.js"
-import { Run } from "./run.js"
+import { Run } from "../model/run.js"
 import { sampling } from "./settings.js"
 import { events } from "./sse.js"
 
-const STREAMS = 5 // at once: browsers have six connections to a server, and one is needed
+const STREAMS = 5 // at once: browsers open six connections to a server; one stays free
 const TICK = 250 // ms
-const UNTIL_LOGGED = [0, 100, 200, 400, 800, 1600] // ms to wait for the log, again and again
+const UNTIL_LOGGED = [0, 100, 200, 400, 800, 1600] // ms before each look into the log
 
 export class Runs {
-  /** @param {import("../model/state.js").State} state @param {(text: string) => void} say reads out */
+  /** @param {import("../model/state.js").State} state @param {(text: string) => void} say announces */
   constructor(state, say) {
     this.state = state
     this.say = say
     this.lanes = new Lanes(STREAMS)
   }
 
-  /** Ask for answers.
-   * @param {object} about of each, as `Run` has it
-   * @param {{route: string, body: object, n?: number, place?: string}} request `place` is that of
-   *   the draft that was sent */
+  /** Request answers.
+   * @param {object} about of each, see `Run`
+   * @param {{route: string, body: object, n?: number, place?: string}} request `place` is
+   *   where the draft was typed */
   start(about, { route, body, n = 1, place = null }) {
     const group = { runs: [], abort: new AbortController(), route, body, n, place, about }
     for (let i = 0; i < n; i++) {
@@ -42,12 +43,12 @@ export class Runs {
     return group
   }
 
-  /** Have an answer, and its siblings, come no further. */
+  /** Stop an answer and those requested with it. */
   stop(run) {
     run.group.abort.abort()
   }
 
-  /** The same request once more, in place of one that failed. */
+  /** Repeat a failed request. */
   again(run) {
     const { about, route, body, n, place } = run.group
     const parent = this.#forget(run.group)
@@ -55,7 +56,7 @@ export class Runs {
     return this.start(about, { route, body, n, place })
   }
 
-  /** Forget a request that failed; what was typed goes back to where it was. */
+  /** Remove a failed request; its text goes back to where it was typed. */
   discard(run) {
     const { place } = run.group
     if (place && !draft(place)) keepDraft(place, run.question)
@@ -87,7 +88,7 @@ export class Runs {
       for await (const event of events(response.body)) this.#take(group, event)
       const short = group.runs.filter((run) => run.isRunning)
       for (const run of short)
-        this.#fail(run, new ApiError("The answer broke off: the server may have stopped"))
+        this.#fail(run, new ApiError("The answer was cut off: the server may have stopped"))
     } catch (error) {
       for (const run of group.runs.filter((each) => each.isRunning)) {
         if (abort.signal.aborted) run.status = "stopped"
@@ -99,7 +100,7 @@ export class Runs {
     await this.#settle(group)
   }
 
-  /** Have the seconds that one waits be shown while one does. */
+  /** Update the seconds shown while a request waits. */
   #tick() {
     clearInterval(this.ticking)
     this.ticking = setInterval(() => {
@@ -126,7 +127,7 @@ export class Runs {
     }
   }
 
-  /** What was typed is with the server now. */
+  /** The server has the prompt: its draft is not needed any more. */
   #begin(group, run) {
     if (group.place) keepDraft(group.place, "")
     if (run === group.runs[0]) this.say("Answering")
@@ -151,7 +152,7 @@ export class Runs {
     this.state.emit("run", run)
   }
 
-  /** Wait until the log has what there is of the answers, and show it from there. */
+  /** Wait until the log has the answers, and show them from there. */
   async #settle(group) {
     const { state } = this
     const done = group.runs.filter(
@@ -174,7 +175,7 @@ export class Runs {
     if (done.length) await this.#untilLogged(done)
   }
 
-  /** Read the tree until it has some answers. */
+  /** Load the tree until it has these answers. */
   async #untilLogged(runs) {
     const { state } = this
     for (const wait of UNTIL_LOGGED) {
@@ -182,18 +183,18 @@ export class Runs {
       try {
         await state.loadTree()
       } catch {
-        continue // perhaps the next time
+        continue // try again
       }
       if (runs.every((run) => run.isLogged)) break
     }
     for (const run of runs) {
       if (run.isLogged) {
         state.runs.delete(run)
-        if (!state.turns.has(run.id)) state.turns.set(run.id, run.asTurn()) // until it is read
+        if (!state.turns.has(run.id)) state.turns.set(run.id, run.asTurn()) // for now
       } else if (run.status !== "failed")
         this.#fail(
           run,
-          new ApiError("The answer is not in the log: was logging turned off?"),
+          new ApiError("The answer is not in the log. Is logging turned off?"),
         )
     }
     const chosen = runs.find((run) => run.id === state.selected)
@@ -201,14 +202,14 @@ export class Runs {
     await state.loadPath()
   }
 
-  /** A conversation that began anew has a page of its own. */
+  /** A new conversation has a page of its own. */
   async #leaveFor(run) {
     this.state.emit("leave", run)
   }
 
   #announce(group) {
     const [run] = group.runs
-    const words = { done: `Answered: ${run.tokens} tokens`, stopped: "Stopped" }
+    const words = { done: `Answered: ${counted(run.tokens, "token")}`, stopped: "Stopped" }
     if (words[run.status]) this.say(words[run.status])
   }
 }

@@ -1,15 +1,15 @@
-// How answers are to be made: what of it is said, the model's own values are used else.
+// Sampling options. Only those that are set are sent; the rest is the model's default.
 
 import { h } from "../core/dom.js"
 import { kept } from "../core/kept.js"
 
 const FIELDS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.1 },
-  { name: "max_tokens", label: "Tokens at most", min: 1, max: 100_000, step: 1 },
+  { name: "max_tokens", label: "Maximum tokens", min: 1, max: 100_000, step: 1 },
   { name: "seed", label: "Seed", min: 0, max: 4_294_967_294, step: 1 },
 ]
 
-/** What to send with a request. */
+/** The options to send with a request. */
 export function sampling() {
   const known = kept.get("sampling", {})
   return Object.fromEntries(
@@ -20,7 +20,7 @@ export function sampling() {
   )
 }
 
-/** Fields for it, which keep what is put into them. */
+/** Fields for the options, which keep their values. */
 export function samplingFields() {
   const known = sampling()
   return FIELDS.map(({ name, label, min, max, step }) => {
@@ -30,7 +30,7 @@ export function samplingFields() {
       min,
       max,
       step,
-      placeholder: "model's",
+      placeholder: "default",
       value: known[name] ?? "",
     })
     field.addEventListener("change", () => {

@@ -1,4 +1,4 @@
-// Server-sent events of a fetched response, as they come.
+// Reads server-sent events from a response as they arrive.
 
 /** The data of each event, parsed; ends with the stream or at [DONE].
  * @param {ReadableStream<Uint8Array>} body

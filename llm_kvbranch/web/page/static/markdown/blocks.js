@@ -1,14 +1,13 @@
-// Markdown's blocks, as places in the source.
+// Parses Markdown into blocks, given as positions in the source.
 //
-// The idea: each kind of block reads the lines that are its own and says which line
-// comes next. A block that has not ended yet, such as a fence while its answer is
-// still coming, is one all the same.
+// The idea: each kind of block reads its own lines and returns the next line's index. A
+// block that has not ended, such as a fence in an answer that still grows, is a block, too.
 
 import { dedent, indent, isDelimiters, linesOf, opening } from "./lines.js"
 
-const DEEPEST = 12 // quotes and lists in each other; further ones are text
+const DEEPEST = 12 // nested quotes and lists; deeper ones are text
 
-/** The blocks of a source from some place on, each with where it begins (`at`).
+/** The blocks of a source from some position on, each with its start (`at`).
  * @param {string} source @param {number} [from] */
 export function blocksOf(source, from = 0) {
   return read(source, linesOf(source, from), 0)
@@ -88,7 +87,7 @@ function quote(source, lines, i, depth) {
     if (source[at] === ">" && columns < 4 && !blank) {
       own.push(dedent(source, { at: at + 1, end: line.end }, 1))
     } else if (blank || opening(source, line)) break
-    else own.push(line) // a paragraph that goes on lazily
+    else own.push(line) // a lazy continuation line
   }
   return { block: { type: "quote", blocks: read(source, own, depth + 1) }, next }
 }
@@ -120,7 +119,7 @@ function list(source, lines, i, open, depth) {
   return { block, next }
 }
 
-/** The lines of a list's item, without what makes them one. */
+/** The lines of a list item, without its marker and indentation. */
 function itemLines(source, lines, i, open) {
   const after = { at: open.at + open.found[0].length, end: lines[i].end }
   const gap = indent(source, after)
@@ -176,7 +175,7 @@ function paragraph(source, lines, i) {
   return { block, next }
 }
 
-/** Whether a line ends the paragraph before it: a number does only if it is 1. */
+/** Whether a line ends the paragraph before it; of numbered items only number 1 does. */
 function interrupts(source, line) {
   const open = opening(source, line)
   if (open === null || open.kind === "indented") return false
@@ -206,7 +205,7 @@ function table(source, lines, i) {
   return { block: { type: "table", head, align, rows }, next }
 }
 
-/** The cells of a table's row, trimmed. */
+/** The cells of a table row, trimmed. */
 function cells(source, line) {
   const found = []
   const { at: first } = indent(source, line)

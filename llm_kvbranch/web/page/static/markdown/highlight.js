@@ -1,7 +1,7 @@
-// Colours for code: comments, strings, numbers and the words that most languages have.
+// Highlights code: comments, strings, numbers and common keywords.
 //
-// The idea: one expression finds what stands out in nearly any language; what a language
-// is called says how its comments begin. Being wrong costs a colour, nothing else.
+// The idea: one regular expression is good enough for nearly any language; the language's
+// name only decides how comments start. A mistake costs a colour, nothing else.
 
 const WORDS =
   "abstract|and|as|assert|async|await|begin|break|case|catch|class|const|continue|def|default|" +
@@ -19,7 +19,7 @@ const DASH = /^(sql|sqlite|lua|haskell|hs|elm|ada)$/i
 const PLAIN = /^(|text|txt|plain|plaintext|markdown|md|output|log)$/i
 const LONGEST = 20_000 // units; longer code stays plain
 
-/** Parts of a text and the kind of each ("" for plain ones), without gaps.
+/** The parts of a text in order, without gaps, with the kind of each ("" for plain text).
  * @param {string} text @param {string} language
  * @returns {Iterable<{from: number, to: number, kind: string}>} */
 export function* highlight(text, language) {

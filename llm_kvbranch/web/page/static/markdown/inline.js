@@ -1,8 +1,8 @@
-// Markdown within a block: emphasis, code, links, as places in its text.
+// Parses Markdown within a block: emphasis, code and links, as positions in its text.
 //
-// The idea: one pass. What has been read is a list of items; what closes something
-// takes the items since its opening into one. Nothing is looked for twice, and
-// nesting is bounded, so that no text takes long or makes a tree too deep to show.
+// The idea: one pass builds a list of items; a closing delimiter wraps the items since its
+// opening one. No search is repeated and nesting is bounded, so no text takes long or makes
+// a tree too deep to show.
 
 const DEEPEST = 16
 const SPECIAL = /[\\`*_~[\]!<&]|\bhttps?:\/\//g
@@ -28,9 +28,9 @@ class Reader {
     this.text = text
     this.at = 0
     this.items = []
-    this.runs = [] // of * _ ~ that may still open something
+    this.runs = [] // runs of * _ ~ that may still open emphasis
     this.brackets = [] // [ that may still open a link
-    this.failed = {} // how many runs were looked through in vain, by what was looked for
+    this.failed = {} // how many runs were searched without a match, by kind of delimiter
     this.ticks = null
   }
 
@@ -151,7 +151,7 @@ class Reader {
     if (!open.image) this.brackets = [] // no link within a link
   }
 
-  /** A run of emphasis: it closes what it can and may open the rest. */
+  /** A run of delimiters: it closes what it can, and the rest may open emphasis. */
   run(sign) {
     const { text, at } = this
     let to = at
@@ -167,7 +167,7 @@ class Reader {
     this.push("text", to - run.left, to)
   }
 
-  /** Let a run close the nearest one that fits; whether there was one. */
+  /** Let a run close the nearest matching one; returns whether there was one. */
   wrap(run) {
     const key = `${run.sign}${run.opens ? run.length % 3 : ""}`
     const floor = Math.min(this.failed[key] ?? 0, this.runs.length)
@@ -204,7 +204,7 @@ function fits(open, close) {
   return !(mixed && sum % 3 === 0 && (open.length % 3 || close.length % 3))
 }
 
-/** Whether a run may open and close something, by what is on either side. */
+/** Whether a run may open and close emphasis, by the characters on either side. */
 function flanks(text, from, to, sign) {
   const before = before1(text, from)
   const after = text[to] === undefined ? " " : String.fromCodePoint(text.codePointAt(to))
@@ -233,12 +233,12 @@ function deepest(items, from = 0) {
   return depth
 }
 
-/** Forget what was opened at some item or after it. */
+/** Drop everything opened at some item or after it. */
 function dropFrom(opened, index) {
   while (opened.length && opened.at(-1).index >= index) opened.pop()
 }
 
-/** Items with neighbouring texts made one. */
+/** The items with adjacent texts merged. */
 function joined(items) {
   const out = []
   for (const item of items) {
@@ -251,7 +251,7 @@ function joined(items) {
   return out
 }
 
-/** Where runs of backticks are, by length, the last first. */
+/** The positions of runs of backticks by length, the last one first. */
 function tickRuns(text) {
   const runs = new Map()
   for (const { 0: run, index } of text.matchAll(/`+/g)) {

@@ -1,7 +1,7 @@
-// Lines of a source as places in it, and what a line may be the beginning of.
+// Splits a source into lines, and tells which block a line may start.
 //
-// The idea: a line is {at, end}. What a quote or a list puts before it is left out by
-// a later `at`, so everything made of lines still knows where in the source it is.
+// The idea: a line is {at, end}, positions in the source. A quote or list strips its prefix
+// by moving `at`, so whatever is made of lines still knows its place in the source.
 
 /** @typedef {{at: number, end: number}} Line */
 
@@ -19,7 +19,7 @@ export function linesOf(source, from = 0) {
   return lines
 }
 
-/** Columns of white space that a line begins with, and where its text begins. */
+/** A line's leading columns of white space, and where its text starts. */
 export function indent(source, line) {
   let columns = 0
   let at = line.at
@@ -31,7 +31,7 @@ export function indent(source, line) {
   return { columns, at, blank: at === line.end }
 }
 
-/** A line without at most so many columns of white space. @returns {Line} */
+/** A line without up to `columns` leading columns of white space. @returns {Line} */
 export function dedent(source, line, columns) {
   let at = line.at
   for (let have = 0; at < line.end && have < columns; at++) {
@@ -53,7 +53,7 @@ function match(pattern, source, at) {
   return pattern.exec(source)
 }
 
-/** What a line that is not blank begins, other than a paragraph.
+/** The block that a line starts, unless that is a paragraph. The line is not blank.
  * @returns {{kind: string, at: number, columns: number, found?: RegExpExecArray}|null} */
 export function opening(source, line) {
   const { columns, at } = indent(source, line)
@@ -74,7 +74,7 @@ function isRule(source, at, end) {
   return end - at <= 200 && match(RULE, source, at) !== null
 }
 
-/** Whether a line is the one below the head of a table. */
+/** Whether a line is the delimiter row of a table. */
 export function isDelimiters(source, line) {
   const { at } = indent(source, line)
   const text = source.slice(at, Math.min(line.end, at + 2000))

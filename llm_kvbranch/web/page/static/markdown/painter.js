@@ -1,18 +1,18 @@
-// Text nodes of a source that know their place, cut where something is marked.
+// Makes text nodes that know their place in the source, split where marks start or end.
 
 import { h } from "../core/dom.js"
 import { keepPlace } from "./places.js"
 
 const LONGEST = 4096 // units of one text node: longer ones are slow to lay out
 
-/** @typedef {{start: number, end: number, kind: string}} Mark a part of the source that
- *   branches leave from */
+/** @typedef {{start: number, end: number, kind: string}} Mark an excerpt that a branch
+ *   starts from */
 /** @typedef {{node: Text, start: number, end: number, marks: Mark[]}} Piece */
 
-/** Makes text nodes; `pieces` are those it made, in order. */
+/** `pieces` are the text nodes made so far, in order. */
 export class Painter {
-  /** @param {string} source @param {Mark[]} marks @param {?number} cut what comes
-   *   behind it is not gone on from */
+  /** @param {string} source @param {Mark[]} marks @param {?number} cut text after
+   *   it is not part of the selected branch */
   constructor(source, marks = [], cut = null) {
     this.source = source
     this.marks = marks
@@ -37,7 +37,7 @@ export class Painter {
     }
   }
 
-  /** Show something for the source from start to end. */
+  /** Show a value in place of the source from start to end. */
   piece(parent, value, start, end) {
     const node = document.createTextNode(value)
     keepPlace(node, start, end)

@@ -1,21 +1,21 @@
-// Where shown text is in the source it was made from.
+// Remembers which part of the source each text node shows.
 
 const places = new WeakMap()
 
-/** Remember that a text node shows the source from start to end.
+/** Record that a text node shows the source from start to end.
  * @param {Text} node */
 export function keepPlace(node, start, end) {
   places.set(node, { start, end })
 }
 
-/** The place of a text node, if it was made from a source.
+/** The range of the source that a node shows, if any.
  * @param {Node} node @returns {{start: number, end: number}|undefined} */
 export function placeOf(node) {
   return places.get(node)
 }
 
-/** The place in the source of an offset in a text node. One that shows something
- * else than its source, such as an entity, is before it or behind it as a whole. */
+/** The position in the source of an offset in a text node. A node whose text differs from
+ * its source, such as an entity, counts as a whole. */
 export function sourceAt(node, offset) {
   const place = places.get(node)
   if (!place) return undefined

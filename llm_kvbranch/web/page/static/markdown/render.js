@@ -1,13 +1,13 @@
-// Markdown as elements. Markup of the source's own is text like any other.
+// Renders parsed Markdown as elements. HTML in the source is shown as text.
 
-import { copyButton } from "../core/copy.js"
+import { copyButton } from "../widgets/copy.js"
 import { h } from "../core/dom.js"
 import { inlineOf } from "./inline.js"
 import { highlight } from "./highlight.js"
 
 const SCHEMES = new Set(["http:", "https:", "mailto:"])
 
-/** A block's element. @param {object} block @param {import("./painter.js").Painter} paint */
+/** The element of a block. @param {object} block @param {import("./painter.js").Painter} paint */
 export function render(block, paint) {
   return RENDER[block.type](block, paint)
 }
@@ -83,7 +83,7 @@ function table(block, paint) {
         return cells[i] ? inline(cell, [cells[i]], paint) : cell
       }),
     )
-  const head = h("thead", {}, row("th", block.head)) // made first: pieces are in order
+  const head = h("thead", {}, row("th", block.head)) // first: pieces are in order
   const whole = h(
     "table",
     {},
@@ -97,8 +97,8 @@ function table(block, paint) {
   return h("div.table", { tabindex: "0", role: "region", "aria-label": "Table" }, whole)
 }
 
-/** Lines' text with its inline markup, put into an element. Its direction is for the
- * browser to find when all of it is there: it would look again at every part. */
+/** Put lines with their inline markup into an element. Its direction is set last, or the
+ * browser would determine it again after every part. */
 function inline(element, lines, paint) {
   const text = lines.map(({ at, end }) => paint.source.slice(at, end)).join("\n")
   put(element, inlineOf(text), paint, segmentsOf(lines))
@@ -135,12 +135,12 @@ function inlineElement(item) {
   return element
 }
 
-/** Which part of a joined text is which line: it begins `from` there, `at` in the source. */
+/** For each line its start in the joined text (`from`) and in the source (`at`). */
 function segmentsOf(lines) {
   let from = 0
   return lines.map(({ at, end }) => {
     const segment = { from, at, end }
-    from += end - at + 1 // the line's end, too
+    from += end - at + 1 // with the line break
     return segment
   })
 }
@@ -161,12 +161,12 @@ function sourceOf(segments, at) {
   return segment.at + at - segment.from
 }
 
-/** Show a part of a joined text: a text node or two for each line it is on. */
+/** Show part of a joined text: one or two text nodes for each of its lines. */
 function spread(parent, from, to, paint, segments) {
   for (let i = segmentAt(segments, from); from < to; i++) {
     const segment = segments[i]
     const moved = segment.at - segment.from
-    const end = segment.end - moved // of the line, without what ends it
+    const end = segment.end - moved // of the line, without its line break
     const isCRLF = paint.source[segment.end] === "\r"
     paint.text(parent, from + moved, Math.min(to, isCRLF ? end : end + 1) + moved)
     if (isCRLF && to > end) paint.text(parent, segment.end + 1, segment.end + 2)
@@ -174,7 +174,7 @@ function spread(parent, from, to, paint, segments) {
   }
 }
 
-/** A function that shows parts of the joined lines, in a span of some kind. */
+/** A function that shows parts of the joined lines, in a span if they have a kind. */
 function painterOfLines(lines, paint, element) {
   const segments = segmentsOf(lines)
   return (from, to, kind) => {

@@ -1,14 +1,14 @@
-// An answer shown as Markdown, which may still be growing.
+// Shows an answer as Markdown, also while it grows.
 //
-// The idea: text that is added can change what its last blocks are, never those before
-// them. So when a source has grown, its last two blocks are read and shown anew.
+// The idea: added text can change only the last blocks. So when a source has grown, its last
+// two blocks are parsed and rendered again, and the others stay.
 
 import { h } from "../core/dom.js"
 import { blocksOf } from "./blocks.js"
 import { Painter } from "./painter.js"
 import { render } from "./render.js"
 
-const UNSURE = 2 // blocks at the end that more text may change
+const UNSURE = 2 // last blocks, which more text may change
 
 /** @typedef {import("./painter.js").Mark} Mark */
 
@@ -22,9 +22,9 @@ export class MarkdownView {
     this.blocks = [] // {at, element, pieces}
   }
 
-  /** Show a source, with what is marked in it and where it is cut off.
+  /** Show a source with its marks, and where it is cut off.
    * @param {string} source
-   * @param {{marks?: Mark[], cut?: ?number}} [about] places in UTF-16 units */
+   * @param {{marks?: Mark[], cut?: ?number}} [about] positions in UTF-16 units */
   show(source, { marks = [], cut = null } = {}) {
     const same = cut === this.cut && JSON.stringify(marks) === JSON.stringify(this.marks)
     if (same && source === this.source) return
@@ -35,7 +35,7 @@ export class MarkdownView {
     this.draw(grown ? Math.max(0, this.blocks.length - UNSURE) : 0)
   }
 
-  /** Pieces of text with their places, in order. */
+  /** The text nodes with their positions, in order. */
   pieces() {
     return this.blocks.flatMap((block) => block.pieces)
   }
@@ -46,7 +46,7 @@ export class MarkdownView {
     for (const block of blocksOf(this.source, from)) {
       const paint = new Painter(this.source, this.marks, this.cut)
       const element = render(block, paint)
-      const before = old.shift()?.element // in its place, for others may stand between
+      const before = old.shift()?.element // replaced where it is
       if (before) before.replaceWith(element)
       else this.element.append(element)
       this.blocks.push({ at: block.at, element, pieces: paint.pieces })

@@ -1,14 +1,14 @@
-// What the page shows: the tree, what is selected in it, and the path to there.
+// What the page shows: the tree, the selected response and the path to it.
 //
-// The idea: everything else listens to this and holds no such thing itself. Paths are
-// shown at once from turns that were read before, and brought up to date then.
+// The idea: everything else listens to this and keeps no such state itself. A path is shown
+// at once from turns that were loaded before, then brought up to date.
 
 import { Emitter } from "../core/emitter.js"
 import { kept } from "../core/kept.js"
 import { Tree } from "./tree.js"
 
 const MOST_COMPARED = 4
-const SOON = 60 // ms until a path is asked for: keys may walk on
+const SOON = 60 // ms before a path is loaded: more keys may follow
 
 export class State extends Emitter {
   /** @param {object} config @param {import("../core/api.js").Api} api */
@@ -21,24 +21,24 @@ export class State extends Emitter {
     /** @type {Tree} */
     this.tree = new Tree({ root: config.id, current: null, nodes: [] })
     this.selected = config.id
-    this.turns = new Map() // every turn that was read, by id
-    this.path = null // {id, turns} of what is selected, as far as known
+    this.turns = new Map() // every turn that was loaded, by id
+    this.path = null // {id, turns, isWhole} of the selected response, as far as known
     this.folded = new Set()
     this.compared = []
     this.hits = new Set()
-    this.visited = new Map() // the child that was last gone to, by parent
+    this.visited = new Map() // the last visited child, by parent
     this.runs = new Set()
-    this.group = null // siblings that are shown side by side
+    this.group = null // the retry whose answers are shown side by side
     this.pathIds = new Set()
     this.treesAsked = 0
     this.treeShown = 0
   }
 
-  /** Read the tree; what is selected stays, if it is still there. */
+  /** Load the tree; the selection stays if its response is still there. */
   async loadTree() {
     const asked = ++this.treesAsked
     const data = await this.api.get("tree", { id: this.config.id })
-    if (asked < this.treeShown) return // a later one came first
+    if (asked < this.treeShown) return // a later request was faster
     this.treeShown = asked
     const isFirst = this.tree.root !== data.root || this.tree.nodes.size === 0
     this.tree = new Tree(data, this.runs)
@@ -63,7 +63,7 @@ export class State extends Emitter {
     this.loadPath(by === "key" ? SOON : 0)
   }
 
-  /** Show what is selected alone, no more beside its siblings. */
+  /** Show the selected answer alone again. */
   closeGroup() {
     this.group = null
     this.showPath()
@@ -75,7 +75,7 @@ export class State extends Emitter {
     path.forEach((node, i) => i && this.visited.set(path[i - 1].id, node.id))
   }
 
-  /** Read the path to what is selected, and show what is known of it meanwhile. */
+  /** Load the path to the selected response, and show what is known of it meanwhile. */
   async loadPath(delay = 0) {
     clearTimeout(this.asking?.timer)
     this.asking?.abort.abort()
@@ -93,7 +93,7 @@ export class State extends Emitter {
     }
   }
 
-  /** Read the turns that lead to a response. */
+  /** Load the turns that lead to a response. */
   async readPath(id, signal) {
     const { turns } = await this.api.get("path", { id }, signal)
     turns.forEach((turn, i) => {
@@ -101,7 +101,7 @@ export class State extends Emitter {
     })
   }
 
-  /** The path to what is selected, from what is known. */
+  /** Show the path to the selected response from the turns already loaded. */
   showPath() {
     const path = this.tree.path(this.selected)
     const turns = path.map((node) =>
@@ -115,7 +115,7 @@ export class State extends Emitter {
     this.emit("path", this.path)
   }
 
-  /** Hide what is below a node, or show it. */
+  /** Fold or unfold what is below a node. */
   fold(id) {
     if (!this.tree.get(id)?.children.length) return
     if (!this.folded.delete(id)) this.folded.add(id)
@@ -124,7 +124,7 @@ export class State extends Emitter {
     this.emit("folded", id)
   }
 
-  /** Fold everything that branches off the path, or unfold all of it. */
+  /** Fold everything off the path, or unfold it all. */
   foldOthers() {
     const others = [...this.tree.nodes.values()].filter(
       (node) => node.children.length && !this.pathIds.has(node.id),
@@ -147,7 +147,7 @@ export class State extends Emitter {
     kept.set(`folded:${this.tree.root}`, this.folded.size ? [...this.folded] : null)
   }
 
-  /** Have a node among those to be compared, or not. */
+  /** Add a node to the comparison, or remove it. */
   compare(id) {
     const without = this.compared.filter((each) => each !== id)
     if (without.length < this.compared.length) this.compared = without
@@ -163,7 +163,7 @@ export class State extends Emitter {
     this.emit("node", null)
   }
 
-  /** Change what the log says about a node. */
+  /** Apply a change of the log to a node. */
   change(id, values) {
     const [node, turn] = [this.tree.get(id), this.turns.get(id)]
     const resized = node && Boolean(node.note) !== Boolean(values.note ?? node.note)
@@ -174,7 +174,7 @@ export class State extends Emitter {
   }
 }
 
-/** Whether the log does not have a node yet. */
+/** Whether a node is still missing from the log. */
 export function isComing(node) {
   return Boolean(node?.run) && !node.run.isLogged
 }

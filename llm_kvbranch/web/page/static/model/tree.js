@@ -1,15 +1,15 @@
-// A conversation's tree: what the log has, and answers that are still coming.
+// A conversation's tree: what the log has, and the answers in progress.
 
-/** @typedef {object} Node as tree.json has it, and:
+/** @typedef {object} Node a node of tree.json, and:
  * @property {string} id
  * @property {?string} parent
  * @property {Node[]} children
  * @property {number} depth
- * @property {import("../live/run.js").Run} [run] what is answering it */
+ * @property {import("./run.js").Run} [run] its answer in progress */
 
 export class Tree {
   /** @param {{root: string, current: ?string, nodes: object[]}} data
-   * @param {Iterable<import("../live/run.js").Run>} runs */
+   * @param {Iterable<import("./run.js").Run>} runs */
   constructor(data, runs = []) {
     this.root = data.root
     this.current = data.current
@@ -28,8 +28,8 @@ export class Tree {
     return node
   }
 
-  /** Show an answer that is coming, unless the log has it. One that begins a conversation
-   * has no place in this tree; it is alone on its path. */
+  /** Add an answer in progress, unless the log has it. One that begins a conversation has no
+   * place in this tree. */
   addRun(run) {
     const have = this.nodes.get(run.id)
     if (have) {
@@ -38,7 +38,7 @@ export class Tree {
     } else if (run.parent === null || this.nodes.has(run.parent)) this.#add(run.asNode())
   }
 
-  /** The server told the id of an answer that is coming. */
+  /** Give an answer in progress the id that the server told. */
   rename(before, run) {
     const node = this.nodes.get(before)
     if (!node) return
@@ -85,4 +85,11 @@ export class Tree {
     }
     return n
   }
+}
+
+/** How a response was reached, as a word: begin, continue, branch, focus, fresh or retry.
+ * @param {{verb: ?string, mode: ?string, parent?: ?string}} node */
+export function reached(node) {
+  if (node.mode === "fresh") return "fresh"
+  return node.verb ?? (node.parent ? "continue" : "begin")
 }

@@ -1,15 +1,16 @@
-// Two to four answers beside each other, with the words that not all of them have.
+// The comparison: two to four answers side by side, with their differences marked.
 
 import { h } from "../core/dom.js"
-import { icon, reached, reachedIcon } from "../core/icons.js"
 import { counted } from "../core/format.js"
-import { openDialog, problem } from "./dialog.js"
+import { reached } from "../model/tree.js"
+import { openDialog, problem } from "../widgets/dialog.js"
+import { icon, reachedIcon } from "../widgets/icons.js"
 
 /** @param {object} app @param {string[]} ids */
 export async function openCompare(app, ids) {
   const { api, state } = app
   if (ids.length < 2) {
-    app.say("Choose at least two responses: c, or Shift and a click in the map")
+    app.say("Choose at least two responses: press c, or Shift-click in the map")
     return
   }
   const body = h(
@@ -84,7 +85,7 @@ function column({ state, api }, { id, question, model, pieces }, i, dialog) {
   )
 }
 
-/** A bar that shows what is chosen for comparing. */
+/** The bar with the responses chosen for comparison. */
 export class CompareBar {
   constructor(app) {
     this.app = app
@@ -110,7 +111,7 @@ export class CompareBar {
       "button.quiet",
       {
         type: "button",
-        "aria-label": "Compare none",
+        "aria-label": "Clear the comparison",
         on: { click: () => state.clearCompared() },
       },
       icon("close"),

@@ -1,8 +1,9 @@
-// A path or a tree as a file.
+// The dialog to download a path or a tree as a file.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
-import { openDialog } from "./dialog.js"
+import { counted } from "../core/format.js"
+import { icon } from "../widgets/icons.js"
+import { openDialog } from "../widgets/dialog.js"
 
 /** @param {object} app @param {string} id */
 export function openExport({ api, state }, id) {
@@ -32,12 +33,12 @@ export function openExport({ api, state }, id) {
         row(
           "path",
           "This path",
-          `${n} ${n === 1 ? "turn" : "turns"}, from the root to the selected response`,
+          `${counted(n, "turn")}, from the root to the selected response`,
         ),
         row(
           "tree",
           "The whole tree",
-          `${state.tree.nodes.size} responses and how they were reached`,
+          `${counted(state.tree.nodes.size, "response")} and how they are connected`,
         ),
       ),
     ],

@@ -1,7 +1,7 @@
-// All keys.
+// The dialog with all keyboard shortcuts.
 
 import { h } from "../core/dom.js"
-import { openDialog } from "./dialog.js"
+import { openDialog } from "../widgets/dialog.js"
 
 /** @param {{group: string, keys: string[], about: string, live?: boolean}[]} bindings
  * @param {boolean} isLive */
@@ -33,7 +33,8 @@ export function openHelp(bindings, isLive) {
       ),
     ),
   )
-  openDialog({ title: "Keys", name: "help", body: [h("div.help", {}, sections)] })
+  const body = [h("div.help", {}, sections)]
+  openDialog({ title: "Keyboard shortcuts", name: "help", body })
 }
 
 const NAMES = {

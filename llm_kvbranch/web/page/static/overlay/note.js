@@ -1,16 +1,14 @@
-// A note on a response.
+// The dialog for a response's note. Unsaved text is kept as a draft.
 
-import { mark } from "../actions.js"
 import { h } from "../core/dom.js"
-import { draft, keepDraft } from "../live/drafts.js"
-import { openDialog } from "./dialog.js"
+import { draft, keepDraft } from "../model/drafts.js"
+import { openDialog } from "../widgets/dialog.js"
 
 const LONGEST = 2000
 
-/** @param {object} app @param {string} id */
-export function openNote(app, id) {
-  const { state } = app
-  const was = state.tree.get(id)?.note ?? ""
+/** @param {string} id @param {string} was the note so far
+ * @param {(note: ?string) => void} save gets null for no note */
+export function openNote(id, was, save) {
   const place = `note:${id}`
   const area = h("textarea", {
     rows: "4",
@@ -21,30 +19,25 @@ export function openNote(app, id) {
   })
   area.value = draft(place) || was
   area.addEventListener("input", () => keepDraft(place, area.value))
-  const save = (text) => {
+  const done = (text) => {
     keepDraft(place, "")
     dialog.close()
-    mark(
-      app,
-      id,
-      { note: text.trim() || null },
-      text.trim() ? "The note is kept" : "No note any more",
-    )
+    save(text.trim() || null)
   }
   const foot = [
     was
-      ? h("button.quiet", { type: "button", on: { click: () => save("") } }, "Remove")
+      ? h("button.quiet", { type: "button", on: { click: () => done("") } }, "Remove")
       : null,
     h("span.space"),
     h(
       "button.primary",
-      { type: "button", title: "Ctrl+Enter", on: { click: () => save(area.value) } },
-      "Keep",
+      { type: "button", title: "Ctrl+Enter", on: { click: () => done(area.value) } },
+      "Save",
     ),
   ]
   const dialog = openDialog({ title: "Note", name: "note", body: [area], foot })
   area.focus()
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save(area.value)
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) done(area.value)
   })
 }

@@ -1,14 +1,14 @@
-// Dropping a response and all that goes on from it: first what that would do.
+// The dialog to prune a response and everything below it. It first says what that does.
 
 import { h } from "../core/dom.js"
 import { counted } from "../core/format.js"
-import { openDialog, problem } from "./dialog.js"
+import { openDialog, problem } from "../widgets/dialog.js"
 
 /** @param {object} app @param {string} id */
 export async function openPrune(app, id) {
   const { state } = app
   const below = state.tree.below(id)
-  const says = h("div.prune-says", { role: "status" }, "Looking…")
+  const says = h("div.prune-says", { role: "status" }, "Checking…")
   const go = h("button.danger", { type: "button", disabled: true }, "Drop the state")
   const choice = (what, title, about) =>
     h(
@@ -23,7 +23,7 @@ export async function openPrune(app, id) {
     choice(
       "state",
       "KV state",
-      "The conversation stays. A branch from there reads it again.",
+      "The conversation stays. The next branch reads it again.",
     ),
     choice("log", "State and log", "The responses are deleted. This cannot be undone."),
   )
@@ -66,8 +66,8 @@ async function dryRun({ api }, id, what, says, go) {
 
 function tell({ responses, states, nbytes_text: size, kept }, what) {
   const reclaims = states
-    ? `${size} of ${counted(states, "state")} will be free.`
-    : "There is no state to be dropped."
+    ? `${size} (${counted(states, "state")}) will be freed.`
+    : "There is no state to drop."
   const deletes =
     what === "log"
       ? h("p", {}, `${counted(responses, "response")} will be deleted from the log.`)
@@ -89,7 +89,7 @@ async function drop({ api, state, say }, id, what, dialog, says, go) {
       what === "log"
         ? `${counted(did.responses, "response")} deleted`
         : `${counted(did.states, "state")} dropped`
-    say(`${words}, ${did.nbytes_text} reclaimed`)
+    say(`${words}, ${did.nbytes_text} freed`)
     if (what === "log") await afterDeletion(state, id, parent)
     else await state.loadTree()
     await state.loadPath()
@@ -98,7 +98,7 @@ async function drop({ api, state, say }, id, what, dialog, says, go) {
   }
 }
 
-/** Go to what is left of the tree, or to the others. */
+/** Show the rest of the tree, or the list if nothing is left. */
 async function afterDeletion(state, id, parent) {
   if (!parent) {
     location.assign(state.config.urls.home)

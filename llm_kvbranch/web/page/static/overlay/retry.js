@@ -1,8 +1,8 @@
-// How many other answers a prompt is to get.
+// The dialog that asks how many other answers a prompt should get.
 
 import { h } from "../core/dom.js"
 import { kept } from "../core/kept.js"
-import { openDialog } from "./dialog.js"
+import { openDialog } from "../widgets/dialog.js"
 
 const CHOICES = [1, 2, 3, 4, 6, 8]
 
@@ -32,7 +32,7 @@ export function openRetry(go) {
       h(
         "p",
         {},
-        "They share what is in memory of the conversation and are answered at once, side by side.",
+        "They share the conversation in memory and are generated at once, side by side.",
       ),
       h("div.choices", { role: "group", "aria-label": "How many" }, buttons),
     ],

@@ -1,10 +1,10 @@
-// Finding responses by their words, in this tree or in all.
+// The search dialog: responses by their words, in this tree or in all conversations.
 
 import { h, settled } from "../core/dom.js"
 import { since } from "../core/format.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 import { kept } from "../core/kept.js"
-import { openDialog, problem } from "./dialog.js"
+import { openDialog, problem } from "../widgets/dialog.js"
 
 /** @param {object} app */
 export function openSearch(app) {
@@ -31,12 +31,12 @@ class Search {
     this.list = h("ul.results", {
       id: "search-results",
       role: "listbox",
-      "aria-label": "Found",
+      "aria-label": "Results",
     })
     this.says = h("p.search-says", { role: "status" })
     this.scope = h("button.scope", {
       type: "button",
-      title: "Tab",
+      title: "Switch (Tab)",
       on: { click: () => this.#switch() },
     })
     const soon = settled(() => this.#ask(), 110)
@@ -88,7 +88,7 @@ class Search {
         ? ""
         : this.everywhere
           ? "Nothing found"
-          : "Nothing found in this tree: Tab looks in all"
+          : "Nothing found in this tree. Press Tab to search all conversations."
       return this.#show(results, words)
     } catch (error) {
       if (error.name === "AbortError") return undefined
@@ -165,7 +165,7 @@ class Search {
   }
 }
 
-/** A snippet with its hits marked, which are given in characters. */
+/** A snippet with its hits marked; their positions are in code points. */
 function marked(text, hits) {
   const points = [...text]
   const parts = []

@@ -1,18 +1,18 @@
-// The keyboard: what each key does, for those who press it and for the help.
+// Keyboard shortcuts: one list, for the keyboard and for the help dialog.
 
 import { isTyping } from "../core/dom.js"
-import { closeMenu } from "../overlay/menu.js"
+import { closeMenu } from "../widgets/menu.js"
 
-/** Every binding. Those that are `live` are for those who may ask, those that are `logged`
- * for responses that are in the log.
+/** Every binding. A `live` one works only where one may ask, a `logged` one only on a
+ * response that is in the log.
  * @param {object} app
  * @returns {{group: string, keys: string[], about: string, act: (key: string) => void,
  *   live?: boolean, logged?: boolean}[]} */
 export function bindings(app) {
   const group = (name, all) => all.map((each) => ({ group: name, ...each }))
   return [
-    ...group("Walk the tree", walking(app)),
-    ...group("Do something here", acting(app)),
+    ...group("Move in the tree", walking(app)),
+    ...group("Selected response", acting(app)),
     ...group("The page", showing(app)),
   ]
 }
@@ -25,14 +25,14 @@ function walking(app) {
   const { state } = app
   const go = (node) => node && state.select(node.id, { by: "key" })
   return [
-    bind(["h", "ArrowLeft"], "To the parent", () => go(state.tree.parent(state.selected))),
-    bind(["l", "ArrowRight"], "To the child last gone to", () => go(nextChild(state))),
-    bind(["j", "ArrowDown"], "To the next sibling", () => go(beside(app, 1))),
-    bind(["k", "ArrowUp"], "To the sibling before", () => go(beside(app, -1))),
-    bind(["g", "Home"], "To the root", () => go(state.tree.get(state.tree.root))),
-    bind(["G", "End"], "To the end of this branch", () => go(end(state))),
-    bind(["Space"], "Fold what is below, or unfold it", () => state.fold(state.selected)),
-    bind(["Z"], "Fold all that is not on this path", () => state.foldOthers()),
+    bind(["h", "ArrowLeft"], "Go to the parent", () => go(state.tree.parent(state.selected))),
+    bind(["l", "ArrowRight"], "Go to the last visited child", () => go(nextChild(state))),
+    bind(["j", "ArrowDown"], "Go to the next sibling", () => go(beside(app, 1))),
+    bind(["k", "ArrowUp"], "Go to the previous sibling", () => go(beside(app, -1))),
+    bind(["g", "Home"], "Go to the root", () => go(state.tree.get(state.tree.root))),
+    bind(["G", "End"], "Go to the end of this branch", () => go(end(state))),
+    bind(["Space"], "Fold or unfold what is below", () => state.fold(state.selected)),
+    bind(["Z"], "Fold or unfold all other branches", () => state.foldOthers()),
   ]
 }
 
@@ -47,21 +47,23 @@ function acting(app) {
     does.edit(state.selected)
   }
   return [
-    bind(["Enter", "i"], "Write: go on from here", () => app.write(), live),
+    bind(["Enter", "i"], "Write a follow-up", () => app.write(), live),
     bind(
       ["b"],
-      "Branch from what is selected, or from here",
+      "Branch from the selected text, or from here",
       () => ask(app, "branch"),
       live,
     ),
-    bind(["f"], "Focus on what is selected", () => ask(app, "focus"), live),
-    bind(["a"], "Ask fresh about what is selected", () => ask(app, "fresh"), live),
+    bind(["f"], "Focus on the selected text", () => ask(app, "focus"), live),
+    bind(["a"], "Ask about it in a new context", () => ask(app, "fresh"), live),
     bind(["r"], "Retry: other answers, side by side", here(does.retry), logged),
     bind(["e"], "Edit the prompt", edit, logged),
     bind(["s"], "Star", change(does.star), logged),
-    bind(["n"], "Note", change(does.note), logged),
-    bind(["c"], "Take among those to compare", () => state.compare(state.selected)),
-    bind(["C"], "Compare them, or the siblings", () => does.compare(toCompare(state))),
+    bind(["n"], "Add or edit the note", change(does.note), logged),
+    bind(["c"], "Add to the comparison", () => state.compare(state.selected)),
+    bind(["C"], "Compare the chosen ones, or the siblings", () =>
+      does.compare(toCompare(state)),
+    ),
     bind(["x"], "Prune", change(does.prune), logged),
     bind(["y"], "Copy a link", here(does.copyLink), { logged: true }),
     bind(["o"], "Export", here(does.exportFrom), { logged: true }),
@@ -76,17 +78,19 @@ function showing(app) {
     bind(["+", "="], "Zoom in", () => graph.zoom(1.25)),
     bind(["-"], "Zoom out", () => graph.zoom(0.8)),
     bind(["0"], "Show the whole tree", () => graph.fit()),
-    bind(["."], "Go to what is selected", () => graph.centre()),
+    bind(["."], "Go to the selected response", () => graph.centre()),
     bind(["d"], "Scroll the conversation down", () => pane.scroll(0.5)),
-    bind(["u"], "and up", () => pane.scroll(-0.5)),
-    bind(["1", "2", "3"], "Map, both, conversation", (key) => panes.show(views[key])),
-    bind(["t"], "Dark or light", () => app.themeButton.click()),
-    bind(["?"], "These keys", () => app.openHelp()),
+    bind(["u"], "Scroll it up", () => pane.scroll(-0.5)),
+    bind(["1", "2", "3"], "Show the map, both, or the conversation", (key) =>
+      panes.show(views[key]),
+    ),
+    bind(["t"], "Switch between dark and light", () => app.themeButton.click()),
+    bind(["?"], "Show these shortcuts", () => app.openHelp()),
     bind(["Escape"], "Stop the answer, or close what is open", () => escape(app)),
   ]
 }
 
-/** Have the keyboard do what the bindings say. @param {object} app */
+/** Handle keys by the bindings. @param {object} app */
 export function listenToKeys(app) {
   const byKey = new Map(app.bindings.flatMap((each) => each.keys.map((key) => [key, each])))
   document.addEventListener("keydown", (event) => {
@@ -102,11 +106,11 @@ export function listenToKeys(app) {
   })
 }
 
-/** Whether a key belongs to what has the focus. */
+/** Whether the focused element handles a key itself. */
 function isForOthers({ key, target }) {
   const isControl = target.closest?.("button, a, summary, [role=menuitem]")
   if (isControl && (key === "Enter" || key === " ")) return true
-  // Text that can be scrolled by keys
+  // Elements that keys scroll
   const scrolls = target.closest?.("pre, .table, .path-scroll")
   return Boolean(scrolls) && /^(Arrow|Home|End| )/.test(key)
 }
@@ -124,7 +128,7 @@ function nextChild({ tree, folded, visited, selected }) {
   )
 }
 
-/** The sibling beside what is selected, or else the next one in its column. */
+/** The node so many places below the selected one in its column: first its siblings. */
 function beside({ state, graph }, step) {
   const node = state.tree.get(state.selected)
   return node && graph.plane.has(node) ? graph.plane.besides(node, step) : null
@@ -139,7 +143,8 @@ function end({ tree, visited, selected }) {
   return node
 }
 
-/** Those that were chosen, or else the siblings: those with the same prompt, if any. */
+/** The responses chosen for comparison, or else the siblings: first those with the same
+ * prompt. */
 function toCompare({ compared, group, tree, selected }) {
   if (compared.length >= 2) return compared
   const { prompt } = tree.get(selected)

@@ -1,7 +1,7 @@
-// Map and conversation beside each other, or one of them alone.
+// The two panes: map and conversation side by side, or one of them alone.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 import { kept } from "../core/kept.js"
 
 const NARROW = matchMedia("(max-width: 760px)")
@@ -20,7 +20,7 @@ export class Panes {
       role: "separator",
       tabindex: "0",
       "aria-orientation": "vertical",
-      "aria-label": "Size of the map",
+      "aria-label": "Width of the map",
       "aria-valuemin": LEAST * 100,
       "aria-valuemax": MOST * 100,
     })
@@ -42,7 +42,7 @@ export class Panes {
     )
     this.switch = h(
       "div.views",
-      { role: "group", "aria-label": "What is shown" },
+      { role: "group", "aria-label": "View" },
       this.buttons,
     )
     this.#listen()
@@ -61,7 +61,7 @@ export class Panes {
     )
   }
 
-  /** See to it that a pane is shown. @param {"graph"|"path"} name */
+  /** Make sure that a pane is shown. @param {"graph"|"path"} name */
   have(name) {
     if (this.view !== name && this.view !== "both")
       this.show(NARROW.matches ? name : "both", false)

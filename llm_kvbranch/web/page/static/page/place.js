@@ -1,8 +1,8 @@
-// The address: one for every response, so that back, forward and reload work.
+// The address bar: one address per response, so that back, forward and reload work.
 
-const QUICKLY = 700 // ms between steps of a walk that is one step back
+const QUICKLY = 700 // ms: key presses closer than this make one entry in the history
 
-/** Keep the address as what is selected. @param {object} app */
+/** Keep the address in step with the selected response. @param {object} app */
 export function keepPlace({ state, api }) {
   let last = 0
   const to = (id, replace) => {

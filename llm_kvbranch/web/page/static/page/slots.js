@@ -1,9 +1,9 @@
-// What the server's slots hold, as a row of small squares.
+// The server's slots as a row of small squares: what each holds and does.
 
 import { h } from "../core/dom.js"
 import { counted, number } from "../core/format.js"
 
-const BUSY_MS = 700 // between looks while something is answered
+const BUSY_MS = 700 // between requests while answers are in progress
 const IDLE_MS = 15_000
 
 export class Slots {
@@ -30,7 +30,7 @@ export class Slots {
     try {
       this.#show(await this.api.get("slots"))
     } catch {
-      this.element.hidden = true // the rest of the page tells what is wrong
+      this.element.hidden = true // other parts of the page report the error
     }
     clearTimeout(this.timer)
     this.timer = setTimeout(() => this.look(), this.isBusy ? BUSY_MS : IDLE_MS)
@@ -58,8 +58,8 @@ export class Slots {
       (slot) => slot.state === "reading" || slot.state === "answering",
     ).length
     const parts = [
-      `${busy} of ${slots.length} slots busy`,
-      `${number(used)} of ${number(cells)} cells used`,
+      `${busy} of ${counted(slots.length, "slot")} busy`,
+      `${number(used)} of ${counted(cells, "token")} of context used`,
       waiting ? `${waiting} waiting` : null,
     ]
     this.words.textContent = parts.filter(Boolean).join(", ")

@@ -1,9 +1,9 @@
-// The bar above everything: where one is, and what is always at hand.
+// The top bar: the conversation's title, the slots, and buttons that are always there.
 
 import { h } from "../core/dom.js"
 import { counted } from "../core/format.js"
-import { icon } from "../core/icons.js"
-import { themeButton } from "../core/theme.js"
+import { icon } from "../widgets/icons.js"
+import { themeButton } from "../widgets/theme.js"
 import { Slots } from "./slots.js"
 
 /** @param {object} app @returns {HTMLElement} */
@@ -15,7 +15,7 @@ export function topbar(app) {
   return h("header.topbar", {}, ...place(app), space, served(app), ...tools)
 }
 
-/** Where one is: the tree, and the way back to all of them. */
+/** The link to all conversations, this one's title and size. */
 function place({ state, config }) {
   const home = `${config.urls.home}?${new URLSearchParams({ db: config.db })}`
   const title = h("h1", { dir: "auto" })
@@ -34,7 +34,7 @@ function place({ state, config }) {
 
 function served(app) {
   if (app.state.isLive) return new Slots(app).element
-  const title = "Nothing is served here: start llm kvbranch serve to go on"
+  const title = "Read only: run llm kvbranch serve to continue conversations"
   return h("span.badge", { title }, "read only")
 }
 
@@ -46,11 +46,12 @@ function searchButton(app) {
 }
 
 function tables({ config }) {
-  const title = "The log's tables in datasette"
+  const title = "The log's tables in Datasette"
   return h("a.quiet.button.to-tables", { href: config.database_url, title }, "Tables")
 }
 
 function help(app) {
-  const about = { type: "button", "aria-label": "Keys", title: "Keys (?)" }
+  const label = "Keyboard shortcuts"
+  const about = { type: "button", "aria-label": label, title: `${label} (?)` }
   return h("button.quiet", { ...about, on: { click: () => app.openHelp() } }, icon("help"))
 }

@@ -1,14 +1,14 @@
-// The parts of an answer that branches leave from, with links to them.
+// The excerpts of an answer that branches start from, and the links to those branches.
 
-import { CodePoints } from "../core/codepoints.js"
 import { h } from "../core/dom.js"
-import { reached, reachedIcon } from "../core/icons.js"
+import { reached } from "../model/tree.js"
+import { reachedIcon } from "../widgets/icons.js"
 
-const MOST = 4 // links in a row; the others are told by their number
+const MOST = 4 // links in a row; the rest is shown as a number
 
-/** What is marked in an answer, in UTF-16 units.
+/** The marks of an answer, in UTF-16 units.
  * @param {object[]} children of a turn
- * @param {CodePoints} points of its text */
+ * @param {import("../core/codepoints.js").CodePoints} points of its text */
 export function marksOf(children, points) {
   return children
     .filter((child) => child.end !== null && child.end !== undefined)
@@ -20,7 +20,7 @@ export function marksOf(children, points) {
     }))
 }
 
-/** Put links to the branches behind the text that they leave from.
+/** Put links to branches after the text that they start from.
  * @param {import("../markdown/view.js").MarkdownView} view
  * @param {object[]} children
  * @param {(id: string) => HTMLAnchorElement} link */
@@ -68,16 +68,8 @@ function lastBefore(pieces, end) {
   return pieces[low - 1]
 }
 
-/** Where text has been cut, for those who cannot see that it is pale. */
+/** Says where an answer was cut, also for those who cannot see that text is dimmed. */
 export function cutNote() {
-  return h("p.cut-note", {}, h("span", {}, "cut here: what is pale is not in this branch"))
-}
-
-/** A text's code points, remembered as long as the text. */
-export function pointsOf(text) {
-  if (pointsOf.text !== text) {
-    pointsOf.text = text
-    pointsOf.points = new CodePoints(text)
-  }
-  return pointsOf.points
+  const words = "cut here: the dimmed text is not part of this branch"
+  return h("p.cut-note", {}, h("span", {}, words))
 }

@@ -1,8 +1,8 @@
-// What an answer cost, in one quiet line.
+// The line under an answer: what was reused, what was read, how fast it came.
 
 import { h } from "../core/dom.js"
 import { counted, duration, number, rate } from "../core/format.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 
 const ENDED = {
   length: "reached the token limit",
@@ -10,7 +10,7 @@ const ENDED = {
   stopped: "stopped",
 }
 
-/** The line under an answer; it names the model if that is not the one before.
+/** The line under a finished answer; it names the model where that changes.
  * @param {object} turn as path.json has it @param {string} [model] of the turn before */
 export function factsLine(turn, model) {
   const facts = turn.facts ?? {}
@@ -30,15 +30,15 @@ export function factsLine(turn, model) {
     line.append(
       h(
         "span.miss",
-        { title: "Why no more of its prompt was restored" },
-        `miss: ${facts.miss_reason}`,
+        { title: "Why no more of the prompt was reused" },
+        `cache miss: ${facts.miss_reason}`,
       ),
     )
   }
   return line
 }
 
-/** What of the prompt was there already, in memory or on disk, and what had to be read. */
+/** How much of the prompt was reused, from memory or disk, and how much was read. */
 function reuse({
   restored_tokens: restored,
   resident_tokens: resident,
@@ -46,11 +46,11 @@ function reuse({
 }) {
   const there =
     restored && restored === resident
-      ? `${number(restored)} resident`
-      : restored !== undefined && `${number(restored)} restored`
+      ? `${number(restored)} from memory`
+      : restored !== undefined && `${number(restored)} reused`
   const some =
-    resident && resident < restored ? `${number(resident)} of them resident` : null
-  return [there, some, read !== undefined ? `${number(read)} prefilled` : null]
+    resident && resident < restored ? `${number(resident)} of them from memory` : null
+  return [there, some, read !== undefined ? `${number(read)} read` : null]
 }
 
 function speed(facts) {
@@ -62,17 +62,17 @@ function speed(facts) {
   ]
 }
 
-/** How much of a prompt need not be read again, as a bar. */
+/** How much of the prompt was reused, as a bar. */
 function reuseBar({ restored_tokens: restored, prefilled_tokens: read }) {
   if (read === undefined || !(restored + read)) return null
   const share = restored / (restored + read)
-  const title = `${Math.floor(share * 100)}% of the prompt was there already`
+  const title = `${Math.floor(share * 100)}% of the prompt was reused`
   const bar = h("span.reuse", { role: "img", "aria-label": title, title }, h("i"))
   bar.firstChild.style.width = `${share * 100}%`
   return bar
 }
 
-/** The line under an answer that is coming. @param {import("../live/run.js").Run} run */
+/** The line under an answer in progress. @param {import("../model/run.js").Run} run */
 export function runLine(run, stop) {
   const seconds = (performance.now() - run.asked) / 1000
   const words =

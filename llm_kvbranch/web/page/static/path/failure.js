@@ -1,9 +1,9 @@
-// Why there is no answer, beside the question, and what can be done about it.
+// Shown in place of an answer that failed: why, and buttons to try again or discard it.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 
-/** @param {import("../live/run.js").Run} run
+/** @param {import("../model/run.js").Run} run
  * @param {{again: Function, discard: Function}} does */
 export function failure(run, does) {
   const again = h(
@@ -20,14 +20,14 @@ export function failure(run, does) {
     "div.failure",
     { role: "alert" },
     icon("alert"),
-    h("span.failure-text", {}, run.error?.message ?? "There is no answer"),
+    h("span.failure-text", {}, run.error?.message ?? "No answer"),
     h("span.failure-actions", {}, again, discard),
   )
   if (run.error?.retryAfter) countDown(again, run.error)
   return line
 }
 
-/** Wait as long as the server asked for. */
+/** Disable a button for as long as the server asked to wait. */
 function countDown(button, error) {
   error.until ??= Date.now() + error.retryAfter * 1000
   const tick = () => {

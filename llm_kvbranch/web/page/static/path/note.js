@@ -1,7 +1,7 @@
-// A note to a response: read, and written in place.
+// The note of a turn; a click on it opens the dialog to edit it.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 
 /** The note of a turn, if it has one. */
 export function note(pane, turn) {
@@ -11,7 +11,7 @@ export function note(pane, turn) {
   const edit = () => pane.does.note(turn.id)
   return h(
     "button.note",
-    { type: "button", title: "Change the note", on: { click: edit } },
+    { type: "button", title: "Edit the note", on: { click: edit } },
     icon("note"),
     text,
   )

@@ -1,20 +1,21 @@
-// The conversation from the root to what is selected, one turn after the other.
+// The conversation from the root to the selected response, one turn after the other.
 
 import { h, perFrame } from "../core/dom.js"
-import { reached, reachedIcon } from "../core/icons.js"
+import { reached } from "../model/tree.js"
+import { reachedIcon } from "../widgets/icons.js"
 import { SiblingRow } from "./row.js"
 import { TurnView } from "./turn.js"
 
-const NEAR = 80 // pixels from the end within which one is at the end
+const NEAR = 80 // pixels from the end that still count as the end
 
 export class PathPane {
-  /** @param {import("../model/state.js").State} state @param {object} does what can be done */
+  /** @param {import("../model/state.js").State} state @param {object} does see page/actions.js */
   constructor(state, does) {
     this.state = state
     this.does = does
     this.views = new Map()
     this.turns = h("div.turns")
-    this.beyond = h("nav.beyond", { "aria-label": "Where this goes on" })
+    this.beyond = h("nav.beyond", { "aria-label": "Continuations" })
     this.scroller = h("div.path-scroll", { tabindex: "-1" }, this.turns, this.beyond)
     this.element = h("section.path", { "aria-label": "Conversation" }, this.scroller)
     this.row = new SiblingRow(this)
@@ -49,12 +50,12 @@ export class PathPane {
     })
   }
 
-  /** The page of a node. */
+  /** The address of a node's page. */
   pageOf(node) {
     return this.state.api.page(node.id)
   }
 
-  /** The view of a turn that is shown. */
+  /** The view of a turn, if it is shown. */
   view(id) {
     return this.views.get(id)
   }
@@ -95,7 +96,7 @@ export class PathPane {
     return this.views.get(id)
   }
 
-  /** Where one can go from what is selected. */
+  /** Draw links to the selected response's children. */
   #drawBeyond() {
     const node = this.state.tree.get(this.state.selected)
     const children = node?.children ?? []
@@ -124,12 +125,12 @@ export class PathPane {
       )
     })
     const title =
-      children.length === 1 ? "Goes on with" : `Goes on in ${children.length} ways`
+      children.length === 1 ? "Continues with" : `Continues in ${children.length} branches`
     this.beyond.replaceChildren(...(links.length ? [h("h2", {}, title), ...links] : []))
     this.beyond.hidden = !links.length
   }
 
-  /** Bring the turn that was gone to into view. */
+  /** Bring the newly selected turn into view. */
   #arrive() {
     this.arriving = false
     const view = this.views.get(this.state.selected)
@@ -147,7 +148,7 @@ export class PathPane {
     this.atEnd = isComing || this.atEnd
   }
 
-  /** Show what has come of running answers; less often where that takes long. */
+  /** Show what has arrived of running answers; less often where drawing takes long. */
   #live() {
     const now = performance.now()
     if (now < this.slow) {
@@ -167,7 +168,7 @@ export class PathPane {
     this.slow = took > 8 ? now + 5 * took : 0
   }
 
-  /** Scroll to where a turn leaves from the one before it, and point it out. */
+  /** Scroll to where a turn branches off from its parent, and focus that place. */
   showExcerpt(id) {
     const parent = this.state.tree.parent(id)
     const link = this.views
@@ -178,13 +179,13 @@ export class PathPane {
     link.focus({ preventScroll: true })
   }
 
-  /** Scroll by parts of what is seen. */
+  /** Scroll by so many heights of the view. */
   scroll(pages) {
     this.scroller.scrollBy({ top: pages * this.scroller.clientHeight })
   }
 }
 
-/** Have just these elements in a parent, in this order, moving as few as possible. */
+/** Make these elements a parent's children, in this order, moving as few as possible. */
 function arrange(parent, elements) {
   const wanted = new Set(elements)
   for (const child of [...parent.children]) if (!wanted.has(child)) child.remove()

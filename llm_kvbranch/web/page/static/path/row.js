@@ -1,24 +1,25 @@
-// Siblings that are answered at once, side by side.
+// Sibling answers side by side, as a retry gives them.
 
 import { h } from "../core/dom.js"
 import { counted } from "../core/format.js"
-import { icon } from "../core/icons.js"
+import { icon } from "../widgets/icons.js"
 
 export class SiblingRow {
-  /** @param {import("./pane.js").PathPane} pane */
+  /** @param {{state: import("../model/state.js").State, does: object,
+   *   viewFor: (id: string) => import("./turn.js").TurnView}} pane */
   constructor(pane) {
     this.pane = pane
     this.head = h("header.row-head")
     this.columns = h("div.row-columns", {
       role: "group",
-      "aria-label": "Siblings side by side",
+      "aria-label": "Answers side by side",
     })
     this.element = h("section.row", {}, this.head, this.columns)
     this.isShown = false
   }
 
-  /** The turns to be shown side by side: those of the group that what is selected is in.
-   * @param {object[]} path the turns up to there */
+  /** The turns to show side by side: the group of the selected response, if it is in one.
+   * @param {object[]} path the turns up to the selected one */
   turns(path) {
     const { state } = this.pane
     const { group } = state
@@ -35,7 +36,7 @@ export class SiblingRow {
       .map((run) => (run.isLogged && state.turns.get(run.id)) || run.asTurn())
   }
 
-  /** @param {object[]} turns @param {number} index of these turns in their paths
+  /** @param {object[]} turns @param {number} index of these turns on their path
    * @param {object} [before] the turn before them */
   show(turns, index, before) {
     const { pane } = this
@@ -52,7 +53,7 @@ export class SiblingRow {
       "button.quiet",
       {
         type: "button",
-        title: "Show the selected one alone",
+        title: "Show only the selected answer",
         on: { click: () => state.closeGroup() },
       },
       icon("close"),
@@ -68,7 +69,7 @@ export class SiblingRow {
       "Compare",
     )
     const words = running
-      ? `${counted(running, "answer")} of ${turns.length} coming`
+      ? `${running} of ${counted(turns.length, "answer")} in progress`
       : counted(turns.length, "answer")
     const key = `${running} ${turns.map((turn) => turn.id)}`
     if (key !== this.key) {
@@ -104,7 +105,7 @@ export class SiblingRow {
         on: { click: () => state.select(id, { quietly: true }) },
       },
       icon(isChosen ? "check" : "continue"),
-      isChosen ? "Going on from this one" : "Go on from this one",
+      isChosen ? "Continuing from this one" : "Continue from this one",
     )
     return h("div.column", { class: isChosen ? "is-chosen" : "" }, view.element, choose)
   }

@@ -1,12 +1,12 @@
-// What is selected of an answer, as a place in its source.
+// The browser's selection as a place in the source of an answer.
 
 import { placeOf, sourceAt } from "../markdown/places.js"
 
 /** @typedef {{answer: HTMLElement, start: number, end: number, range: Range}} Chosen in
  *   UTF-16 units of the answer's source */
 
-/** What is selected in an answer that is inside of some element. A selection that goes
- * on behind the answer is taken up to its end.
+/** What is selected of an answer. A selection that reaches beyond the answer counts up to
+ * the answer's end.
  * @param {Selection|null} selection @returns {Chosen|null} */
 export function chosenIn(selection) {
   if (!selection || selection.isCollapsed || !selection.rangeCount) return null
@@ -33,14 +33,14 @@ function answerOf(range) {
   const element = (node) => (node.nodeType === 1 ? node : node.parentElement)
   const inside = element(range.startContainer)?.closest(".answer")
   if (inside) return inside
-  // Selected from outside, such as from the margin: the one answer it ends in
+  // A selection that starts outside, such as in the margin: the answer that it ends in
   const end = element(range.endContainer)?.closest(".answer")
   if (end) return end
   const all = element(range.commonAncestorContainer)?.querySelectorAll?.(".answer") ?? []
   return [...all].find((each) => range.intersectsNode(each)) ?? null
 }
 
-/** Begin at the selection, not at the answer's beginning: answers may be long. */
+/** Start walking at the selection, not at the start of the answer, which may be long. */
 function firstIn(walker, range, answer) {
   if (answer.contains(range.startContainer)) {
     walker.currentNode = range.startContainer

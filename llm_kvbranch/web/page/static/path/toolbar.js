@@ -1,8 +1,8 @@
-// What can be done with text that is selected in an answer.
+// The toolbar above text that is selected in an answer.
 
-import { copy } from "../core/copy.js"
+import { copy } from "../widgets/copy.js"
 import { h, settled } from "../core/dom.js"
-import { icon, reachedIcon } from "../core/icons.js"
+import { icon, reachedIcon } from "../widgets/icons.js"
 import { MODES } from "../live/asking.js"
 import { chosenIn } from "./selection.js"
 
@@ -36,11 +36,11 @@ export class SelectionToolbar {
     )
     this.element = h(
       "div.selection-toolbar",
-      { role: "toolbar", "aria-label": "With the selected text", hidden: true },
+      { role: "toolbar", "aria-label": "Selected text", hidden: true },
       buttons,
       last,
     )
-    // The selection stays when a button is pressed
+    // Pressing a button must not clear the selection
     this.element.addEventListener("pointerdown", (event) => event.preventDefault())
     const soon = settled(() => this.update(), 80)
     document.addEventListener("selectionchange", soon)
@@ -50,13 +50,13 @@ export class SelectionToolbar {
     addEventListener("resize", soon)
   }
 
-  /** The source that is selected. */
+  /** The selected text, as Markdown source. */
   text() {
     const { turn } = this.pane.view(this.chosen.id)
     return turn.text.slice(this.chosen.start, this.chosen.end)
   }
 
-  /** Take up what is selected now. */
+  /** Show the toolbar for the current selection, or hide it. */
   update() {
     const chosen = chosenIn(document.getSelection())
     const turn = chosen?.answer.closest(".turn")

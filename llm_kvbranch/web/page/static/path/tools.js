@@ -1,8 +1,8 @@
-// What can be done with a turn.
+// The buttons and the menu of a turn.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
-import { menuButton } from "../overlay/menu.js"
+import { icon } from "../widgets/icons.js"
+import { menuButton } from "../widgets/menu.js"
 
 /** A switch between a node and its siblings, if it has any. */
 export function siblingSwitch(pane, node) {
@@ -53,7 +53,7 @@ export function toolsOf(pane, node, turn) {
   const isCompared = state.compared.includes(node.id)
   const compare = button(
     "columns",
-    isCompared ? "Do not compare" : "Compare",
+    isCompared ? "Remove from comparison" : "Add to comparison",
     "c",
     () => state.compare(node.id),
     {
@@ -65,11 +65,11 @@ export function toolsOf(pane, node, turn) {
     button("retry", "Retry: other answers to the same prompt", "r", () =>
       does.retry(node.id),
     ),
-    button("edit", "Edit the prompt: a branch beside this one", "e", () =>
+    button("edit", "Edit the prompt: creates a branch beside this one", "e", () =>
       does.edit(node.id),
     ),
   ]
-  const noteLabel = turn.note ? "Change the note" : "Add a note"
+  const noteLabel = turn.note ? "Edit the note" : "Add a note"
   const write = state.mayWrite && [
     star,
     button("note", noteLabel, "n", () => does.note(node.id), { class: "in-menu" }),
@@ -95,13 +95,13 @@ function moreOf({ state, does }, node, turn) {
     },
     state.mayWrite && {
       icon: "note",
-      label: turn.note ? "Change the note" : "Add a note",
+      label: turn.note ? "Edit the note" : "Add a note",
       key: "n",
       act: () => does.note(node.id),
     },
     {
       icon: "columns",
-      label: isCompared ? "Do not compare" : "Compare",
+      label: isCompared ? "Remove from comparison" : "Add to comparison",
       key: "c",
       act: () => state.compare(node.id),
     },

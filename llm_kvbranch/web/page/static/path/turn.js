@@ -1,24 +1,27 @@
-// One turn of a conversation: how it was reached, what was asked, the answer.
+// One turn of a conversation: how it was reached, the prompt, the answer.
 //
-// The idea: an element for each turn that stays while the path changes around it; what
-// is shown of it is made anew only when that has changed.
+// The idea: a turn keeps its element while the path around it changes, and a part of it is
+// drawn again only when what it shows has changed.
 
+import { pointsOf } from "../core/codepoints.js"
 import { h } from "../core/dom.js"
 import { plain } from "../core/format.js"
-import { icon, reached, reachedIcon } from "../core/icons.js"
-import { stateBadge } from "../graph/card.js"
 import { MarkdownView } from "../markdown/view.js"
-import { cutNote, linkBranches, marksOf, pointsOf } from "./excerpts.js"
+import { reached } from "../model/tree.js"
+import { stateBadge } from "../widgets/badges.js"
+import { icon, reachedIcon } from "../widgets/icons.js"
+import { cutNote, linkBranches, marksOf } from "./excerpts.js"
 import { factsLine, runLine } from "./facts.js"
 import { failure } from "./failure.js"
 import { note } from "./note.js"
 import { siblingSwitch, toolsOf } from "./tools.js"
 
-const LONG = 1200 // characters of a prompt from which it is folded
+const LONG = 1200 // characters from which a prompt is folded
 const LONG_LINES = 14
 
 export class TurnView {
-  /** @param {import("./pane.js").PathPane} pane what it is in, for what can be done with it */
+  /** @param {{state: import("../model/state.js").State, does: object,
+   *   pageOf: (node: object) => string, showExcerpt: (id: string) => void}} pane */
   constructor(pane) {
     this.pane = pane
     this.markdown = new MarkdownView()
@@ -85,7 +88,7 @@ export class TurnView {
     this.#drawFoot()
   }
 
-  /** Draw a part if what it is made of has changed. */
+  /** Draw a part if the values that it shows have changed. */
   #once(part, from, draw) {
     const key = JSON.stringify(from)
     if (this.made[part] === key) return
@@ -103,7 +106,7 @@ export class TurnView {
           "button.from.link",
           {
             type: "button",
-            title: "Show where it leaves from",
+            title: "Show where it branches off",
             on: { click: () => this.pane.showExcerpt(this.turn.id) },
           },
           h("q", { dir: "auto" }, plain(node.excerpt).replace(/\s+/g, " ").slice(0, 90)),
@@ -112,12 +115,12 @@ export class TurnView {
     const anew =
       this.turn.apart &&
       index > 0 &&
-      h("span.anew", { title: "Nothing above is in its context" }, "begins anew")
+      h("span.anew", { title: "The model sees nothing of what is above" }, "new context")
     const number = h(
       "a.turn-number",
       {
         href: this.pane.pageOf(node),
-        title: isLast ? "Selected" : "End the path here",
+        title: isLast ? "Selected" : "Select this turn",
         data: { select: node.id },
       },
       `${index + 1}`,
@@ -153,7 +156,7 @@ export class TurnView {
             "aria-expanded": String(this.isOpen),
             on: { click: () => this.#toggle() },
           },
-          this.isOpen ? "Show less" : "Show all of it",
+          this.isOpen ? "Show less" : "Show all",
         )
       : null
     const parts = [
@@ -255,14 +258,14 @@ export class TurnView {
   }
 }
 
-/** What was sent beside the words of a prompt: files, and what tools gave. */
+/** What was sent with a prompt: attachments and tool results. */
 function sentAlong({ results = [], attachments = [] }) {
   if (!results.length && !attachments.length) return null
   const given = results.map(({ name, output }) =>
     h(
       "li",
       {},
-      h("span", {}, `${name ?? "tool"} gave`),
+      h("span", {}, `${name ?? "tool"} returned`),
       h(
         "code",
         { tabindex: "0" },

@@ -1,9 +1,9 @@
-// Something above the page that wants an answer, or Escape.
+// A modal dialog; Escape, the close button or a click outside closes it.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "./icons.js"
 
-/** Open a dialog. @param {{title: string, name: string, body: Array, foot?: Array,
+/** Open a dialog, closing any other. @param {{title: string, name: string, body: Array, foot?: Array,
  *   closed?: () => void, isTitled?: boolean}} about
  * @returns {HTMLDialogElement} */
 export function openDialog({ title, name, body, foot = [], closed, isTitled = true }) {
@@ -42,7 +42,7 @@ export function openDialog({ title, name, body, foot = [], closed, isTitled = tr
   return dialog
 }
 
-/** A line that says what went wrong in a dialog. */
+/** A line for an error in a dialog. */
 export function problem(error) {
   return h(
     "p.problem",

@@ -1,6 +1,6 @@
-// Icons, 16 by 16, drawn in the colour of the text beside them.
+// Icons, 16 by 16 pixels, in the colour of the text beside them.
 
-import { svg } from "./dom.js"
+import { svg } from "../core/dom.js"
 
 const PATHS = {
   alert: "M8 2.2 14.2 13H1.8zM8 6.4v3.2M8 11.3v.2",
@@ -45,7 +45,7 @@ const PATHS = {
   trash: "M2.8 4.4h10.4M6 4.2V2.6h4v1.6M4.3 4.4l.6 9h6.2l.6-9M6.8 7v4M9.2 7v4",
 }
 
-/** @param {keyof PATHS} name @returns {SVGElement} decoration: say in words what it means */
+/** @param {keyof PATHS} name @returns {SVGElement} decoration only: say its meaning in words, too */
 export function icon(name) {
   return svg(
     "svg",
@@ -54,14 +54,7 @@ export function icon(name) {
   )
 }
 
-/** How a response was reached: an icon and a word.
- * @param {{verb: ?string, mode: ?string, parent?: ?string}} node */
-export function reached(node) {
-  if (node.mode === "fresh") return "fresh"
-  return node.verb ?? (node.parent ? "continue" : "begin")
-}
-
-/** The icon of what `reached` says. */
+/** The icon of a word that `reached` gives, see model/tree.js. */
 export function reachedIcon(word) {
   return icon(word === "begin" ? "flag" : word)
 }

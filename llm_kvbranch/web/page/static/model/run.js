@@ -1,4 +1,4 @@
-// One answer that is coming, from the moment that it is asked for.
+// One answer in progress, from the moment it is requested until the log has it.
 
 let counter = 0
 
@@ -7,10 +7,10 @@ let counter = 0
 export class Run {
   /** @param {{verb: string, mode?: ?string, parent: ?string, from: string, question: string,
    *   excerpt?: ?string, quoted?: ?string, start?: ?number, end?: ?number}} about `parent` is
-   *   the one in the tree, `from` the response that it was asked of */
+   *   its parent in the tree, `from` the response it was asked about */
   constructor(about) {
     this.key = `run-${++counter}`
-    this.id = this.key // until the server says which it is
+    this.id = this.key // until the server tells the real one
     Object.assign(
       this,
       { mode: null, excerpt: null, quoted: null, start: null, end: null },
@@ -21,7 +21,7 @@ export class Run {
     this.text = ""
     this.tokens = 0
     this.asked = performance.now()
-    this.first = null // when its first piece came
+    this.first = null // when its first piece arrived
     this.facts = null
     /** @type {?import("../core/api.js").ApiError} */
     this.error = null
@@ -41,7 +41,7 @@ export class Run {
       : null
   }
 
-  /** Take in a piece of the answer. */
+  /** Add a piece of the answer. */
   add(piece) {
     this.first ??= performance.now()
     this.status = "answering"

@@ -1,4 +1,4 @@
-// What was typed and not sent yet, kept for every place while the tab is open.
+// Unsent text, kept for each place where one types while the tab is open.
 
 import { keptInTab } from "../core/kept.js"
 

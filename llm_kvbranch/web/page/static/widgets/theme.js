@@ -1,12 +1,12 @@
-// Dark or light: as the system has it, unless somebody chose.
+// Dark or light: the system's preference, unless a theme was chosen.
 
-import { h } from "./dom.js"
+import { h } from "../core/dom.js"
 import { icon } from "./icons.js"
-import { kept } from "./kept.js"
+import { kept } from "../core/kept.js"
 
 const light = matchMedia("(prefers-color-scheme: light)")
 
-/** The theme that is shown. */
+/** The current theme. */
 export function theme() {
   return kept.get("theme") ?? (light.matches ? "light" : "dark")
 }

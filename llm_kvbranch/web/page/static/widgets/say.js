@@ -1,10 +1,11 @@
-// A few words about what has just happened: shown for a moment, and read out.
+// Short messages about what just happened: shown for a moment, and announced to screen
+// readers.
 
-import { h } from "./dom.js"
+import { h } from "../core/dom.js"
 
 const MS = 3200
 
-/** `say` shows and reads out, `whisper` reads out only.
+/** `say` shows and announces a message, `whisper` only announces it.
  * @returns {{element: HTMLElement, say: (text: string, isProblem?: boolean) => void,
  *   whisper: (text: string) => void}} */
 export function sayer() {

@@ -1,9 +1,9 @@
-// Texts into the clipboard, with a word that says so.
+// Copying to the clipboard, and a button that does it.
 
-import { h } from "./dom.js"
+import { h } from "../core/dom.js"
 import { icon } from "./icons.js"
 
-/** Copy a text; pages that are not served securely have the old way only.
+/** Copy a text. Pages not served over HTTPS need the fallback.
  * @param {string} text @returns {Promise<boolean>} whether it worked */
 export async function copy(text) {
   try {
@@ -20,7 +20,7 @@ export async function copy(text) {
   }
 }
 
-/** A button that copies what a function gives. @param {() => string} text */
+/** A button that copies what a function returns. @param {() => string} text */
 export function copyButton(text, label = "Copy") {
   const button = h(
     "button.quiet.copy",

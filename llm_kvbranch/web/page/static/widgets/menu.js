@@ -1,7 +1,7 @@
-// A button that opens a short list of things to do.
+// A button that opens a menu. At most one menu is open.
 
 import { h } from "../core/dom.js"
-import { icon } from "../core/icons.js"
+import { icon } from "./icons.js"
 
 let open = null
 
@@ -27,7 +27,7 @@ export function menuButton(label, items, sign = "more") {
   return button
 }
 
-/** Close the menu that is open, if any. @returns {boolean} whether one was */
+/** Close the open menu. @returns {boolean} whether one was open */
 export function closeMenu(refocus = false) {
   if (!open) return false
   const { menu, button, abort } = open
