@@ -3,21 +3,19 @@
 The idea: each turn has what was new in it since its parent's answer, which is what a
 person reads. An answer that a branch cuts ends at the cut.
 
-This module knows the log's tables. It does not know KV state or how turns are shown.
+This module does not know the log's messages, KV state or how turns are shown.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .ancestry import messages_above
 from .history import History
+from .messages import Messages, Part, parse_object
 from .tables import IN, json_list
-from .text import question
+from .text import parts_text, question
 from .tree import Node
 
 # The facts of a generation that a turn has, in this order
@@ -68,7 +66,7 @@ class Turn:
 
 
 def read_path(history: History, node: Node) -> list[Turn]:
-    "The turns from the root to a node; each system prompt is in the first that has it"
+    "The turns from the root to a node; a system prompt only where it changes"
     turns = read_turns(history, node.path())
     for turn, after in pairwise(turns):
         turn.cut = after.leaves
@@ -82,17 +80,49 @@ def read_path(history: History, node: Node) -> list[Turn]:
 
 def read_turns(history: History, nodes: list[Node]) -> list[Turn]:
     "The turns of some nodes, such as a path or a whole tree"
-    ids = json_list(node.id for node in nodes)
-    rows = history.db.query(f"select * from turns where id {IN}", [ids])
-    by_id = {row["id"]: row for row in rows}
-    reader = _Messages(history, by_id)
-    turns = {node.id: reader.turn(node, by_id[node.id]) for node in nodes}
+    query = f"select * from turns where id {IN}"
+    found = history.db.query(query, [json_list(node.id for node in nodes)])
+    rows = {row["id"]: row for row in found}
+    messages = Messages(history.db, rows)
+    turns = {node.id: _turn(node, rows[node.id], messages) for node in nodes}
     for turn in turns.values():
         parent = turn.node.parent
         if parent is not None and parent.id in turns:
-            answer = reader.last_answer(by_id[turn.node.id])
-            _compare_with_parent(turn, turns[parent.id], answer)
+            prompt = rows[turn.node.id]["parent_message_hash"]
+            answer = messages.last_answer(prompt)
+            text = parts_text(messages.parts(answer)) if answer else None
+            _compare_with_parent(turn, turns[parent.id], text)
     return list(turns.values())
+
+
+def _turn(node: Node, row: dict[str, Any], messages: Messages) -> Turn:
+    prompt, tip = row["parent_message_hash"], row["tip_message_hash"]
+    asked: list[Part] = []
+    answered: list[Part] = []
+    for message in messages.up(prompt, until=messages.last_answer(prompt)):
+        if messages.roles[message] != "system":
+            asked[:0] = messages.parts(message)
+    for message in messages.up(tip, until=prompt):
+        answered[:0] = messages.parts(message)
+    system = messages.system(prompt)
+    return Turn(
+        node=node,
+        system=parts_text(messages.parts(system)) if system else None,
+        prompt=parts_text(asked),
+        text=parts_text(answered),
+        facts=_facts(row["response_json"]),
+        calls=[
+            {"name": part.get("name"), "arguments": part.get("arguments")}
+            for part in answered
+            if part["type"] == "tool_call"
+        ],
+        results=[
+            {"name": part.get("name"), "output": part.get("output")}
+            for part in asked
+            if part["type"] == "tool_result"
+        ],
+        attachments=[part["about"] for part in asked if part["type"] == "attachment"],
+    )
 
 
 def _compare_with_parent(turn: Turn, parent: Turn, answer: str | None) -> None:
@@ -103,145 +133,9 @@ def _compare_with_parent(turn: Turn, parent: Turn, answer: str | None) -> None:
         turn.leaves = len(answer)
 
 
-class _Messages:
-    "The messages up to the answers of some responses"
-
-    def __init__(self, history: History, response_ids: Iterable[str]):
-        self.db = history.db
-        self._above: dict[str, str | None] = {}
-        self._roles: dict[str, str] = {}
-        for row in messages_above(self.db, response_ids):
-            self._above[row["hash"]] = row["parent_hash"]
-            self._roles[row["hash"]] = row["role"]
-        self._systems = self._find_systems()
-        self._parts: dict[str, list[dict[str, Any]]] = {}
-
-    def _find_systems(self) -> dict[str | None, str | None]:
-        "The last system message up to each message"
-        found: dict[str | None, str | None] = {None: None}
-        for each in self._above:
-            path: list[str] = []
-            at: str | None = each
-            while at is not None and at not in found:
-                path.append(at)
-                at = self._above.get(at)
-            for one in reversed(path):
-                is_system = self._roles.get(one) == "system"
-                found[one] = one if is_system else found[self._above.get(one)]
-        return found
-
-    def last_answer(self, row: dict[str, Any]) -> str | None:
-        "The last answer in a turn's prompt, None if there is none"
-        for at in self._up(row["parent_message_hash"]):
-            if self._roles[at] == "assistant":
-                return _text(self._of(at))
-        return None
-
-    def turn(self, node: Node, row: dict[str, Any]) -> Turn:
-        "The turn of a node"
-        start, tip = row["parent_message_hash"], row["tip_message_hash"]
-        answered = list(self._up(tip, until=start))
-        sent = [h for h in self._up(start, answers=False) if self._roles[h] != "system"]
-        asked = [part for each in reversed(sent) for part in self._of(each)]
-        said = [part for each in reversed(answered) for part in self._of(each)]
-        system = self._systems.get(start)
-        return Turn(
-            node=node,
-            system=_text(self._of(system)) if system else None,
-            prompt=_text(asked),
-            text=_text(said),
-            facts=_facts(row["response_json"]),
-            calls=[
-                {"name": p.get("name"), "arguments": p.get("arguments")}
-                for p in said
-                if p["type"] == "tool_call"
-            ],
-            results=[
-                {"name": p.get("name"), "output": p.get("output")}
-                for p in asked
-                if p["type"] == "tool_result"
-            ],
-            attachments=[p["about"] for p in asked if p["type"] == "attachment"],
-        )
-
-    def _up(
-        self, at: str | None, until: str | None = None, answers: bool = True
-    ) -> Iterator[str]:
-        "Messages from one up to another or to the last answer, which is left out"
-        while at in self._above and at != until:
-            if not answers and self._roles[at] == "assistant":
-                return
-            yield at
-            at = self._above[at]
-
-    def _of(self, message: str) -> list[dict[str, Any]]:
-        "The parts of a message; the first call reads those of all messages"
-        if not self._parts:
-            self._read_parts()
-        return self._parts.get(message, [])
-
-    def _read_parts(self) -> None:
-        query = f"select * from parts where message_hash {IN} order by position"
-        rows = list(self.db.query(query, [json_list(self._above)]))
-        loaded = [_parse(row["payload"]) for row in rows]
-        referred = {
-            piece["fragment"]
-            for payload in loaded
-            for piece in payload.get("text_ref") or ()
-            if "fragment" in piece
-        }
-        query = f"select id, content from fragments where id {IN}"
-        found = self.db.query(query, [json_list(referred)]) if referred else ()
-        fragments = {row["id"]: row["content"] for row in found}
-        for row, part in zip(rows, loaded, strict=True):
-            part["type"] = row["type"]
-            part["text"] = row["text"]
-            if part["text"] is None:
-                part["text"] = "".join(
-                    piece.get("literal") or fragments.get(piece.get("fragment")) or ""
-                    for piece in part.get("text_ref") or ()
-                )
-            part["about"] = "attachment"
-            self._parts.setdefault(row["message_hash"], []).append(part)
-        self._describe_attachments()
-
-    def _describe_attachments(self) -> None:
-        "Set the type and the address of each attachment"
-        attached = [
-            (part, part["attachment"]["id"])
-            for of in self._parts.values()
-            for part in of
-            if isinstance(part.get("attachment"), dict) and "id" in part["attachment"]
-        ]
-        if not attached:
-            return
-        query = f"select id, type, path, url from attachments where id {IN}"
-        about = {
-            row["id"]: " ".join(
-                [row["type"] or "attachment", row["url"] or row["path"] or ""]
-            )
-            for row in self.db.query(query, [json_list({id for _, id in attached})])
-        }
-        for part, id in attached:
-            part["about"] = about.get(id, "attachment").strip()
-
-
-def _text(parts: list[dict[str, Any]]) -> str:
-    return "".join(part["text"] for part in parts if part["type"] == "text")
-
-
-def _parse(payload: str | None) -> dict[str, Any]:
-    "A JSON object; empty if it is anything else"
-    try:
-        loaded = json.loads(payload or "{}")
-    except ValueError:
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
 def _facts(response_json: str | None) -> dict[str, Any]:
     "What kvllama logged about a generation; empty for other models"
-    facts = _parse(response_json).get("kvbranch")
+    facts = parse_object(response_json).get("kvbranch")
     if not isinstance(facts, dict):
         return {}
     plain = {name: facts.get(name) for name in FACTS}

@@ -8,6 +8,7 @@ This module does not know the log, only messages and strings.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 FOCUS = "About this part of your answer:\n\n"
@@ -18,7 +19,10 @@ QUOTING = (FOCUS + ">", FRESH + ">")
 
 def message_text(message: Any) -> str:
     "The text parts of a message, without tool calls, results and attachments"
-    parts = [part.to_dict() for part in message.parts]
+    return parts_text(part.to_dict() for part in message.parts)
+
+
+def parts_text(parts: Iterable[Mapping[str, Any]]) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "text")
 
 

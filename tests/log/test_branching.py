@@ -1,4 +1,4 @@
-"""The verbs on a real log: what is sent, what is logged, what stays as it was."""
+"""The verbs on a real log: what they send, what they log, what they leave alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "12")
 
 
 class Parrot(llm.Model):
-    "Another model, that keeps no state"
+    "A model that keeps no state"
 
     model_id = "parrot"
     can_stream = True
@@ -70,7 +70,7 @@ def log(user_path):
 
 
 class Log:
-    "What llm's log says"
+    "The turns, threads and messages in llm's log"
 
     def __init__(self, path):
         self.path = path
@@ -100,7 +100,7 @@ def parent(ok, log):
 
 
 class TestBranch:
-    "Fails if a branch holds what it was cut from, or the parent changes"
+    "Fails if a branch keeps text after its cut, or changes its parent"
 
     def test_at_an_excerpt(self, ok, log, parent):
         turn, text = parent
@@ -166,7 +166,7 @@ class TestBranch:
 
 
 class TestFresh:
-    "Fails if a fresh branch carries anything but the quoted part"
+    "Fails if a fresh context has more in it than the quoted part"
 
     @pytest.mark.parametrize(
         ("window", "quoted"), [("0", "What is"), ("3", "user: What is"), ("1", "is")]
@@ -201,7 +201,7 @@ class TestFresh:
 
 
 class TestFocus:
-    "Fails if the answer is cut, or the part is not quoted"
+    "Fails if the answer is cut, or the excerpt is not quoted"
 
     def test_quotes_the_part(self, ok, log, parent):
         turn, text = parent
@@ -232,7 +232,7 @@ class TestContinue:
         assert tip == second["tip_message_hash"]
 
     def test_in_a_fork_if_the_thread_went_on_meanwhile(self, ok, log, parent):
-        "Planned at the tip, logged when somebody else had gone on there"
+        "Planned at the tip, logged after somebody else continued the thread"
         history = History(log.db)
         planned = branching.continue_(history, "last", "Late?")
         assert planned.thread_id == parent[0]["thread_id"]
@@ -261,7 +261,7 @@ class TestRetry:
 
 
 class TestSeveral:
-    "Fails if siblings are mixed up, or are not responses of their own"
+    "Fails if siblings are mixed up or share a response"
 
     def test_each_is_shown_and_logged(self, ok, log, parent):
         turn, text = parent
@@ -326,7 +326,7 @@ ERRORS = {
 
 
 class TestErrors:
-    "Fails if bad input gives anything but one clear message, or is logged"
+    "Fails if bad input is logged, or gives more or less than one clear message"
 
     @pytest.mark.parametrize("name", ERRORS)
     def test_nothing_is_logged(self, run, log, parent, name):
@@ -367,7 +367,7 @@ class TestErrors:
 
 @pytest.mark.model
 class TestState:
-    "Fails if a branch of kvllama reads again what its parent has read"
+    "Fails if a branch with kvllama prefills tokens that its parent has"
 
     def facts(self, ok, response_id="last"):
         return json.loads(ok("kvbranch", "show", response_id, "--json"))
@@ -401,7 +401,7 @@ class TestState:
         ids=" ".join,
     )
     def test_restored_says_what_live_says(self, ok, log, monkeypatch, verb):
-        "In the process that wrote the parent, and in one that knows only its state"
+        "In the process that computed the parent, and in one that has only its state"
         command, *arguments = verb
         options = (*GREEDY[:3], "-o", "max_tokens", "30")
         ok("-m", "kvllama", *options, "Tell me about the sea.")
@@ -437,7 +437,7 @@ class TestState:
 
 
 class TestTree:
-    "Fails if a branch hangs in the wrong place, or a tree takes the log with it"
+    "Fails if a branch has the wrong parent, or a tree contains other trees"
 
     def lines(self, ok, *arguments):
         return ok("kvbranch", "tree", *arguments).splitlines()
@@ -510,7 +510,7 @@ class TestTree:
 
 
 class TestDiff:
-    "Fails if two branches are compared from the wrong place on"
+    "Fails if the comparison of two branches starts at the wrong message"
 
     def test_where_they_part_and_how(self, ok, log, parent):
         root = parent[0]["id"]

@@ -1,4 +1,4 @@
-"""Finding an excerpt: exactly, then as a person would have copied it."""
+"""Finding an excerpt: the exact text, then as people copy it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = "It’s a “long”  story.\nThe sea is wide, the sea is deep, the sea i
 
 
 class TestFind:
-    "Fails if a branch would be cut at another place than the words"
+    "Fails if a branch would be cut anywhere but at the excerpt"
 
     @given(st.text(min_size=1), st.data())
     def test_a_part_is_found_where_it_is(self, text, data):
@@ -49,7 +49,7 @@ class TestFind:
 
 
 class TestRefused:
-    "Fails if an excerpt is guessed instead of asked for"
+    "Fails if a match is guessed where there is none or there are several"
 
     def test_several_are_listed(self):
         with pytest.raises(HistoryError) as caught:

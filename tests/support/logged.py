@@ -1,11 +1,10 @@
-"""Logs that are written in a moment: every verb on a real log, with a model that says
-what it is told to.
-"""
+"""Real logs, written quickly: every verb, with a model that says what it is told."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from llm_kvbranch.log.branching import Place
 from llm_kvbranch.log.history import History, open_log
 from llm_kvbranch.log.tables import migrations
 
-# What people and models may say, and what a page might make of it
+# Texts of people and models that a page must not interpret
 HOSTILE = {
     "script": "<script>alert(1)</script><img src=x onerror=alert(1)>",
     "end of a script": "</script><script>alert(1)</script><!-- ]]>",
@@ -54,7 +53,7 @@ class Parrot(llm.Model):
 
 @functools.cache
 def _empty() -> bytes:
-    "A log that llm has made, once: that takes longer than most tests"
+    "A log made by llm, made once because that takes longer than most tests"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "logs.db"
         open_log(str(path), create=True).close()
@@ -62,7 +61,7 @@ def _empty() -> bytes:
 
 
 class Log:
-    "A log that is written to by hand; every method gives the id of its response"
+    "A log to write to; every method returns the id of its response"
 
     def __init__(self, path: Path, ours: bool = True):
         self.path = Path(path)
@@ -91,7 +90,7 @@ class Log:
         return self._log(branch, answer, **more)
 
     def as_llm(self, parent: str, prompt: str, answer: str) -> str:
-        "A next turn as llm -c logs it, which says nothing of where it came from"
+        "A next turn as llm -c logs it, without a record of where it came from"
         branch = branching.continue_(self.history, parent, prompt)
         self.model.say = answer
         response = branching.ask(branch, self.model)
@@ -123,6 +122,33 @@ class Log:
         response.text()
         branching.log_only(self.history, branch, response)
         return str(response.id)
+
+
+def grow(log, seed, n=40):
+    "Random conversations with every verb, of few words so that many are equal"
+    chance, ids = random.Random(seed), []
+    for _ in range(n):
+        answer = " ".join(chance.choices(["yes", "no"], k=chance.randint(3, 4)))
+        asked = chance.choice(["Why?", "How?"])
+        verb = chance.choice(
+            ["begin", *["go_on", "as_llm"] * 2, "branch", "focus", "fresh", "retry"]
+        )
+        if verb == "begin" or not ids:
+            ids.append(log.begin(asked, answer))
+            continue
+        parent = chance.choice(ids)
+        if verb == "as_llm":
+            ids.append(log.as_llm(parent, asked, answer))
+        elif verb == "go_on":
+            system = chance.choice([None, None, "Be brief."])
+            ids.append(log.go_on(parent, asked, answer, system=system))
+        elif verb == "retry":
+            ids.append(log.retry(parent, answer))
+        else:
+            ids.append(
+                getattr(log, verb)(parent, 0, chance.randint(1, 8), asked, answer)
+            )
+    return ids
 
 
 def datasette_on(*paths: Path, **more: Any) -> Any:

@@ -1,0 +1,122 @@
+"""The messages up to the answers of some responses, with all their parts.
+
+The idea: everything is read in a few queries, however many responses there are, and
+then only looked up. Text that llm stores as a fragment is put back in its place.
+
+This module knows the log's tables. It does not know what a turn is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sqlite_utils
+
+from .ancestry import messages_above
+from .tables import IN, json_list
+
+Part = dict[str, Any]
+"A part's payload, with its type, its text and, of an attachment, what it is"
+
+
+class Messages:
+    "Messages by their hash: roles, parents and parts"
+
+    def __init__(self, db: sqlite_utils.Database, response_ids: Iterable[str]):
+        self.db = db
+        self.roles: dict[str, str] = {}
+        self._above: dict[str, str | None] = {}
+        for row in messages_above(db, response_ids):
+            self._above[row["hash"]] = row["parent_hash"]
+            self.roles[row["hash"]] = row["role"]
+        self._systems = self._find_systems()
+        self._parts: dict[str, list[Part]] = {}
+
+    def up(self, at: str | None, until: str | None = None) -> Iterator[str]:
+        "Messages from one up to another, which is left out, or to the first"
+        while at in self._above and at != until:
+            yield at
+            at = self._above[at]
+
+    def last_answer(self, at: str | None) -> str | None:
+        "The last answer up to a message"
+        return next((m for m in self.up(at) if self.roles[m] == "assistant"), None)
+
+    def system(self, at: str | None) -> str | None:
+        "The last system message up to a message"
+        return self._systems.get(at)
+
+    def _find_systems(self) -> dict[str | None, str | None]:
+        found: dict[str | None, str | None] = {None: None}
+        for each in self._above:
+            path: list[str] = []
+            at: str | None = each
+            while at is not None and at not in found:
+                path.append(at)
+                at = self._above.get(at)
+            for one in reversed(path):
+                is_system = self.roles.get(one) == "system"
+                found[one] = one if is_system else found[self._above.get(one)]
+        return found
+
+    def parts(self, message: str) -> list[Part]:
+        "The parts of a message; the first call reads those of all messages"
+        if not self._parts:
+            self._read_parts()
+        return self._parts.get(message, [])
+
+    def _read_parts(self) -> None:
+        query = f"select * from parts where message_hash {IN} order by position"
+        rows = list(self.db.query(query, [json_list(self._above)]))
+        parts = [parse_object(row["payload"]) for row in rows]
+        used = {
+            piece["fragment"]
+            for part in parts
+            for piece in part.get("text_ref") or ()
+            if "fragment" in piece
+        }
+        query = f"select id, content from fragments where id {IN}"
+        found = self.db.query(query, [json_list(used)]) if used else ()
+        fragments = {row["id"]: row["content"] for row in found}
+        for row, part in zip(rows, parts, strict=True):
+            part["type"] = row["type"]
+            part["text"] = row["text"]
+            if part["text"] is None:
+                part["text"] = "".join(
+                    piece.get("literal") or fragments.get(piece.get("fragment")) or ""
+                    for piece in part.get("text_ref") or ()
+                )
+            part["about"] = "attachment"
+            self._parts.setdefault(row["message_hash"], []).append(part)
+        self._describe_attachments()
+
+    def _describe_attachments(self) -> None:
+        "Set the type and the address of each attachment"
+        attached = [
+            (part, part["attachment"]["id"])
+            for parts in self._parts.values()
+            for part in parts
+            if isinstance(part.get("attachment"), dict) and "id" in part["attachment"]
+        ]
+        if not attached:
+            return
+        query = f"select id, type, path, url from attachments where id {IN}"
+        about = {
+            row["id"]: " ".join(
+                [row["type"] or "attachment", row["url"] or row["path"] or ""]
+            )
+            for row in self.db.query(query, [json_list({id for _, id in attached})])
+        }
+        for part, id in attached:
+            part["about"] = about.get(id, "attachment").strip()
+
+
+def parse_object(payload: str | None) -> dict[str, Any]:
+    "A JSON object; empty if it is anything else"
+    try:
+        loaded = json.loads(payload or "{}")
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
