@@ -1,7 +1,7 @@
 // Requests for answers: what each verb sends, and what the tree shows until it is logged.
 //
 // The idea: an excerpt is a place in an answer, which the server counts in code points
-// and the browser in UTF-16 units. Whoever asks here has code points already.
+// and the browser in UTF-16 units. Callers pass code points.
 
 import { pointsOf } from "../core/codepoints.js"
 

@@ -24,7 +24,7 @@ export class Runs {
   }
 
   /** Request answers.
-   * @param {object} about of each, see `Run`
+   * @param {object} about what to show of each, see `Run`
    * @param {{route: string, body: object, n?: number, place?: string}} request `place` is
    *   where the draft was typed */
   start(about, { route, body, n = 1, place = null }) {

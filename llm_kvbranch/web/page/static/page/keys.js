@@ -128,7 +128,7 @@ function nextChild({ tree, folded, visited, selected }) {
   )
 }
 
-/** The node so many places below the selected one in its column: first its siblings. */
+/** The node `step` places below the selected one in its column, where siblings are next. */
 function beside({ state, graph }, step) {
   const node = state.tree.get(state.selected)
   return node && graph.plane.has(node) ? graph.plane.besides(node, step) : null
