@@ -257,6 +257,18 @@ def shown(package: Path) -> list[str]:
     return []
 
 
+def test_no_name_hides_a_module_of_its_package():
+    "`from .x import path` in a package with path.py: which one is package.path?"
+    for path in FILES:
+        if path.name == "__init__.py":
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                    for alias in node.names:
+                        name = alias.asname or alias.name
+                        assert not (path.parent / f"{name}.py").exists(), path
+                        assert not (path.parent / name).exists(), path
+
+
 def test_every_module_opens_with_its_idea():
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path

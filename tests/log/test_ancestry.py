@@ -58,6 +58,21 @@ class TestAncestry:
         ancestry = Ancestry(log.db)
         assert (ancestry.parent(two), ancestry.parent(then)) == (one, other)
 
+    def test_the_context_is_what_a_prompt_continues(self, log):
+        one = log.begin("Why?", "Because of Rayleigh.")
+        two = log.go_on(one, "And?", "So.")
+        again = log.retry(two, "No.")
+        cut = log.branch(one, 0, 7, "Of what?", "Of light.")
+        alone = log.fresh(two, 0, 2, "What?", "A word.")
+        ancestry = Ancestry(log.db)
+        for last, context in (
+            (two, [one, two]),
+            (again, [one, again]),
+            (cut, [cut]),
+            (alone, [alone]),
+        ):
+            assert ancestry.context(last) == context
+
     @pytest.mark.parametrize("seed", range(6))
     def test_every_response_is_in_one_tree(self, log, seed):
         ids = grow(log, seed)
