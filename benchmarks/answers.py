@@ -20,7 +20,7 @@ from typing import Any
 
 from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
-from llm_kvbranch.store.statefile import common_prefix, tokens_of
+from llm_kvbranch.store.tokens import common_prefix, tokens_of
 
 from .harness.result import Result
 from .peers.client import Message

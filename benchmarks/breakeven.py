@@ -26,9 +26,10 @@ from llm_kvbranch.engine import Engine, Load, Settings, Weights
 from llm_kvbranch.inference.capture import _MEASURED_BYTES, _MEASURED_TOKENS
 from llm_kvbranch.inference.planning import Plan, Planner
 from llm_kvbranch.inference.slots import Slots
-from llm_kvbranch.store.index import Chain
-from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest
+from llm_kvbranch.store.chain import Chain
+from llm_kvbranch.store.header import State, fingerprint_of
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest
 
 from .breakeven_report import bars, plot, table
 from .gpu.model import SHAPES, write_model
@@ -112,7 +113,7 @@ class Model:
 
     def fill(self, n: int, chain: Chain) -> Any:
         "Have the context's tokens, by a chain and the rest by decoding"
-        slots = Slots(self.engine, self.store.open_parts, lambda *_: None)
+        slots = Slots(self.engine, self.store.open, lambda *_: None)
         self.engine.cut(0, 0)
         tokens = self.context(n)
         work = slots.fill(slots.acquire(tokens), tokens, chain)

@@ -29,8 +29,9 @@ from typing import Any
 
 from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
 from llm_kvbranch.store.digests import Check
-from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest
+from llm_kvbranch.store.header import State, fingerprint_of
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest
 
 from .conversations import Contender, Conversation, contenders
 from .decode import len_of
@@ -210,7 +211,7 @@ class Rows:
         "Map the file, verify it, and restore the rows"
         n = len(self.tokens)
         check = Check()
-        with self.store.open_parts(self.entry, (), check) as (payload, _):
+        with self.store.open(self.entry, (), check) as (payload, _):
             self.engine.restore(1, payload, 0, n, n, check=check.settle)
 
     def clear(self) -> None:

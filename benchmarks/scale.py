@@ -22,9 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm_kvbranch.store import describe_store
-from llm_kvbranch.store.index import BLOCK
-from llm_kvbranch.store.statefile import tokens_from_bytes
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import BLOCK, tokens_from_bytes
 
 from . import scale_tree
 from .harness.measurement import Measurement, Run
@@ -125,7 +124,7 @@ class Operations:
         state = self.forest.any_node().state
         started = time.perf_counter()
         wanted = [getattr(state, column)]
-        found = self.forest.store.find(column, wanted, state.fingerprint)
+        found = self.forest.store.by_hash(column, wanted, state.fingerprint)
         elapsed = time.perf_counter() - started
         assert found[0].state.response_id == state.response_id
         return elapsed
@@ -196,7 +195,7 @@ ALONE = """
 import sys, time
 from pathlib import Path
 import llm_kvbranch.store.store as store
-from llm_kvbranch.store.statefile import tokens_from_bytes
+from llm_kvbranch.store.tokens import tokens_from_bytes
 sys.path.insert(0, sys.argv[1])
 from benchmarks.scale import peak_memory
 root, model, prompt = sys.argv[2:5]

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_kvbranch.store.index import Chain, Entry
+from llm_kvbranch.store.chain import Chain, Entry
+from llm_kvbranch.store.header import State
 from llm_kvbranch.store.maintenance import pin
-from llm_kvbranch.store.statefile import State, prefix_digest, tokens_of
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest, tokens_of
 
 MODELS = ("5ca1ab1e" * 2, "0ddba115" * 2)  # the second has a tenth of the roots
 RENDER = "f00d" * 4

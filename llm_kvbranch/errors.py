@@ -13,6 +13,7 @@
     ├── BundleError         a shared bundle cannot be made, read or trusted
     ├── StoreError          the state store cannot be read or written
     └── StateError          one state file cannot be used; becomes a miss reason
+        └── UnreadableStateError    and may be good: it could not be read
 
 The base derives from ``llm.ModelError``, which llm documents as the exception
 whose text is displayed to the user. A message says what is wrong and what to
@@ -80,3 +81,7 @@ class StateError(KVBranchError):
     ``str(error)`` is the miss reason that the user sees; it names no path, so
     that equal reasons can be counted together.
     """
+
+
+class UnreadableStateError(StateError):
+    "A state file could not be read (permissions, too many open files, a bad disk)"

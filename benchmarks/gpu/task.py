@@ -29,8 +29,9 @@ from llm_kvbranch.engine.devices import devices
 from llm_kvbranch.engine.lib import build
 from llm_kvbranch.errors import KVBranchError, StateError
 from llm_kvbranch.inference.slots import Slots
-from llm_kvbranch.store.statefile import State, fingerprint_of, prefix_digest, tokens_of
+from llm_kvbranch.store.header import State, fingerprint_of
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest, tokens_of
 
 from ..harness.decoding import alone
 from .model import N_SPECIAL
@@ -189,9 +190,7 @@ def restore(
     def open_state(*arguments: Any) -> Iterator[Any]:
         nonlocal opening
         with contextlib.ExitStack() as stack:
-            took, opened = timed(
-                lambda: stack.enter_context(store.open_parts(*arguments))
-            )
+            took, opened = timed(lambda: stack.enter_context(store.open(*arguments)))
             opening += took
             yield opened
 

@@ -195,7 +195,7 @@ class Unstored:
     def _stored_prefix(self, store: Store) -> Chain:
         "The chain of good files that holds the beginning, up to the answer"
         planner, plan = self.model.planner, self.plan
-        seen = store.find("input_hash", [plan.input_hash], planner.fingerprint)
+        seen = store.by_hash("input_hash", [plan.input_hash], planner.fingerprint)
         chain = planner.stored(self.tokens[: min(self.answer, self.end - 1)], seen)
         for segment in chain.segments:
             if not segment.entry.present:

@@ -114,7 +114,7 @@ class LoadedModel:
     ) -> Any:
         if self.store is None:
             raise StateError("the state store cannot be read")
-        return self.store.open_parts(entry, marks, check)
+        return self.store.open(entry, marks, check)
 
     def _prefetch(self, entries: list[Entry]) -> None:
         if self.store is not None:

@@ -143,7 +143,7 @@ class Planner:
             tokens = self.chat.encode(messages, tools)
         chain, seen = Chain(), []
         if self.store is not None:
-            seen = self.store.find("input_hash", [last], self.fingerprint)
+            seen = self.store.by_hash("input_hash", [last], self.fingerprint)
             also = [known.entry] if known is not None and known.entry else []
             chain = self.stored(tokens[:-1], [*seen, *also])
         plan = Plan(tokens, chain, render, last, 0, reason)
@@ -259,7 +259,7 @@ class Planner:
         "Turns in memory and entries of the store, by one of their hashes"
         candidates: list[Turn | Entry] = list(self._recent)
         if self.store is not None:
-            candidates += self.store.find(column, hashes, self.fingerprint)
+            candidates += self.store.by_hash(column, hashes, self.fingerprint)
         found: dict[str, list[Turn | Entry]] = {}
         for candidate in candidates:
             facts = candidate.state if isinstance(candidate, Entry) else candidate
@@ -308,7 +308,7 @@ class Planner:
     def _why_unknown(self, tip: str) -> str:
         if self.store is None:
             return "there is no state store"
-        entries = self.store.find("tip_hash", [tip])
+        entries = self.store.by_hash("tip_hash", [tip])
         if any(entry.state.fingerprint == self.fingerprint for entry in entries):
             return "the tools or the chat template changed"
         if not entries:

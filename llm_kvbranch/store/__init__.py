@@ -7,17 +7,10 @@ llama.cpp, models or chat templates, and never touches llm's log but for a bundl
 turns.
 """
 
-from .database import (
-    is_damage,
-)
-from .digests import (
-    Check,
-)
-from .index import (
-    Chain,
-    Entry,
-    Segment,
-)
+from .chain import Chain, Entry, Segment
+from .database import is_damage
+from .digests import Check
+from .header import State, fingerprint_of
 from .locks import Hold
 from .lookup import (
     Known,
@@ -30,17 +23,9 @@ from .maintenance import (
     pin,
     prune,
 )
-from .statefile import (
-    State,
-    common_prefix,
-    fingerprint_of,
-    prefix_digest,
-    tokens_of,
-)
 from .status import describe_store, existing_store, open_store
-from .store import (
-    Store,
-)
+from .store import Store
+from .tokens import common_prefix, prefix_digest, tokens_of
 
 __all__ = [
     "Chain",

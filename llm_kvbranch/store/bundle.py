@@ -35,18 +35,11 @@ from ulid import ULID
 from ..engine import cut
 from ..errors import BundleError, StateError, StoreError
 from ..log import Ancestry, History, edits
-from .index import Chain, Entry, Segment
-from .statefile import (
-    SUFFIX,
-    State,
-    fingerprint_of,
-    open_parts,
-    prefix_digest,
-    read_state,
-    tokens_of,
-    write_state,
-)
+from .chain import Chain, Entry, Segment
+from .header import State, fingerprint_of
+from .statefile import SUFFIX, open_state, read_state, write_state
 from .store import Store
+from .tokens import prefix_digest, tokens_of
 
 FORMAT = "llm-kvbranch-bundle/1"
 SIGNED = "imported, signed with your key"
@@ -163,7 +156,7 @@ def _share(
 ) -> tuple[State, Any, dict[int, bytes]]:
     "A segment as a state of its own, with nothing that the context does not hold"
     state = replace(segment.entry.state, parent_id=parent, thread_id=None, origin=None)
-    with store.open_parts(segment.entry) as (payload, parts):
+    with store.open(segment.entry) as (payload, parts):
         snapshots = {at: bytes(part) for at, part in parts.items() if at <= segment.end}
         if segment.end < state.end:
             rows = cut(payload, state.start, state.end, segment.end)
@@ -404,7 +397,7 @@ def _take_in(
                 "prune that first"
             )
         if here is None or not here.present:
-            with open_parts(spare) as (_, payload, snapshots):
+            with open_state(spare) as (_, payload, snapshots):
                 here = store.put(state, payload, chain, snapshots)
             report.new_states += 1
             report.nbytes += here.nbytes

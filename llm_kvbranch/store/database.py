@@ -127,6 +127,9 @@ SCHEMA = (
 )
 
 
+BY_KEY = "where fingerprint = ? and id = ?"  # a State.key
+
+
 class Database:
     "A connection, shared by the parts of the store that write to it"
 

@@ -1,12 +1,14 @@
-"""Whether bytes are those that were written, by a digest of them (xxh3-128).
+"""Whether bytes are those that were written, by their digest (xxh3-128).
 
-The idea: reading a large state that is in memory is bound by memory. Its digest is
-taken by a second thread, while llama.cpp copies the rows to where nobody uses them yet.
-What comes from the disk is bound by that, and two threads that ask for its pages in
-turns wait for longer, so then one is enough.
+The idea: reading a large state that is in memory is limited by memory bandwidth, so
+a second thread computes its digest while llama.cpp copies the rows to cells that
+nobody uses yet. Reading from disk is limited by the disk, and two threads that fault
+in its pages in turn are slower than one, so there one does both.
 
-The invariant: who is given bytes that are still being checked waits for the check
-before they count.
+The invariant: bytes that are still being checked are not relied on before the check
+is settled.
+
+This module does not know where the bytes come from.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import xxhash
 
 from ..errors import StateError
 
-_FIRST = 1 << 20  # bytes that show whether the others are in memory
+_FIRST = 1 << 20  # bytes whose speed shows whether the rest is in memory
 _IN_MEMORY = 5e9  # bytes a second, at least; a disk has half of it, memory six times
 _WORTH_A_THREAD = 1 << 22  # bytes: a tenth of a millisecond
 
 
 class Check:
-    "The check of a state's rows, which may go on while they are copied"
+    "A check of a state's rows that may run while they are copied"
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -32,7 +34,7 @@ class Check:
         self._wanted = self._hash.hexdigest()
 
     def start(self, data: memoryview, digest: str) -> None:
-        "Compare, in a thread if that saves time; else raises StateError"
+        "Start to check, in a thread if that saves time; otherwise finish it now"
         began = time.perf_counter()
         self._wanted = digest
         self._hash.update(data[:_FIRST])
@@ -46,19 +48,19 @@ class Check:
             self.settle()
 
     def settle(self) -> None:
-        "Wait for the end; raises StateError where the bytes are others"
+        "Wait for the result; raises StateError if the bytes are damaged"
         self.leave()
         if self._hash.hexdigest() != self._wanted:
             raise damaged()
 
     def leave(self) -> None:
-        "Wait for the end, after which the bytes may go away"
+        "Wait until the bytes are not needed any more"
         if self._thread is not None:
             self._thread.join()
 
 
 def verify(data: memoryview, digest: str) -> None:
-    "Raises StateError where a digest is not that of the bytes"
+    "Raise StateError if the bytes do not have this digest"
     if xxhash.xxh3_128_hexdigest(data) != digest:
         raise damaged()
 

@@ -23,11 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StateError, StoreError
-from .database import SCHEMA_VERSION, connect, create, is_damage, now, version
-from .index import Chain, Entry, Index
+from .chain import Chain, Entry
+from .database import (
+    BY_KEY,
+    SCHEMA_VERSION,
+    connect,
+    create,
+    is_damage,
+    now,
+    version,
+)
+from .header import State
+from .index import Index
 from .locks import Locks
-from .statefile import SUFFIX, State, read_head, sync_directory
-from .stats import Accounts
+from .statefile import SUFFIX, read_head, sync_directory
+from .stats import Stats
 
 BUDGET_SHARE = 0.2  # of what is free on the disk or held by the store already
 _INDEX_SHARE = 0.1  # of the budget, for token ids whose rows are gone, ...
@@ -53,7 +63,7 @@ class Addition:
     chain: Chain
 
 
-class Files(Index, Accounts):
+class Files(Index, Stats):
     "State files and their index, which agree whatever happens; see Store"
 
     def __init__(self, root: Path | str, budget: int | None = None):
@@ -238,16 +248,15 @@ class Files(Index, Accounts):
         self.db = self._connect(self._index_file())
 
     def _remove(
-        self, db: sqlite3.Connection, entry: Entry, reason: str, forget: bool
+        self, db: sqlite3.Connection, entry: Entry, reason: str, with_row: bool
     ) -> None:
         self._pend(db, entry.state)
-        which = entry.state.key
-        where = "where fingerprint = ? and id = ?"
-        if forget:
-            db.execute(f"delete from states {where}", which)
+        if with_row:
+            db.execute(f"delete from states {BY_KEY}", entry.state.key)
         else:
             db.execute(
-                f"update states set nbytes = 0, gone = ? {where}", [reason, *which]
+                f"update states set nbytes = 0, gone = ? {BY_KEY}",
+                [reason, *entry.state.key],
             )
         db.execute(
             "insert into removals values (?, 1, ?, ?) on conflict (reason) do update"
@@ -257,13 +266,10 @@ class Files(Index, Accounts):
         )
 
     def _pend(self, db: sqlite3.Connection, state: State) -> None:
-        db.execute(
-            "insert or ignore into pending values (?, ?)",
-            state.key,
-        )
+        db.execute("insert or ignore into pending values (?, ?)", state.key)
 
     def _settled(self, db: sqlite3.Connection, which: list[tuple[str, str]]) -> None:
-        db.executemany("delete from pending where fingerprint = ? and id = ?", which)
+        db.executemany(f"delete from pending {BY_KEY}", which)
 
     def _move(self, deleted: Deletion, added: Addition | None) -> None:
         "Do to the files what was announced, and make it durable"
@@ -300,16 +306,15 @@ class Files(Index, Accounts):
                 except OSError:
                     if path.exists():
                         continue  # stays pending, and stops nothing else
-            found.append((nbytes, row["fingerprint"], row["id"]))
+            found.append((nbytes, (row["fingerprint"], row["id"])))
         if found:
             with self._write() as db:
                 db.executemany(
-                    "update states set nbytes = ?1, gone = iif(?1, null,"
-                    " coalesce(gone, 'state could not be written'))"
-                    " where fingerprint = ?2 and id = ?3",
-                    found,
+                    "update states set nbytes = ?, gone = iif(?, null,"
+                    f" coalesce(gone, 'state could not be written')) {BY_KEY}",
+                    [(nbytes, nbytes, *key) for nbytes, key in found],
                 )
-                self._settled(db, [(which, name) for _, which, name in found])
+                self._settled(db, [key for _, key in found])
 
     def recover(self) -> None:
         "Tidy up after processes that ended while they wrote"
@@ -322,8 +327,8 @@ class Files(Index, Accounts):
                 if claims.take(path.name):
                     path.unlink(missing_ok=True)
 
-    def adopt(self, state: State, nbytes: int) -> None:
-        "Take a file into the index that is in its place, whole and verified"
+    def add_to_index(self, state: State, nbytes: int) -> None:
+        "Index a file that is in its place, complete and verified"
         with self.writer(), self._write() as db:
             self._index_tokens(db, self._add(db, state, nbytes), state)
 

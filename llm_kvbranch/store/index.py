@@ -19,24 +19,29 @@ import itertools
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import xxhash
-
-from .database import Database, chunks, now
-from .statefile import (
-    State,
+from .chain import Chain, Entry, Segment
+from .database import BY_KEY, Database, chunks, now
+from .header import State, snapshots_of, snapshots_text
+from .tokens import (
+    BLOCK,
+    block_hashes,
     common_prefix,
     prefix_digest,
-    snapshots_of,
-    snapshots_text,
     token_bytes,
     tokens_from_bytes,
     tokens_of,
 )
 
-BLOCK = 32  # tokens for each row that finds a state by its tokens
+# A column for each field of a state; its token ids are in a table of their own
+_RENAMED = {"response_id": "id", "parent_id": "parent", "thread_id": "thread"}
+_COLUMNS = {
+    field.name: _RENAMED.get(field.name, field.name)
+    for field in fields(State)
+    if field.name != "tokens"
+}
 _MAX_CANDIDATES = 8  # states looked at that begin in the block after a match
 _PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
   select key, fingerprint, id, parent, start, nbytes from states where pinned
@@ -44,78 +49,6 @@ _PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
   select s.key, s.fingerprint, s.id, s.parent, s.start, s.nbytes from up
   join states s on s.fingerprint = up.fingerprint and s.id = up.parent
   where up.start > 0)"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One state as the index has it.
-
-    ``nbytes`` is the size of its file, 0 where that is gone; ``gone`` says why.
-    """
-
-    state: State
-    nbytes: int
-    used: str
-    gone: str | None = None
-    pinned: bool = False
-
-    @property
-    def present(self) -> bool:
-        return self.nbytes > 0
-
-
-@dataclass(frozen=True)
-class Segment:
-    "The rows [start, end) of a prefix, supplied by one entry"
-
-    entry: Entry
-    start: int
-    end: int
-
-    @property
-    def size(self) -> int:
-        "Tokens in the file: it is read whole, however little of it is needed"
-        return self.entry.state.end - self.entry.state.start
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A prefix that the store knows: its token ids, and who holds which rows.
-
-    Segments are in order and cover [0, len(tokens)) without gaps or overlap.
-    """
-
-    segments: tuple[Segment, ...] = ()
-    tokens: array[int] = field(default_factory=tokens_of)
-
-    def cut(self, n: int) -> Chain:
-        "The same chain, its first n tokens only"
-        if n >= len(self.tokens):
-            return self
-        kept = tuple(
-            replace(segment, end=min(segment.end, n))
-            for segment in self.segments
-            if segment.start < n
-        )
-        return Chain(kept, self.tokens[:n])
-
-    def before(self, entries: Iterable[Entry]) -> Chain:
-        "The same chain up to the first row that one of the entries supplies"
-        bad = [entry.state.response_id for entry in entries]
-        for segment in self.segments:
-            if segment.entry.state.response_id in bad:
-                return self.cut(segment.start)
-        return self
-
-    @property
-    def n_cells(self) -> int:
-        "Cells taken while the chain is restored, at the most"
-        return max((s.start + s.size for s in self.segments), default=0)
-
-    @property
-    def available(self) -> int:
-        "How many of the tokens have their rows in a file"
-        return sum(s.end - s.start for s in self.segments if s.entry.present)
 
 
 @dataclass
@@ -147,29 +80,10 @@ class Index(Database):
         self, db: sqlite3.Connection, state: State, nbytes: int, pinned: bool
     ) -> int:
         "Put a state's row in the place of the one before; returns its key"
-        which = state.key
-        db.execute("delete from states where fingerprint = ? and id = ?", which)
-        columns = {
-            "id": state.response_id,
-            "fingerprint": state.fingerprint,
-            "parent": state.parent_id,
-            "start": state.start,
-            "end": state.end,
-            "answer": state.answer,
-            "prefix": state.prefix,
-            "input_hash": state.input_hash,
-            "tip_hash": state.tip_hash,
-            "render": state.render,
-            "thread": state.thread_id,
-            "origin": state.origin,
-            "payload": state.payload,
-            "snapshots": snapshots_text(state.snapshots),
-            "digest": state.digest,
-            "created": state.created,
-            "nbytes": nbytes,
-            "pinned": pinned,
-            "used": now(),
-        }
+        db.execute(f"delete from states {BY_KEY}", state.key)
+        columns = {column: getattr(state, name) for name, column in _COLUMNS.items()}
+        columns["snapshots"] = snapshots_text(state.snapshots)
+        columns |= {"nbytes": nbytes, "pinned": pinned, "used": now()}
         cursor = db.execute(
             f"insert into states ({', '.join(columns)})"
             f" values ({', '.join('?' * len(columns))})",
@@ -198,11 +112,8 @@ class Index(Database):
         "Token ids of [0, state.start), empty where the parent is unknown"
         if state.parent_id is None or not state.start:
             return tokens_of()
-        row = db.execute(
-            "select key from states where fingerprint = ? and id = ?",
-            [state.fingerprint, state.parent_id],
-        ).fetchone()
-        return self._chain(db, row["key"]).tokens[: state.start] if row else tokens_of()
+        chain = self._chain_of(db, (state.fingerprint, state.parent_id))
+        return chain.tokens[: state.start]
 
     # -- finding -------------------------------------------------------
 
@@ -225,20 +136,18 @@ class Index(Database):
 
     def hashes_of(self, entry: Entry) -> set[int]:
         "The block hashes under which an entry is found"
-        rows = self.db.execute(
-            "select hash from blocks join states on state = key"
-            " where fingerprint = ? and id = ?",
-            entry.state.key,
-        )
+        query = f"select hash from blocks join states on state = key {BY_KEY}"
+        rows = self.db.execute(query, entry.state.key)
         return {row["hash"] for row in rows.fetchall()}
 
     def chain(self, entry: Entry) -> Chain:
         "Everything that leads up to an entry's end; empty if a link is unknown"
-        row = self.db.execute(
-            "select key from states where fingerprint = ? and id = ?",
-            entry.state.key,
-        ).fetchone()
-        return self._chain(self.db, row["key"]) if row else Chain()
+        return self._chain_of(self.db, entry.state.key)
+
+    def _chain_of(self, db: sqlite3.Connection, state: tuple[str, str]) -> Chain:
+        "The same, for a State.key"
+        row = db.execute(f"select key from states {BY_KEY}", state).fetchone()
+        return self._chain(db, row["key"]) if row else Chain()
 
     def _chain(self, db: sqlite3.Connection, key: int) -> Chain:
         rows = db.execute(
@@ -272,7 +181,7 @@ class Index(Database):
             segments.append(Segment(entry, entry.state.start, end))
         return Chain(tuple(segments), tokens)
 
-    def find(
+    def by_hash(
         self, column: str, hashes: Iterable[str | None], fingerprint: str | None = None
     ) -> list[Entry]:
         """Entries whose ``tip_hash`` or ``input_hash`` is among the hashes.
@@ -388,7 +297,7 @@ class Index(Database):
         "Note that a chain's states were used now, all at the same time"
         used = now()
         db.executemany(
-            "update states set used = ? where fingerprint = ? and id = ?",
+            f"update states set used = ? {BY_KEY}",
             [(used, *segment.entry.state.key) for segment in chain.segments],
         )
 
@@ -413,41 +322,9 @@ class Index(Database):
             last = rows[-1]["key"]
 
 
-def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
-    """Chained hashes of the tokens at 0, BLOCK, 2 * BLOCK, ... as signed int64.
-
-    Entry k covers tokens [0, k * BLOCK). 64 bits, because a hit is confirmed
-    token by token.
-    """
-    data = token_bytes(tokens)
-    last = xxhash.xxh3_64_digest(fingerprint.encode())
-    digests = [last]
-    step = 4 * BLOCK
-    for begin in range(0, len(data) - step + 1, step):
-        last = xxhash.xxh3_64_digest(last + data[begin : begin + step])
-        digests.append(last)
-    return [int.from_bytes(digest, "big", signed=True) for digest in digests]
-
-
 def entry_of(row: sqlite3.Row) -> Entry:
-    "An entry from a row of the view entries"
-    state = State(
-        response_id=row["id"],
-        fingerprint=row["fingerprint"],
-        start=row["start"],
-        end=row["end"],
-        answer=row["answer"],
-        tokens=tokens_from_bytes(row["tokens"]),
-        prefix=row["prefix"],
-        parent_id=row["parent"],
-        input_hash=row["input_hash"],
-        tip_hash=row["tip_hash"],
-        render=row["render"],
-        thread_id=row["thread"],
-        origin=row["origin"],
-        created=row["created"],
-        payload=row["payload"],
-        snapshots=snapshots_of(row["snapshots"]),
-        digest=row["digest"],
-    )
+    "An entry from a row of the view ``entries``"
+    values = {name: row[column] for name, column in _COLUMNS.items()}
+    values["snapshots"] = snapshots_of(values["snapshots"])
+    state = State(tokens=tokens_from_bytes(row["tokens"]), **values)
     return Entry(state, row["nbytes"], row["used"], row["gone"], bool(row["pinned"]))

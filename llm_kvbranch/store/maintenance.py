@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import StateError, StoreError
+from .chain import Entry
 from .database import is_damage
 from .files import Deletion, lock_name
-from .index import BLOCK, Entry, block_hashes
 from .statefile import SUFFIX, open_state, read_state, sync_directory
 from .store import EVICTED, Store
+from .tokens import BLOCK, block_hashes
 
 PRUNED = "state was pruned"
 UNFINDABLE = "cannot be found by its tokens"
@@ -166,7 +167,7 @@ def _problem(store: Store, entry: Entry) -> str | None:
         return "file is there, the index says it is not" if path.exists() else None
     problem = None
     try:
-        with open_state(path) as (found, _):
+        with open_state(path) as (found, _, _):
             if found != state:
                 problem = "index and file say different things"
             elif path.stat().st_size != entry.nbytes:
@@ -287,7 +288,7 @@ def _repair_file(store: Store, path: Path) -> str | None:
         size = path.stat().st_size
         if entry is not None and entry.state == state and entry.nbytes == size:
             return None
-        store.adopt(state, size)
+        store.add_to_index(state, size)
         return "taken into the index"
 
 
@@ -298,7 +299,7 @@ def _repair_links(store: Store) -> Iterator[tuple[str, str]]:
             continue
         problem = _link_problem(store, entry)
         if problem == UNFINDABLE:
-            store.adopt(entry.state, entry.nbytes)
+            store.add_to_index(entry.state, entry.nbytes)
             yield entry.state.response_id, "made findable by its tokens"
         elif problem:
             with store.writer(), store.locks.claims() as claims:

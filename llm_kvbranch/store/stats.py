@@ -26,7 +26,7 @@ from .database import Database, now
 _HALF_LIFE = 8
 
 
-class Accounts(Database):
+class Stats(Database):
     "Counters, and facts that are slow to find out"
 
     # -- models --------------------------------------------------------

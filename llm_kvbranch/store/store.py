@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StateError, StoreError
-from .database import now
+from .chain import Chain, Entry
+from .database import BY_KEY, now
 from .digests import Check
 from .files import Addition, Deletion, Files, lock_name
-from .index import Chain, Entry
+from .header import State
 from .locks import Claims, Hold
-from .statefile import SUFFIX, State, open_parts, write_state
+from .statefile import SUFFIX, open_state, write_state
 
 EVICTED = "state was evicted to stay within the store's budget"
 EVICTED_FULL = "state was evicted because the disk was full"
@@ -45,34 +46,29 @@ class Store(Files):
     """
 
     @contextlib.contextmanager
-    def open(self, entry: Entry) -> Iterator[memoryview]:
-        """The payload of an entry's file, every byte of it verified.
-
-        Raises StateError when the file is not the one that the index knows.
-        """
-        with self.open_parts(entry, ()) as (payload, _):
-            yield payload
-
-    @contextlib.contextmanager
-    def open_parts(
+    def open(
         self,
         entry: Entry,
         marks: Sequence[int] | None = None,
         check: Check | None = None,
     ) -> Iterator[tuple[memoryview, dict[int, memoryview]]]:
-        """The same, and the snapshots at some positions, or all, by position.
+        """Open an entry's file and yield (payload, snapshots by position), verified.
 
-        With a ``check`` the payload is verified only once that is settled.
+        Of the snapshots those at ``marks``, or all. With a ``check`` the payload is
+        verified only once that is settled. Raises StateError when the file is not
+        the one that the index knows or cannot be used, UnreadableStateError when it
+        cannot be read.
         """
-        try:
-            opened = open_parts(self.path(entry.state), marks, check)
-            state, payload, snapshots = opened.__enter__()
-        except StateError as error:
-            # Another process may have removed it since the entry was found
-            current = self.get(entry.state.response_id, entry.state.fingerprint)
-            raise StateError((current and current.gone) or str(error)) from None
         with contextlib.ExitStack() as stack:
-            stack.push(opened)
+            try:
+                opened = open_state(self.path(entry.state), marks, check)
+                state, payload, snapshots = stack.enter_context(opened)
+            except StateError:
+                # Another process may have deleted it since the entry was found
+                current = self.get(entry.state.response_id, entry.state.fingerprint)
+                if current is not None and current.gone:
+                    raise StateError(current.gone) from None
+                raise
             if state.fingerprint != entry.state.fingerprint:
                 raise StateError("state file belongs to another model or build")
             if state.digest != entry.state.digest and not self._is_newer(entry, state):
@@ -193,11 +189,8 @@ class Store(Files):
         present = [s.entry for s in chain.segments if s.entry.present]
         hold = self.locks.hold(map(lock_name, present))
         for entry in present:
-            row = self.db.execute(
-                "select digest from states where fingerprint = ? and id = ?"
-                " and nbytes > 0",
-                entry.state.key,
-            ).fetchone()
+            query = f"select digest from states {BY_KEY} and nbytes > 0"
+            row = self.db.execute(query, entry.state.key).fetchone()
             if row is None or row["digest"] != entry.state.digest:
                 hold.release()
                 return None
@@ -206,8 +199,7 @@ class Store(Files):
     def set_pinned(self, entry: Entry, pinned: bool) -> None:
         with self._write() as db:
             db.execute(
-                "update states set pinned = ? where fingerprint = ? and id = ?",
-                [pinned, *entry.state.key],
+                f"update states set pinned = ? {BY_KEY}", [pinned, *entry.state.key]
             )
 
     def _check_budget(self, nbytes: int) -> None:

@@ -45,8 +45,8 @@ from llm_kvbranch.inference.session import (
     Session,
     open_session,
 )
+from llm_kvbranch.store.chain import Entry
 from llm_kvbranch.store.maintenance import verify
-from llm_kvbranch.store.store import Entry
 
 from ..support import synth
 from ..support.toys import (

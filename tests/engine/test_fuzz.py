@@ -30,16 +30,10 @@ from llm_kvbranch.engine import blob
 from llm_kvbranch.engine.blob import Layout
 from llm_kvbranch.errors import StateError
 from llm_kvbranch.models.catalog import embedded_model
-from llm_kvbranch.store.statefile import (
-    SUFFIX,
-    State,
-    open_parts,
-    open_state,
-    read_head,
-    tokens_of,
-    write_state,
-)
+from llm_kvbranch.store.header import State
+from llm_kvbranch.store.statefile import SUFFIX, open_state, read_head, write_state
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import tokens_of
 
 from ..support import fuzz
 from ..support.fuzz import Report
@@ -138,7 +132,7 @@ class TestAccidents:
         for data in good:
             assert fuzz.sign(data) == data
             fuzz.put(path, data)
-            with open_parts(path) as (state, payload, snapshots):
+            with open_state(path) as (state, payload, snapshots):
                 assert read_head(path) == (state, len(data))
                 assert tuple(snapshots) == state.marks
                 kind = ("hybrid", fuzz.WINDOW) if snapshots else ("attention", 0)
@@ -322,7 +316,7 @@ class TestSnapshots:
         with pytest.raises(StateError):
             read_head(path)
         for wanted in (None, (), (32,)):
-            with pytest.raises(StateError), open_parts(path, wanted):
+            with pytest.raises(StateError), open_state(path, wanted):
                 pass
 
     @pytest.mark.parametrize("how", SOUND)
@@ -350,15 +344,28 @@ class TestSnapshots:
             fuzz.put(path, bytes(data))
             assert fuzz.hit(good[2], bytes(data)) == {bad}
             for mark in {32, 48, 50} - {bad} if bad else ():
-                with open_parts(path, [mark]) as (_, payload, found):
+                with open_state(path, [mark]) as (_, payload, found):
                     assert payload == rest[: at[32]]
                     assert list(found) == [mark]
             for wanted in (None, [bad or 32]):
                 with (
                     pytest.raises(StateError, match="digest does not match"),
-                    open_parts(path, wanted),
+                    open_state(path, wanted),
                 ):
                     pass
+
+
+def at_end(end: int) -> State:
+    "A state of the two positions before an end"
+    return State(
+        response_id="r",
+        fingerprint="m",
+        start=end - 2,
+        end=end,
+        answer=end - 1,
+        tokens=tokens_of((1, 2)),
+        prefix="",
+    )
 
 
 class TestFound:
@@ -368,13 +375,13 @@ class TestFound:
     def test_positions_that_no_index_can_hold(self, tmp_path: Path, end: int) -> None:
         "They are integers to Python; SQLite ended the process that met them"
         with pytest.raises(StateError, match="out of order"):
-            State("r", "m", end - 2, end, end - 1, tokens_of((1, 2)), "")
+            at_end(end)
 
     def test_the_last_position_that_an_index_can_hold(self, tmp_path: Path) -> None:
         end = 2**63 - 1
         states = tmp_path / "states" / "m"
         states.mkdir(parents=True)
-        state = State("r", "m", end - 2, end, end - 1, tokens_of((1, 2)), "")
+        state = at_end(end)
         write_state(states / f"r{SUFFIX}", state, b"rows", {end: b"snapshot"})
         (entry,) = Store(tmp_path).entries()
         assert entry.state.end == end
@@ -456,7 +463,7 @@ digests = st.just("0" * 32) | st.sampled_from(["f" * 31, "F" * 32, "", "f" * 33]
 
 def agrees_with(path: Path) -> bool:
     "Whether a file that can be read is what it says; raises StateError if it cannot"
-    with open_parts(path) as (state, payload, snapshots):
+    with open_state(path) as (state, payload, snapshots):
         parts = {mark: bytes(part) for mark, part in snapshots.items()}
         problems = fuzz.contradictions(state, bytes(payload), parts, path.read_bytes())
         assert not list(problems)

@@ -18,7 +18,7 @@ from llm_kvbranch.inference import generation as one_answer
 from llm_kvbranch.inference.batching import Pace, choose, interruptible
 from llm_kvbranch.inference.session import Request
 from llm_kvbranch.store.maintenance import verify
-from llm_kvbranch.store.statefile import tokens_of
+from llm_kvbranch.store.tokens import tokens_of
 
 from ..support.fake import FakeSettings, fake_session, oracle
 from ..support.life import user

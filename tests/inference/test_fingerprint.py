@@ -13,7 +13,7 @@ import pytest
 
 from llm_kvbranch.engine import Engine, Load, Rope, Settings, Weights
 from llm_kvbranch.models.catalog import embedded_model
-from llm_kvbranch.store.statefile import fingerprint_of
+from llm_kvbranch.store.header import fingerprint_of
 
 from ..support.fake import fake_session
 from ..support.life import Answer, user

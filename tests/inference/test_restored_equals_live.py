@@ -20,8 +20,9 @@ import pytest
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.inference.slots import Done, Slots
 from llm_kvbranch.models.catalog import embedded_model
-from llm_kvbranch.store.statefile import State, prefix_digest
+from llm_kvbranch.store.header import State
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest
 
 pytestmark = pytest.mark.model
 
@@ -90,7 +91,7 @@ class Restored:
         store = Store(self.root)
         engine = Engine(self.weights, Settings(n_seq=1))
         engine.reserve(len(tokens) + 64)
-        slots = Slots(engine, store.open_parts, store.lost)
+        slots = Slots(engine, store.open, store.lost)
         slot = slots.acquire(tokens)
         chain = store.longest_prefix("f", tokens).cut(cut)
         assert len(chain.tokens) == cut

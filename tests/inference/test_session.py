@@ -21,8 +21,8 @@ from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.inference import cells, resume
 from llm_kvbranch.inference.session import Request
 from llm_kvbranch.store import digests
+from llm_kvbranch.store.header import FORMAT
 from llm_kvbranch.store.maintenance import verify
-from llm_kvbranch.store.statefile import FORMAT
 
 from ..support.fake import CONTROLS, FakeSettings, fake_session
 from ..support.life import Answer, spell, user
@@ -258,7 +258,7 @@ class TestMisses:
         one = Answer(fake_session(tmp_path), [user(LONG)])
         warnings = []
         session = fake_session(tmp_path, warnings)
-        monkeypatch.setattr(session.store, "find", _raise)
+        monkeypatch.setattr(session.store, "by_hash", _raise)
         after = Answer(session, [*one.chain, user("?")]).check()
         assert after.facts["miss_reason"] == "the state store cannot be read"
         assert len(warnings) == 1

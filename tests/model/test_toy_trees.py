@@ -39,9 +39,10 @@ from llm_kvbranch.engine import Engine
 from llm_kvbranch.inference.planning import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
 from llm_kvbranch.log.history import History, open_log
-from llm_kvbranch.store.index import Chain
-from llm_kvbranch.store.statefile import State, common_prefix, tokens_of
-from llm_kvbranch.store.store import Entry, Store
+from llm_kvbranch.store.chain import Chain, Entry
+from llm_kvbranch.store.header import State
+from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import common_prefix, tokens_of
 
 from ..support.shell import WORDS, Shell
 from ..support.toys import (
@@ -358,7 +359,7 @@ class TestTree:
         for node in tree.nodes:
             entry, decoded = tree.entry(node), tree.decoded[node.id]
             engine, start, end = decoded.engine, entry.state.start, entry.state.end
-            with tree.store.open_parts(entry) as (payload, snapshots):
+            with tree.store.open(entry) as (payload, snapshots):
                 stored = row_values(engine, payload, start, end)
                 anew = row_values(engine, engine.capture(0, start, end), start, end)
                 assert off(stored, anew) <= noise

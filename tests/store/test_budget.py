@@ -233,7 +233,7 @@ class TestEvicted:
             fill(store, name)
         chain = find(store, DOCUMENT)
         assert (len(chain.tokens), chain.available) == (100, 0)
-        assert names(store.find("tip_hash", ["tip"])) == ["old"]
+        assert names(store.by_hash("tip_hash", ["tip"])) == ["old"]
 
     def test_its_reason_is_what_opening_it_says(self, store: Store) -> None:
         "Also to who found it before it was evicted by another"

@@ -138,7 +138,8 @@ class TestOrder:
 CRASH = """
 import os, sqlite3, sys
 from pathlib import Path
-from llm_kvbranch.store.statefile import State, prefix_digest, tokens_of
+from llm_kvbranch.store.header import State
+from llm_kvbranch.store.tokens import prefix_digest, tokens_of
 from llm_kvbranch.store.store import Store
 
 root, name, limit = sys.argv[1:]
@@ -165,10 +166,16 @@ def die_at(n):
         setattr(os, call, stepping(getattr(os, call)))
     store.db.set_trace_callback(lambda sql: sql.startswith("select") or step())
     tokens = tokens_of([7] * 100)
-    store.put(
-        State(name, "some-model", 0, 100, 0, tokens, prefix_digest(tokens, 0)),
-        b"new rows".ljust(2000),
+    state = State(
+        response_id=name,
+        fingerprint="some-model",
+        start=0,
+        end=100,
+        answer=0,
+        tokens=tokens,
+        prefix=prefix_digest(tokens, 0),
     )
+    store.put(state, b"new rows".ljust(2000))
     os._exit(0)
 
 n, status = 0, 9
@@ -227,11 +234,11 @@ class TestCrash:
             assert store.nbytes() == total(root) <= limit
             other = store.get("other")
             assert other is not None
-            with store.open(other) as rows:
+            with store.open(other) as (rows, _):
                 assert rows == rows_of("other")
             entry = store.get(name)
             if entry is not None and entry.present:
-                with store.open(entry) as rows:
+                with store.open(entry) as (rows, _):
                     if bytes(rows).rstrip() == b"new rows":
                         assert find(store, [7] * 100).available == 100
                         return 2

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llm_kvbranch.errors import StoreError
-from llm_kvbranch.store.index import Chain
+from llm_kvbranch.store.chain import Chain
 from llm_kvbranch.store.maintenance import PRUNED, Removal, collect, pin, prune, verify
 from llm_kvbranch.store.store import Store
 
@@ -135,7 +135,7 @@ class TestPrune:
         assert not list(store.entries())
         assert blocks(store) == 0
         assert find(store, DOCUMENT) == Chain()
-        assert not store.find("tip_hash", ["tip"])
+        assert not store.by_hash("tip_hash", ["tip"])
         assert [r["reason"] for r in store.removals()] == [PRUNED]
 
     def test_all_that_was_given(self, store: Store) -> None:

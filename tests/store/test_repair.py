@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from llm_kvbranch.errors import StateError
-from llm_kvbranch.store.index import Entry
+from llm_kvbranch.store.chain import Entry
 from llm_kvbranch.store.maintenance import pin, repair, verify
 from llm_kvbranch.store.statefile import write_state
 from llm_kvbranch.store.store import Store
@@ -96,10 +96,10 @@ def open_to_all(store: Store) -> None:
 def die_while_writing(store: Store) -> None:
     script = (
         "import os, sys\n"
-        "from llm_kvbranch.store import statefile as s, store as t\n"
+        "from llm_kvbranch.store import Store\n"
+        "from tests.support.stores import a_state\n"
         "os.replace = lambda *_: os._exit(9)\n"
-        "state = s.State('x', 'm', 0, 1, 0, s.tokens_of([1]), '')\n"
-        "t.Store(sys.argv[1]).put(state, b'rows')\n"
+        "Store(sys.argv[1]).put(a_state('x', [1]), b'rows')\n"
     )
     assert run(script, str(store.root)).wait() == 9
 
@@ -224,7 +224,7 @@ def check_all(store: Store) -> None:
     assert (contents(store.root), list(store.db.iterdump())) == before
     for entry in store.entries():
         if entry.present:
-            with store.open(entry) as rows:
+            with store.open(entry) as (rows, _):
                 assert rows == rows_of(entry.state.response_id)
 
 

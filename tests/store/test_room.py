@@ -21,7 +21,7 @@ import llm_kvbranch
 import llm_kvbranch.store.files as files_module
 import llm_kvbranch.store.locks as locks_module
 from llm_kvbranch.errors import StoreError
-from llm_kvbranch.store.index import Entry
+from llm_kvbranch.store.chain import Entry
 from llm_kvbranch.store.maintenance import collect, pin, prune, verify
 from llm_kvbranch.store.store import EVICTED_FULL, Store
 

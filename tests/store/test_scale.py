@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from llm_kvbranch.store.index import BLOCK, Chain, Index
-from llm_kvbranch.store.statefile import State, prefix_digest, tokens_of
+from llm_kvbranch.store.chain import Chain
+from llm_kvbranch.store.header import State
+from llm_kvbranch.store.index import Index
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import BLOCK, prefix_digest, tokens_of
 
 MODEL = "some-model"
 SYSTEM = list(range(1000, 1000 + 4 * BLOCK + 5))

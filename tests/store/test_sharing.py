@@ -335,5 +335,5 @@ class TestCut:
                 if name.startswith("states/"):
                     path = bundle.with_name("piece")
                     path.write_bytes(archive.read(name))
-                    with open_state(path) as (state, payload):
+                    with open_state(path) as (state, payload, _):
                         check(payload, state.start, state.end, Layout())

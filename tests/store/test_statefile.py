@@ -29,18 +29,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import llm_kvbranch.store.statefile as state_module
-from llm_kvbranch.errors import StateError
-from llm_kvbranch.store.statefile import (
-    State,
+from llm_kvbranch.errors import StateError, UnreadableStateError
+from llm_kvbranch.store.header import State
+from llm_kvbranch.store.statefile import open_state, read_head, read_state, write_state
+from llm_kvbranch.store.tokens import (
     common_prefix,
-    open_state,
     prefix_digest,
-    read_head,
-    read_state,
     token_bytes,
     tokens_from_bytes,
     tokens_of,
-    write_state,
 )
 
 NAME = "some-response.safetensors"
@@ -162,7 +159,7 @@ class TestRoundTrip:
         written, nbytes = write_state(path, state, payload)
         digests = {"digest": written.digest, "payload": written.payload}
         assert nbytes == path.stat().st_size
-        with open_state(path) as (found, rows):
+        with open_state(path) as (found, rows, _):
             assert rows == payload
         assert found == State(**{**vars(state), **digests}) == written
         assert read_state(path) == found
@@ -181,7 +178,7 @@ class TestRoundTrip:
     )
     def test_any_buffer_is_a_payload(self, path: Path, payload: Any) -> None:
         write_state(path, a_state(), payload)
-        with open_state(path) as (_, rows):
+        with open_state(path) as (_, rows, _):
             assert bytes(rows) == bytes(memoryview(payload))
 
     def test_a_file_that_is_there_is_left_as_it_is(self, written: Path) -> None:
@@ -212,7 +209,7 @@ class TestRoundTrip:
         )
         write_state(path, a_state(), PAYLOAD)
         monkeypatch.undo()
-        with open_state(path) as (_, rows):
+        with open_state(path) as (_, rows, _):
             assert rows == PAYLOAD
 
 
@@ -390,6 +387,31 @@ class TestReasons:
 
     def test_below_a_regular_file(self, written: Path) -> None:
         assert refusal(written / NAME).startswith("state file is unreadable (")
+
+    @pytest.mark.parametrize("call", ["open", "mmap"])
+    def test_a_good_file_that_could_not_be_read(
+        self, written: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        "Told apart from a bad file, which may be deleted"
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        module = state_module.mmap if call == "mmap" else state_module
+        monkeypatch.setattr(module, call, refuse, raising=False)
+        with pytest.raises(UnreadableStateError, match="Too many open files"):
+            read_state(written)
+
+    @pytest.mark.parametrize("damage", ["missing", "cut", "changed", "empty"])
+    def test_a_bad_file_could_be_read(self, written: Path, damage: str) -> None:
+        data = written.read_bytes()
+        written.unlink()
+        if damage != "missing":
+            bad = {"cut": data[:-1], "changed": data[:-1] + b"?", "empty": b""}
+            written.write_bytes(bad[damage])
+        with pytest.raises(StateError) as caught:
+            read_state(written)
+        assert not isinstance(caught.value, UnreadableStateError)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_no_permission(self, written: Path) -> None:
@@ -698,19 +720,19 @@ class TestMapping:
 
     def test_writing_to_the_payload_leaves_the_file_alone(self, written: Path) -> None:
         before = written.read_bytes()
-        with open_state(written) as (_, rows):
+        with open_state(written) as (_, rows, _):
             rows[:] = bytes(len(rows))
         assert written.read_bytes() == before
 
     def test_the_payload_ends_with_its_context(self, written: Path) -> None:
-        with open_state(written) as (state, rows):
+        with open_state(written) as (state, rows, _):
             pass
         with pytest.raises(ValueError, match="released"):
             rows.tobytes()
         assert list(state.tokens) == [5, 6, 7]
 
     def test_a_deleted_file_stays_mapped(self, written: Path) -> None:
-        with open_state(written) as (_, rows):
+        with open_state(written) as (_, rows, _):
             written.unlink()
             assert rows == PAYLOAD
 
@@ -722,7 +744,7 @@ class TestMapping:
 
     @staticmethod
     def _fail_holding(path: Path, held: list[Any]) -> None:
-        with open_state(path) as (_, rows):
+        with open_state(path) as (_, rows, _):
             held.append(np.frombuffer(rows, np.uint8))
             raise RuntimeError("the real one")
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ from hypothesis.stateful import (
 )
 
 import llm_kvbranch.store.index as index_module
-import llm_kvbranch.store.stats as accounts_module
-from llm_kvbranch.errors import StateError, StoreError
-from llm_kvbranch.store.index import BLOCK, Chain, Entry
+import llm_kvbranch.store.stats as stats_module
+from llm_kvbranch.errors import StateError, StoreError, UnreadableStateError
+from llm_kvbranch.store.chain import Chain, Entry
+from llm_kvbranch.store.header import State
 from llm_kvbranch.store.maintenance import collect, pin, prune, repair, verify
-from llm_kvbranch.store.statefile import State, tokens_of, write_state
+from llm_kvbranch.store.statefile import read_state, write_state
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import BLOCK, tokens_of
 
 from ..support.stores import (
     DOCUMENT,
@@ -111,8 +113,20 @@ class TestPut:
         found = store.get("one")
         assert found is not None
         assert (found.state, found.nbytes) == (entry.state, entry.nbytes)
-        with store.open(found) as rows:
+        with store.open(found) as (rows, _):
             assert rows == b"rows"
+
+    def test_every_field_has_a_column(self, store: Store) -> None:
+        "A fact that a row lacks is lost when its file is evicted"
+        facts = {"input_hash": "i", "tip_hash": "t", "render": "r"}
+        facts |= {"thread_id": "thread", "origin": "elsewhere"}
+        state = a_state("one", DOCUMENT, 0, "zero", **facts)
+        entry = store.put(state, rows_of("one"), snapshots={50: b"memory"})
+        filled = {field.name for field in fields(State)} - {"start", "answer"}
+        assert all(getattr(entry.state, name) for name in filled)
+        found = store.get("one")
+        assert found is not None
+        assert found.state == entry.state == read_state(store.path(entry.state))
 
     def test_the_same_response_is_replaced(self, store: Store) -> None:
         old = put(store, "one", DOCUMENT)
@@ -121,7 +135,7 @@ class TestPut:
         assert files(store.root) == {f"{MODEL}/one.safetensors"}
         assert not find(store, DOCUMENT).tokens
         assert len(find(store, DOCUMENT[::-1]).tokens) == len(DOCUMENT)
-        with store.open(new) as rows:
+        with store.open(new) as (rows, _):
             assert rows == b"other rows"
         with pytest.raises(StateError, match="not the one that was stored"):
             store.open(old).__enter__()
@@ -239,6 +253,14 @@ class TestOpen:
         other = put(store, "one", DOCUMENT, fingerprint="other-model")
         shutil.copy(store.path(other.state), store.path(one.state))
         with pytest.raises(StateError, match="another model or build"):
+            store.open(one).__enter__()
+
+    def test_a_file_that_cannot_be_read(self, store: Store) -> None:
+        "It may be good, and must not be taken for a bad one"
+        one = put(store, "one", DOCUMENT)
+        store.path(one.state).unlink()
+        store.path(one.state).mkdir()
+        with pytest.raises(UnreadableStateError, match="is unreadable"):
             store.open(one).__enter__()
 
     def test_a_missing_file(self, store: Store) -> None:
@@ -575,33 +597,33 @@ class TestFind:
         put(store, "one", DOCUMENT, **{column: "h1"})
         put(store, "two", DOCUMENT, **{column: "h2"})
         put(store, "three", DOCUMENT)
-        assert names(store.find(column, ["h1"])) == ["one"]
-        assert names(store.find(column, ["h1", None, "h2", "h3"])) == ["two", "one"]
-        assert not store.find(column, [])
-        assert not store.find(column, [None, ""])
+        assert names(store.by_hash(column, ["h1"])) == ["one"]
+        assert names(store.by_hash(column, ["h1", None, "h2", "h3"])) == ["two", "one"]
+        assert not store.by_hash(column, [])
+        assert not store.by_hash(column, [None, ""])
         other = "input_hash" if column == "tip_hash" else "tip_hash"
-        assert not store.find(other, ["h1"])
+        assert not store.by_hash(other, ["h1"])
 
     def test_newest_first(self, store: Store) -> None:
         for name in ("b", "c", "a"):
             put(store, name, DOCUMENT, input_hash="h")
-        assert names(store.find("input_hash", ["h"])) == ["a", "c", "b"]
+        assert names(store.by_hash("input_hash", ["h"])) == ["a", "c", "b"]
         put(store, "b", DOCUMENT, input_hash="h")
-        assert names(store.find("input_hash", ["h"])) == ["b", "a", "c"]
+        assert names(store.by_hash("input_hash", ["h"])) == ["b", "a", "c"]
 
     def test_newest_first_among_very_many_hashes(self, store: Store) -> None:
         put(store, "old", DOCUMENT, tip_hash="h0")
         put(store, "new", DOCUMENT, tip_hash="h1999")
         hashes = [f"h{i}" for i in range(2000)]
-        assert names(store.find("tip_hash", hashes)) == ["new", "old"]
-        assert names(store.find("tip_hash", hashes[::-1])) == ["new", "old"]
+        assert names(store.by_hash("tip_hash", hashes)) == ["new", "old"]
+        assert names(store.by_hash("tip_hash", hashes[::-1])) == ["new", "old"]
 
     def test_of_one_model_or_any(self, store: Store) -> None:
         put(store, "one", DOCUMENT, fingerprint="a", tip_hash="h")
         put(store, "two", DOCUMENT, fingerprint="b", tip_hash="h")
-        assert names(store.find("tip_hash", ["h"], "a")) == ["one"]
-        assert names(store.find("tip_hash", ["h"], "b")) == ["two"]
-        assert names(store.find("tip_hash", ["h"])) == ["two", "one"]
+        assert names(store.by_hash("tip_hash", ["h"], "a")) == ["one"]
+        assert names(store.by_hash("tip_hash", ["h"], "b")) == ["two"]
+        assert names(store.by_hash("tip_hash", ["h"])) == ["two", "one"]
 
     @pytest.mark.parametrize("column", ["tip_hash", "input_hash", "id"])
     def test_the_cost_is_that_of_what_is_found(self, store: Store, column: str) -> None:
@@ -610,7 +632,7 @@ class TestFind:
             store,
             (lambda: store.get("one"))
             if column == "id"
-            else (lambda: store.find(column, ["h"])[0]),
+            else (lambda: store.by_hash(column, ["h"])[0]),
         )
         assert many <= some * 1.2
 
@@ -671,12 +693,12 @@ class TestRestart:
                     chain = find(store, whole[:n], fingerprint=model)
                     found[f"{model} {whole[:n]}"] = suppliers(chain)
             for column, value in {"tip_hash": "t9", "input_hash": "i2"}.items():
-                entries = store.find(column, ["t1", "t2", "t3", value], model)
+                entries = store.by_hash(column, ["t1", "t2", "t3", value], model)
                 found[f"{model} {column}"] = [(e.state, e.nbytes) for e in entries]
         for entry in store.entries():
             key = f"{entry.state.fingerprint} {entry.state.response_id}"
             found[key] = (entry.state, entry.nbytes, suppliers(store.chain(entry)))
-            with store.open(entry) as rows:
+            with store.open(entry) as (rows, _):
                 assert rows == rows_of(entry.state.response_id)
         found["problems"] = sorted(verify(store))
         return found
@@ -736,7 +758,7 @@ class TestRestart:
             found = store.get("a")
             assert found is not None
             assert found.state.fingerprint == "x"
-            assert names(store.find("tip_hash", ["h"], "y")) == ["a", "b"]
+            assert names(store.by_hash("tip_hash", ["h"], "y")) == ["a", "b"]
             after = [(e.state.fingerprint, names([e])) for e in store.entries()]
             assert after == before
 
@@ -781,7 +803,7 @@ class TestRestart:
             for name in ("one", "two", "three"):
                 entry = store.get(name)
                 assert entry is not None
-                with store.open(entry) as rows:
+                with store.open(entry) as (rows, _):
                     assert rows == rows_of(name)
 
     def test_a_file_out_of_place_is_no_entry(self, root: Path) -> None:
@@ -838,7 +860,7 @@ class TestLost:
         assert found is not None
         assert not found.present
         assert found.state == entry.state
-        assert names(store.find("tip_hash", ["tip"])) == ["one"]
+        assert names(store.by_hash("tip_hash", ["tip"])) == ["one"]
         chain = store.chain(child)
         assert list(chain.tokens) == [*DOCUMENT, 7]
         assert chain.available == 1
@@ -883,7 +905,7 @@ class TestLost:
         with contextlib.closing(Store(store.root)) as other:
             healed = other.put(state, rows_of("one"))
         store.lost(seen, "state file is damaged")
-        with store.open(healed) as rows:
+        with store.open(healed) as (rows, _):
             assert rows == rows_of("one")
         assert not list(verify(store))
         assert [e.present for e in store.entries()] == [True]
@@ -969,10 +991,10 @@ class TestVerify:
         "By the names that they really have"
         script = (
             "import os, sys\n"
-            "from llm_kvbranch.store import statefile as s, store as t\n"
+            "from llm_kvbranch.store import Store\n"
+            "from tests.support.stores import a_state\n"
             "os.replace = lambda *_: os._exit(9)\n"
-            "state = s.State('x', 'm', 0, 1, 0, s.tokens_of([1]), '')\n"
-            "t.Store(sys.argv[1]).put(state, b'rows')\n"
+            "Store(sys.argv[1]).put(a_state('x', [1]), b'rows')\n"
         )
         self.filled(store)
         assert run(script, str(store.root)).wait() == 9
@@ -1025,7 +1047,8 @@ class TestVerify:
 WRITER = """
 import sys, time
 from pathlib import Path
-from llm_kvbranch.store.statefile import State, prefix_digest, tokens_of
+from llm_kvbranch.store.header import State
+from llm_kvbranch.store.tokens import prefix_digest, tokens_of
 from llm_kvbranch.store.store import Store
 
 root, name = Path(sys.argv[1]), sys.argv[2]
@@ -1039,7 +1062,14 @@ for i in range(20):
     whole += tokens_of([ord(name)] * 10)
     parent, prefix, before = f"{name}-{i}", prefix_digest(whole, start), parent
     state = State(
-        parent, "some-model", start, len(whole), start, whole[start:], prefix, before
+        response_id=parent,
+        parent_id=before,
+        fingerprint="some-model",
+        start=start,
+        end=len(whole),
+        answer=start,
+        prefix=prefix,
+        tokens=whole[start:],
     )
     store.put(state, parent.encode(), store.longest_prefix("some-model", whole[:start]))
     assert store.longest_prefix("some-model", whole).tokens == whole
@@ -1179,13 +1209,13 @@ class TestFileDigest:
     def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         "Every file that is read for its digest"
         paths: list[Path] = []
-        digest = accounts_module.content_digest
+        digest = stats_module.content_digest
 
         def reading(path: Path) -> str:
             paths.append(path)
             return digest(path)
 
-        monkeypatch.setattr(accounts_module, "content_digest", reading)
+        monkeypatch.setattr(stats_module, "content_digest", reading)
         return paths
 
     def test_a_hit_does_not_read_the_file(
@@ -1241,9 +1271,7 @@ class TestFileDigest:
         with contextlib.closing(sqlite3.connect(store.root / "index.db")) as other:
             other.execute("begin immediate")
             digest = store.file_digest(model)
-        assert (
-            digest == store.file_digest(model) == accounts_module.content_digest(model)
-        )
+        assert digest == store.file_digest(model) == stats_module.content_digest(model)
 
     def test_a_missing_file(self, store: Store, model: Path) -> None:
         store.file_digest(model)
@@ -1255,7 +1283,7 @@ class TestFileDigest:
         model.write_bytes(bytes(5 << 20))
         first = store.file_digest(model)
         model.write_bytes(bytes((5 << 20) - 1) + b"\1")
-        assert accounts_module.content_digest(model) != first
+        assert stats_module.content_digest(model) != first
 
 
 class TestBookkeeping:
@@ -1516,7 +1544,7 @@ class StoreMachine(RuleBasedStateMachine):
         name = entry.state.response_id
         assert entry.present == (name in self.present)
         if entry.present:
-            with self.store.open(entry) as rows:
+            with self.store.open(entry) as (rows, _):
                 assert rows == rows_of(name)
 
     @invariant()

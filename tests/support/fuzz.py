@@ -35,19 +35,11 @@ from typing import Any
 import xxhash
 
 from llm_kvbranch.errors import KVBranchError, StateError
+from llm_kvbranch.store.header import State
 from llm_kvbranch.store.maintenance import repair, verify
-from llm_kvbranch.store.statefile import (
-    SUFFIX,
-    State,
-    open_parts,
-    open_state,
-    prefix_digest,
-    read_head,
-    token_bytes,
-    tokens_of,
-    write_state,
-)
+from llm_kvbranch.store.statefile import SUFFIX, open_state, read_head, write_state
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest, token_bytes, tokens_of
 
 # Those that are run: SmolLM2, and toys that tests.support.synth makes
 MODELS = ("smollm2", "gemma3", "mamba", "granitehybrid", "lfm2", "qwen35")
@@ -193,7 +185,7 @@ def parts_of(good: list[bytes], folder: Path) -> dict[str, Parts]:
     found, path = {}, folder / f"whole{SUFFIX}"
     for data in good:
         put(path, data)
-        with open_parts(path) as (state, payload, snapshots):
+        with open_state(path) as (state, payload, snapshots):
             copies = {mark: bytes(part) for mark, part in snapshots.items()}
             found[state.digest] = state, bytes(payload), copies
     path.unlink()
@@ -672,7 +664,7 @@ def _check_parts(
 ) -> None:
     "What can be read of a damaged file without the rest is as it was"
     try:
-        with open_parts(path, ()) as (state, payload, none):
+        with open_state(path, ()) as (state, payload, none):
             whole, rows, snapshots = known[state.digest]
             if none or state != whole or payload != rows:
                 report.failures.append(f"{where}: other rows were accepted")
@@ -682,7 +674,7 @@ def _check_parts(
     n_good = 0
     for mark in state.marks:
         try:
-            with open_parts(path, [mark]) as (_, payload, found):
+            with open_state(path, [mark]) as (_, payload, found):
                 n_good += 1
                 if payload != rows or found != {mark: snapshots[mark]}:
                     report.failures.append(f"{where}: another snapshot was accepted")
@@ -703,7 +695,7 @@ def check_signed(n: int, seed: int, folder: Path, first: int = 0) -> Report:
         put(path, data)
         report.tried += 1
         try:
-            with open_parts(path) as (state, payload, snapshots):
+            with open_state(path) as (state, payload, snapshots):
                 report.accepted[name] += 1
                 parts = {mark: bytes(part) for mark, part in snapshots.items()}
                 for problem in contradictions(state, bytes(payload), parts, data):
@@ -711,7 +703,7 @@ def check_signed(n: int, seed: int, folder: Path, first: int = 0) -> Report:
             if read_head(path) != (state, len(data)):
                 report.failures.append(f"{where}: its head says something else")
             for wanted in ((), state.marks[:1], state.marks[1:]):
-                with open_parts(path, wanted) as (same, _, snapshots):
+                with open_state(path, wanted) as (same, _, snapshots):
                     if same != state or snapshots != {at: parts[at] for at in wanted}:
                         report.failures.append(f"{where}: parts say something else")
         except StateError as error:
@@ -783,7 +775,7 @@ def check_stores(n: int, seed: int, folder: Path, first: int = 0) -> Report:
                     store.chain(entry)
                     store.longest_prefix("some-model", entry.state.tokens)
                     try:
-                        with store.open_parts(entry) as (_, snapshots):
+                        with store.open(entry) as (_, snapshots):
                             report.accepted["state"] += 1
                             report.accepted["snapshot"] += len(snapshots)
                     except StateError as error:

@@ -25,7 +25,7 @@ with atheris.instrument_imports(
 ):
     from llm_kvbranch.engine import blob
     from llm_kvbranch.errors import StateError
-    from llm_kvbranch.store.statefile import SUFFIX, open_parts, read_head
+    from llm_kvbranch.store.statefile import SUFFIX, open_state, read_head
 
 from tests.support import fuzz
 
@@ -46,7 +46,7 @@ GOOD = fuzz.good_files(FOLDER)
 def read(data: bytes) -> None:
     "As a file: what is accepted says of itself what its head says"
     fuzz.put(PATH, data)
-    with contextlib.suppress(StateError), open_parts(PATH) as (state, payload, parts):
+    with contextlib.suppress(StateError), open_state(PATH) as (state, payload, parts):
         assert read_head(PATH) == (state, len(data))
         copies = {mark: bytes(part) for mark, part in parts.items()}
         assert not list(fuzz.contradictions(state, bytes(payload), copies, data))
@@ -56,7 +56,7 @@ def read(data: bytes) -> None:
     with contextlib.suppress(StateError):
         state, _ = read_head(PATH)
         for mark in state.marks:
-            with contextlib.suppress(StateError), open_parts(PATH, [mark]) as found:
+            with contextlib.suppress(StateError), open_state(PATH, [mark]) as found:
                 assert list(found[2]) == [mark]
 
 

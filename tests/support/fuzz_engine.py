@@ -37,7 +37,7 @@ from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings
 from llm_kvbranch.errors import StateError
 from llm_kvbranch.inference.session import Generation, Request, Session, open_session
 from llm_kvbranch.models.catalog import embedded_model
-from llm_kvbranch.store.store import Entry
+from llm_kvbranch.store.chain import Entry
 
 from . import synth
 from .fuzz import ACCIDENTS, Random, Report, hit, mutated, put, rng_of
@@ -538,7 +538,7 @@ class Home:
         self.payloads: list[bytes] = []
         self.snapshots: list[dict[int, bytes]] = []
         for entry in self.entries:
-            with self.store.open_parts(entry) as (rows, snapshots):
+            with self.store.open(entry) as (rows, snapshots):
                 self.payloads.append(bytes(rows))
                 copies = {mark: bytes(part) for mark, part in snapshots.items()}
                 self.snapshots.append(copies)
@@ -680,7 +680,7 @@ class Home:
             entry.state,
             len(data),
         ):
-            self.store.adopt(entry.state, len(data))
+            self.store.add_to_index(entry.state, len(data))
 
     def is_right(self, prompt: str) -> bool:
         "Whether good files are restored and lead to the right answer"
@@ -843,7 +843,7 @@ def read_file(
     "A damaged file: refused as a whole, and each of its parts if that is damaged"
     entry = home.entries[which]
     try:
-        with home.store.open_parts(entry) as (payload, _):
+        with home.store.open(entry) as (payload, _):
             report.accepted[name] += 1
             report.failures.append(f"{where}: accepted")
             home.restore(which, bytes(payload))
@@ -855,7 +855,7 @@ def read_file(
         good = parts is not None and not parts & {None, mark}
         try:
             wanted = () if mark is None else (mark,)
-            with home.store.open_parts(entry, wanted) as (rows, snapshots):
+            with home.store.open(entry, wanted) as (rows, snapshots):
                 expected = {at: home.snapshots[which][at] for at in wanted}
                 if not good or rows != home.payloads[which] or snapshots != expected:
                     report.failures.append(f"{where}: a part of it was accepted")

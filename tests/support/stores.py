@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import llm_kvbranch
-from llm_kvbranch.store.index import Chain, Entry
-from llm_kvbranch.store.statefile import State, prefix_digest, tokens_of
+from llm_kvbranch.store.chain import Chain, Entry
+from llm_kvbranch.store.header import State
 from llm_kvbranch.store.store import Store
+from llm_kvbranch.store.tokens import prefix_digest, tokens_of
 
 MODEL = "some-model"
 DOCUMENT = list(range(1000, 1100))  # 100 tokens: three blocks and a bit

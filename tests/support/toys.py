@@ -29,7 +29,7 @@ from llm_kvbranch.engine import (
     Weights,
 )
 from llm_kvbranch.engine.blob import HEADER, Area, check, check_snapshot
-from llm_kvbranch.store.statefile import State
+from llm_kvbranch.store.header import State
 
 from . import synth
 
