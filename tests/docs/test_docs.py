@@ -122,6 +122,32 @@ def test_every_page_is_in_the_table_of_contents():
     assert {f"{name}.md" for name in listed} == set(DOCS) - {"index.md"}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_in_examples_are_there(page):
+    "Each llm kvbranch ... of a code block is a command that takes these options"
+    lines = [
+        line
+        for kind, block in FENCE.findall(page.read_text())
+        if kind in ("bash", "")
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    for line in lines:
+        for words in re.findall(r"llm kvbranch ([^|#'\"]*)", line):
+            command, rest = kvbranch, words.split()
+            while rest and isinstance(command, click.Group):
+                context = click.Context(command)
+                found = command.get_command(context, rest[0])
+                if found is None:
+                    break
+                command, rest = found, rest[1:]
+            if isinstance(command, click.Group):
+                command = COMMANDS["branch"]
+            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+            for word in rest:
+                if word.startswith("-"):
+                    assert word in {*known, "--help"}, line
+
+
 def test_ci_runs_what_readme_says():
     "The test command is the one that a reader would copy"
     script = (ROOT / ".ci" / "run").read_text()
