@@ -34,6 +34,18 @@ ROOMS = {
     "cli": "errors settings log store models web",
     "__init__": "model cli",
 }
+# The same for the rooms of web, which are packages themselves
+WEB = {
+    "errors": "",
+    "compat": "",
+    "door": "errors compat",
+    "serving": "errors compat door",
+    "api": "errors compat door serving",
+    "page": "errors compat door serving api",
+    "datasette_ui": "compat door serving",
+    "routes": "door api page",
+    "__init__": "compat door api datasette_ui routes",
+}
 # Library -> the rooms that may import it
 OUTSIDE = {
     "llama_cpp": {"engine"},
@@ -164,6 +176,37 @@ def test_every_allowed_import_is_used():
             if not other.startswith(":")
         }
         assert set(allowed.split()) <= used, room
+
+
+def web_room_of(module: str) -> str | None:
+    "The room of web that a module is in; None outside of web"
+    first, _, rest = module.partition(".")
+    return (rest.partition(".")[0] or "__init__") if first == "web" else None
+
+
+def test_the_rooms_of_web_are_an_order_too():
+    seen: set[str] = set()
+    for room, allowed in WEB.items():
+        assert set(allowed.split()) <= seen, room
+        seen.add(room)
+    used: dict[str | None, set[str]] = {room: set() for room in WEB}
+    for module in filter(web_room_of, MODULES):
+        room = web_room_of(module)
+        for other, name in imports(MODULES[module]):
+            below = web_room_of(other)
+            if below == "__init__":  # from .. import errors
+                assert name is None, f"{module} imports {name} from web"
+            if below in (None, room):
+                continue
+            used[room].add(below)
+            assert below in WEB[room].split(), f"{module} may not import {other}"
+            package = PACKAGE / "web" / below / "__init__.py"
+            if package.exists():
+                wanted = other.split(".", 2)[2] if name is None else name
+                past = f"{module} imports past web.{below}: {other}"
+                assert name is None or other == f"web.{below}", past
+                assert wanted in shown(package), f"web.{below} does not show {wanted}"
+    assert used == {room: set(allowed.split()) for room, allowed in WEB.items()}
 
 
 def test_no_file_imports_itself_by_way_of_others():

@@ -10,7 +10,7 @@ import click
 from .options import database_option
 
 if TYPE_CHECKING:
-    from ..web.serving.launch import Ready
+    from ..web.serving.launch import ServerInfo
 
 
 @click.command()
@@ -87,7 +87,7 @@ def serve(
 
     if model is not None:
         model = model.removeprefix(f"{catalog.MODEL_ID}/")
-    wanted = launch.Wanted(
+    wanted = launch.ServeOptions(
         host=host,
         port=port,
         allow_hosts=allow_hosts,
@@ -102,7 +102,7 @@ def serve(
     launch.serve(wanted, lambda ready: _show(ready, slots, open_))
 
 
-def _show(ready: Ready, slots: int, open_: bool) -> None:
+def _show(ready: ServerInfo, slots: int, open_: bool) -> None:
     "Print what is needed to use the server"
     answers = "one answer" if slots == 1 else f"{slots} answers"
     does = f"serves {answers} at once" if ready.is_new else "is already being served"

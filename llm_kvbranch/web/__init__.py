@@ -1,11 +1,14 @@
-"""datasette's hooks: who may do what, and what is reached at which path.
+"""datasette's hooks: the server, its API, and pages on any datasette with a log.
 
-This module holds the hooks and nothing else. Every ``datasette`` command loads it,
-so everything is imported inside them: neither llm nor llama.cpp, not even datasette.
-Hooks that one version of datasette does not know are ignored by it: 0.65 asks
-``permission_allowed``, ``get_metadata`` and ``canned_queries``, 1.0
-``register_actions``, ``permission_resources_sql``, ``row_actions`` and
-``view_actions``.
+Owns the plugin: this module holds its hooks and nothing else, and the rooms below it
+are ``errors``, ``compat``, ``door``, ``serving``, ``api``, ``page``, ``datasette_ui``
+and ``routes``, in this order. It does not know what a hook's answer means.
+
+Every ``datasette`` command loads this module, so hooks import what they need when
+they are called: not llm, not llama.cpp, not even datasette. datasette ignores hooks
+that it does not know: only 0.65 calls ``permission_allowed``, ``get_metadata`` and
+``canned_queries``, only 1.0 ``register_actions``, ``permission_resources_sql``,
+``row_actions`` and ``view_actions``.
 """
 
 from __future__ import annotations
@@ -19,59 +22,61 @@ hookimpl = HookimplMarker("datasette")
 
 @hookimpl
 def register_routes(datasette: Any) -> list[tuple[str, Any]]:
-    from .api.routes import ROUTES
-    from .door.login import ROUTE
+    from .routes import LOGIN_ROUTE, ROUTES
 
-    return [ROUTE, *ROUTES]
+    return [LOGIN_ROUTE, *ROUTES]
 
 
 @hookimpl(trylast=True)
 def asgi_wrapper(datasette: Any) -> Any:
-    "Called last, so around everything that other plugins wrap"
-    from .door.access import guarded
+    "Called last, so that the guard is around the wrappers of other plugins"
+    from .door import guarded
+    from .routes import is_ours
 
-    return lambda app: guarded(app, datasette)
+    return lambda app: guarded(app, datasette, is_ours)
 
 
 @hookimpl
 def actor_from_request(datasette: Any, request: Any) -> dict[str, str] | None:
-    from .door.access import actor_of_token
+    from .door import actor_of_token
 
     return actor_of_token(datasette, request.headers.get("authorization"))
 
 
 @hookimpl
 def permission_allowed(actor: dict[str, Any] | None, action: str) -> bool | None:
-    from .door.access import ACTIONS, is_known
+    from .door import ACTIONS, is_known
 
     return (is_known(actor) or None) if action in ACTIONS else None
 
 
 @hookimpl
 def register_actions() -> list[Any]:
-    from datasette.permissions import Action
+    from .compat import actions
+    from .door import ACTIONS
 
-    from .door.access import ACTIONS
-
-    return [Action(name=name, description=about) for name, about in ACTIONS.items()]
+    return actions(ACTIONS)
 
 
 @hookimpl
 def permission_resources_sql(actor: dict[str, Any] | None, action: str) -> Any:
-    from .door.access import ACTIONS, is_known
+    from .compat import grant
+    from .door import ACTIONS, is_known
 
     if action not in ACTIONS or not is_known(actor):
         return None
-    from datasette.permissions import PermissionSQL
-
-    return PermissionSQL.allow(reason="root or the API token of llm kvbranch serve")
+    return grant("root or the API token of llm kvbranch serve")
 
 
 @hookimpl
 def handle_exception(datasette: Any, request: Any, exception: Exception) -> Any:
-    from .api.failures import answer
+    "For our own paths; None leaves it to datasette"
+    from .api import failure_response
+    from .routes import is_ours
 
-    return answer(datasette, request, exception)
+    if not is_ours(datasette, request.scope):
+        return None
+    return failure_response(exception)
 
 
 @hookimpl

@@ -1,11 +1,10 @@
-"""From datasette's own pages to ours: menus, cells, and tables that say more.
+"""Links from datasette's own pages to ours: menus, cells, facets and queries.
 
-The idea: whoever looks at a row of the log is one click away from the tree that it
-is in. Facets, sort orders and queries are suggestions: what the person who runs
-datasette has set goes first.
+The idea: every row of the log is one click away from its tree. Facets, sort orders
+and queries are suggestions: the user's own settings take precedence.
 
-The invariant: nothing is changed in a database that is no log, or that somebody
-may not see.
+The invariant: nothing changes for a database that is not a log, or for an actor who
+may not see it.
 
 This module does not know what our pages show.
 """
@@ -17,15 +16,15 @@ from copy import deepcopy
 from typing import Any
 
 from ..log import tables as log_tables
-from .door.access import HOME
-from .serving.log import is_log, known_logs, logs_of, may_see
+from . import compat
+from .door import HOME, may_see
+from .serving import is_log, known_logs, logs_of
 
-_INTERNAL = "_internal"  # datasette 0.65's own
 LABEL = "Conversation trees"
-# Columns that name a response or a message, by what they are called everywhere
+# Columns that hold the id of a response or the hash of a message, in any table
 _IDS = frozenset({"response_id", "from_response", "turn_id", "state_parent"})
 _HASHES = frozenset({"tip_message_hash", "message_hash"})
-# Cells beside a key that names a response, and the table that their value is of
+# Cells that link the response in their row's key, and the table that they refer to
 _BESIDE: dict[tuple[str | None, str], str] = {
     ("kvbranch_branches", "thread_id"): "threads",
     ("kvbranch_marks", "starred"): "",
@@ -50,12 +49,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kvbranch_responses": {
         "sort_desc": "response_id",
         "facets": ["model", "verb"],
-        "description": "Responses with what was asked, what it cost, and marks",
+        "description": "Responses with their prompts, costs and marks",
     },
     "kvbranch_branch_points": {
         "sort_desc": "response_id",
         "facets": ["verb"],
-        "description": "Branches with the answer that they leave",
+        "description": "Branches and the answers that they start from",
     },
 }
 QUERIES: dict[str, dict[str, str]] = {
@@ -66,13 +65,13 @@ QUERIES: dict[str, dict[str, str]] = {
         " order by response_id desc",
     },
     "kvbranch_most_branched": {
-        "title": "Responses that most branches leave",
+        "title": "Responses with the most branches",
         "sql": "select from_response, from_prompt, count(*) as branches,"
         " group_concat(distinct verb) as verbs from kvbranch_branch_points"
         " group by from_response order by branches desc, from_response desc",
     },
     "kvbranch_reuse": {
-        "title": "What was read again, and what was not, by model and day",
+        "title": "Restored and prefilled tokens by model and day",
         "sql": "select model, substr(datetime_utc, 1, 10) as day,"
         " count(*) as responses, sum(restored_tokens) as restored_tokens,"
         " sum(prefilled_tokens) as prefilled_tokens,"
@@ -83,7 +82,7 @@ QUERIES: dict[str, dict[str, str]] = {
         " group by model, day order by day desc, model",
     },
     "kvbranch_misses": {
-        "title": "Why state could not be used",
+        "title": "Why state was not restored",
         "sql": "select miss_reason, count(*) as responses,"
         " sum(prefilled_tokens) as prefilled_tokens, max(response_id) as response_id"
         " from kvbranch_responses where miss_reason is not null"
@@ -93,7 +92,7 @@ QUERIES: dict[str, dict[str, str]] = {
 
 
 async def menu(datasette: Any, actor: Any) -> list[dict[str, str]]:
-    "For everybody's menu, where there is a log that they may see"
+    "For the main menu of an actor who may see a log"
     if not await logs_of(datasette, actor):
         return []
     return [{"href": datasette.urls.path(HOME), "label": LABEL}]
@@ -102,7 +101,7 @@ async def menu(datasette: Any, actor: Any) -> list[dict[str, str]]:
 async def actions(
     datasette: Any, actor: Any, database: str, table: str | None = None
 ) -> list[dict[str, str]]:
-    "For the menu of a database, or of a table in it"
+    "For the menu of a database, or of one of its tables"
     if table is not None and table not in _TABLES:
         return []
     if not (
@@ -117,10 +116,10 @@ async def actions(
 async def row_actions(
     datasette: Any, actor: Any, database: str, table: str, row: Any
 ) -> list[dict[str, str]]:
-    "For the menu of a row: the tree that it is in"
+    "For the menu of a row: its tree"
     columns = {"turns": "id", "threads": "id", "messages": "hash"}
     column = columns.get(table, "response_id" if table in _TABLES else None)
-    if column is None or column not in row.keys():  # noqa: SIM118  (a row of SQLite's)
+    if column is None or column not in row.keys():  # noqa: SIM118  (a sqlite3.Row)
         return []
     if not await actions(datasette, actor, database):
         return []
@@ -131,8 +130,8 @@ async def row_actions(
 async def cell(
     datasette: Any, database: str, table: str | None, column: str, value: Any, row: Any
 ) -> Any:
-    "An id or a hash with a link to the tree beside it; None for others"
-    if isinstance(value, dict):  # of a row that datasette has looked up
+    "An id or a hash with a link to its tree; None for other values"
+    if isinstance(value, dict):  # datasette has looked up its label
         value = value.get("value")
     linked, meant = _meaning(table, column, value, row)
     if meant is None or not await is_log(datasette, database):
@@ -151,9 +150,9 @@ async def cell(
 def _meaning(
     table: str | None, column: str, value: Any, row: Any
 ) -> tuple[str, str | None]:
-    "The table that a cell is about a row of, and what to show in its tree"
+    "The table that a cell refers to, and what to show in the tree"
     beside = _BESIDE.get((table, column))
-    if beside is not None:  # datasette itself links the key of these
+    if beside is not None:  # datasette itself links the key
         id = str(row["response_id"])
         return beside, id if _ID.fullmatch(id) else None
     if not isinstance(value, str):
@@ -161,44 +160,38 @@ def _meaning(
     if column in _IDS and _ID.fullmatch(value):
         return "turns", value
     if column in _HASHES and _HASH.fullmatch(value):
-        # Several responses may say the same: this row knows which one
+        # Several responses may share a hash; this row knows which one it means
         return "messages", row["id"] if table in ("turns", "threads") else value
     return "", None
 
 
 def _dashed(value: Any) -> str:
-    "A primary key as datasette has it in addresses"
+    "A primary key as datasette writes it in addresses"
     from datasette.utils import tilde_encode
 
     return str(tilde_encode(str(value)))
 
 
 def address(datasette: Any, database: str, id: str | None = None) -> str:
-    "Of our page on a log, or on a response or a message of it"
+    "The address of our page on a log, or on a response or message in it"
     from urllib.parse import quote, urlencode
 
     page = f"{HOME}/{quote(id, safe=':')}" if id else HOME
-    others = [each for each in datasette.databases if each not in (database, _INTERNAL)]
-    query = {"db": database} if others else {}
+    others = {name for name in datasette.databases if not compat.is_internal(name)}
+    query = {"db": database} if others - {database} else {}
     return str(datasette.urls.path(page)) + (f"?{urlencode(query)}" if query else "")
 
 
 async def find_logs(datasette: Any) -> None:
-    "Look for logs when datasette starts, and tell 1.0 what is suggested for each"
-    logs = [name for name in datasette.databases if await is_log(datasette, name)]
-    if not hasattr(datasette, "add_query"):  # datasette 0.65 asks when it needs it
-        return
-    for name in logs:
-        tables = datasette.config.setdefault("databases", {}).setdefault(name, {})
-        tables = tables.setdefault("tables", {})
-        for table, settings in suggested(tables).items():
-            tables[table] = {**settings, **tables.get(table, {})}
-        for query, about in (await queries(datasette, name)).items():
-            await datasette.add_query(name, query, about["sql"], title=about["title"])
+    "Find the logs when datasette starts, and add our suggestions for each"
+    for name in datasette.databases:
+        if await is_log(datasette, name) and compat.takes_suggestions(datasette):
+            found = await queries(datasette, name)
+            await compat.suggest(datasette, name, suggested, found)
 
 
 def suggested(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    "What is suggested beside what somebody has set for tables; one order is enough"
+    "Our settings for tables, but for a sort order where the user set one"
     return {
         table: {
             key: value
@@ -210,17 +203,17 @@ def suggested(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def metadata(datasette: Any) -> dict[str, Any]:
-    "What is suggested for the tables of each log, as datasette 0.65 asks for it"
-    own = getattr(datasette, "_metadata_local", None) or {}
-    databases = {}
-    for name in known_logs(datasette):
-        tables = ((own.get("databases") or {}).get(name) or {}).get("tables") or {}
-        databases[name] = {"tables": suggested(tables)}
-    return {"databases": databases}
+    "Our settings for the tables of each log, for datasette 0.65"
+    return {
+        "databases": {
+            name: {"tables": suggested(compat.table_settings(datasette, name))}
+            for name in known_logs(datasette)
+        }
+    }
 
 
 async def queries(datasette: Any, database: str) -> dict[str, dict[str, str]]:
-    "Queries for a log that has our views"
+    "Our queries, for a log that has our views"
     if not await is_log(datasette, database):
         return {}
     views = await datasette.get_database(database).view_names()

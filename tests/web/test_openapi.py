@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from llm_kvbranch.web.api.openapi import document
-from llm_kvbranch.web.api.routes import ROUTES
+from llm_kvbranch.web.routes import ROUTES
 
 from ..support.servers import PATIENCE, Server
 

@@ -17,7 +17,7 @@ from html.parser import HTMLParser
 import pytest
 
 from llm_kvbranch.log.marks import mark
-from llm_kvbranch.web.door import access
+from llm_kvbranch.web.door import Door, close_door
 from llm_kvbranch.web.page.static_files import digest, files, modules
 from llm_kvbranch.web.serving import launch
 
@@ -63,7 +63,7 @@ def log(user_path):
 async def served_on(path):
     "datasette as serve starts it, without a model"
     datasette, _ = launch.build(path)
-    access.close_door(datasette, access.Door(TOKEN))
+    close_door(datasette, Door(TOKEN))
     return await started(datasette)
 
 

@@ -317,11 +317,11 @@ class TestAgain:
             monkeypatch.setenv("LLM_USER_PATH", str(serving.home))
             self.only_the_same(serving)
             assert serving.stop()[0] == 0
-            assert launch.already_there(launch.Wanted(), serving.token) is None
+            assert launch.already_there(launch.ServeOptions(), serving.token) is None
 
     def only_the_same(self, serving):
         "Started in another way it is another server"
-        same = launch.Wanted(database=str(serving.home / "logs.db"))
+        same = launch.ServeOptions(database=str(serving.home / "logs.db"))
         assert launch.already_there(same, serving.token).url == serving.url
         for other in (
             {"port": 0},
@@ -387,7 +387,7 @@ class TestRefusals:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
             line = refused(tmp_path, "--port", port)
-        assert f"Port {port} of 127.0.0.1 cannot be had" in line
+        assert f"Port {port} of 127.0.0.1 is not available" in line
         assert "--port 0" in line
 
     def test_no_such_model(self, tmp_path):

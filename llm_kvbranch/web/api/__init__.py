@@ -1,5 +1,21 @@
 """The JSON that programs speak: OpenAI's chat API, branching, status, and internals.
 
-Owns the forms of requests and answers and what their errors look like. It does not
-know how answers are computed or how pages are drawn.
+Owns the formats of requests and responses, and the one decorator of all endpoints. It
+does not know how answers are generated or what the pages look like.
 """
+
+from . import branches, chat, internal, openapi, schemas, status
+from .endpoint import Call, endpoint, failure_response, json_response
+
+__all__ = [
+    "Call",
+    "branches",
+    "chat",
+    "endpoint",
+    "failure_response",
+    "internal",
+    "json_response",
+    "openapi",
+    "schemas",
+    "status",
+]

@@ -1,7 +1,9 @@
-"""What the server does for other processes of the same user: see remote.
+"""The protocol of client.py: answers for other processes of the same user.
 
-The idea: they get text and facts, log the answer themselves, and say so: then its
-state is stored.
+The idea: the other process gets text and facts, logs the answer itself, and then says
+so; only then is the state stored.
+
+This module does not know the log.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from pydantic import BaseModel, ConfigDict
 from ...inference import Ticket
 from ...model import request_of
 from ...models import ModelSettings
-from .endpoint import Call, json_response, view
-from .openai import RequestError
+from ..door import GENERATE
+from ..errors import RequestError
+from .endpoint import Call, endpoint, json_response
 from .streams import Event
 
-GENERATE = "kvbranch-generate"
-# Answers that were not logged yet: a command does so at once, or never. They may
-# hold their rows in memory until then.
+# Limits for answers that are not logged yet and may hold rows in memory until then.
+# A command logs its answer at once, or never.
 _MOST = 256
 _SECONDS = 120
 
@@ -51,9 +53,9 @@ class TailRequest(BaseModel):
     n: int
 
 
-@view("POST", GENERATE, RunRequest)
+@endpoint("POST", GENERATE, RunRequest)
 async def run(call: Call) -> Any:
-    "Answer messages of llm's, with kvllama's options; to be logged by who asks"
+    "Answer llm messages, with kvllama's options; the client logs the answer"
     body, server = call.body, call.server
     try:
         chosen = ModelSettings(**body.options)
@@ -81,7 +83,7 @@ async def run(call: Call) -> Any:
             "ticket": _keep(server.uncommitted, kept),
         }
 
-    return await call.lines(events())
+    return await call.stream(events(), lines=True)
 
 
 def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
@@ -93,13 +95,13 @@ def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
     return name
 
 
-@view("POST", GENERATE, CommitRequest)
+@endpoint("POST", GENERATE, CommitRequest)
 async def commit(call: Call) -> Any:
     "Store the state of an answer that was logged"
     body, server = call.body, call.server
     ticket = server.uncommitted.pop(body.ticket, None)
     if ticket is None:
-        raise RequestError(404, "There is no such answer to be stored")
+        raise RequestError(404, "There is no such answer to store")
     future = server.scheduler.call(
         ticket.generation.commit, body.response_id, body.thread_id
     )
@@ -107,9 +109,9 @@ async def commit(call: Call) -> Any:
     return json_response({"stored": entry is not None})
 
 
-@view("POST", GENERATE, TailRequest)
+@endpoint("POST", GENERATE, TailRequest)
 async def tail(call: Call) -> Any:
-    "The last tokens of a text"
+    "The text of the last tokens of a text"
     future = call.server.scheduler.call(
         call.server.session.tail, call.body.text, call.body.n
     )

@@ -1,6 +1,6 @@
-"""The OpenAI chat API's forms: requests to llm's messages, answers to its objects.
+"""OpenAI's chat API: its requests as llm messages, answers as its objects.
 
-This module does not know how an answer is made, nor HTTP.
+This module does not know how an answer is generated, or HTTP.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import llm
 
-from ...errors import (
-    BusyError,
-    ContextError,
-    HistoryError,
-    KVBranchError,
-    OverloadedError,
-)
+from ..errors import RequestError
 
 if TYPE_CHECKING:
-    from ..serving.answers import Answer
+    from ..serving import Answer
     from .schemas import ChatMessage, ChatRequest
 
-# What is kept of a generation's facts beside OpenAI's usage
+# The facts of a generation that a choice has beside OpenAI's usage
 _FACTS = (
     "prompt_tokens",
     "restored_tokens",
@@ -39,55 +33,10 @@ _FACTS = (
 )
 
 
-class RequestError(Exception):
-    "A request that cannot be answered: HTTP status, and OpenAI's error object"
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ):
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
-        self.body = error_body(status, message, param, code)
-
-
-def error_body(
-    status: int, message: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    kind = {401: "authentication_error", 403: "permission_error"}.get(status, kind)
-    kind = "rate_limit_error" if status == 429 else kind
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return {"error": error}
-
-
-def as_request_error(error: BaseException) -> RequestError:
-    "What a client is told of an error of ours"
-    if isinstance(error, RequestError):
-        return error
-    text = str(error)
-    if isinstance(error, OverloadedError):
-        status = 503 if "shutting down" in text else 429
-        return RequestError(status, text, retry_after=error.retry_after)
-    if isinstance(error, BusyError):
-        return RequestError(429, text, retry_after=1)
-    if isinstance(error, KVBranchError):
-        missing = isinstance(error, HistoryError) and text.startswith("No response")
-        long = isinstance(error, ContextError)
-        code = "context_length_exceeded" if long else None
-        return RequestError(404 if missing else 400, text, code=code)
-    return RequestError(500, "The server failed to answer: see its terminal")
-
-
 def messages_of(request: ChatRequest) -> list[Any]:
-    "llm's messages; raises RequestError for those that it has not"
+    "A request's messages as llm has them; raises RequestError"
     messages = []
-    names: dict[str, str] = {}  # of called tools, which their results do not repeat
+    names: dict[str, str] = {}  # of tools by call, since results do not repeat them
     for i, message in enumerate(request.messages):
         names |= {c.id: c.function.name for c in message.tool_calls or () if c.id}
         name = message.name or names.get(message.tool_call_id or "", "")
@@ -96,7 +45,7 @@ def messages_of(request: ChatRequest) -> list[Any]:
 
 
 def tools_of(request: ChatRequest) -> list[Any]:
-    "llm's tools, without what they do"
+    "A request's tools as llm has them, without implementations"
     if request.tool_choice == "none":
         return []
     return [
@@ -133,7 +82,9 @@ def _assistant(message: ChatMessage, text: str, param: str) -> Any:
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
-            raise RequestError(400, "a tool call's arguments are no JSON object", param)
+            raise RequestError(
+                400, "a tool call's arguments are not a JSON object", param
+            )
         parts.append(
             llm.parts.ToolCallPart(
                 name=call.function.name, arguments=arguments, tool_call_id=call.id
@@ -143,7 +94,7 @@ def _assistant(message: ChatMessage, text: str, param: str) -> Any:
 
 
 def json_schema_of(response_format: Any) -> dict[str, Any] | None:
-    "The JSON schema that an answer must follow; raises RequestError"
+    "The JSON schema that an answer must match; raises RequestError"
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":
@@ -164,7 +115,7 @@ def finish_reason(facts: dict[str, Any]) -> str:
 
 
 def usage(answers: list[Answer]) -> dict[str, Any]:
-    "Tokens of several answers to one prompt, counted as OpenAI does"
+    "Token counts of several answers to one prompt, as OpenAI has them"
     facts = [answer.facts for answer in answers]
     prompt = facts[0].get("prompt_tokens", 0)
     generated = sum(each.get("generated_tokens", 0) for each in facts)
@@ -221,7 +172,7 @@ def tool_calls(answer: Answer) -> list[dict[str, Any]]:
 
 
 def about(answer: Answer) -> dict[str, Any]:
-    "What is ours in a choice"
+    "The fields of a choice that OpenAI does not have"
     return {
         "slot_id": answer.slot_id,
         "response_id": answer.id,

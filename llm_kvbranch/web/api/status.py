@@ -1,8 +1,12 @@
-"""What is going on, as plain values: slots, counters, trees.
+"""What is served and what it is doing: the model, its slots, its counters.
 
-Slots are read while the engine's thread may be changing them, so each value is one
-that was true a moment ago. What grows there is copied before it is looked into: a
-view of an array keeps it from growing, which would fail the answer it belongs to.
+The idea: slots are read while the engine's thread may be changing them, so each value
+was true a moment ago.
+
+The invariant: a growing array is copied before it is read. A view of it would keep
+it from growing, and the answer that it belongs to would fail.
+
+This module does not know the log.
 """
 
 from __future__ import annotations
@@ -11,13 +15,46 @@ import time
 from collections import Counter
 from typing import Any
 
-from ...log import Node
 from ...store import common_prefix
-from ..serving.served_model import Server
+from ..door import READ
+from ..serving import Server
+from .endpoint import Call, endpoint, json_response
+
+
+@endpoint("GET", READ)
+async def models(call: Call) -> Any:
+    "The served model"
+    server = call.server
+    model = {
+        "id": server.model.model_id,
+        "object": "model",
+        "created": int(server.started),
+        "owned_by": "llm-kvbranch",
+        "name": server.session.name,
+        "context_length": server.session.engine.n_ctx_train or None,
+    }
+    return json_response({"object": "list", "data": [model]})
+
+
+@endpoint("GET", READ)
+async def slots(call: Call) -> Any:
+    "What each slot holds"
+    return json_response(describe_slots(call.server))
+
+
+@endpoint("GET", READ)
+async def metrics(call: Call) -> Any:
+    "Counters and gauges, for Prometheus"
+    from datasette import Response
+
+    return Response(
+        metrics_text(call.server),
+        content_type="text/plain; version=0.0.4; charset=utf-8",
+    )
 
 
 def describe_slots(server: Server) -> dict[str, Any]:
-    "The slots of the context, and what they share"
+    "The slots of the context, and how much they share"
     session, running = server.session, server.scheduler.tickets()
     slots = session.slots.all()
     cells = {slot.seq: slot.cells[:] for slot in slots}
@@ -51,39 +88,20 @@ def describe_slots(server: Server) -> dict[str, Any]:
 
 
 def _n_used(server: Server) -> int:
-    "Cells that the slots' rows take"
+    "How many cells hold rows of the slots"
     return len({cell for slot in server.session.slots.all() for cell in slot.cells[:]})
 
 
 def response_in_slot(server: Server, seq: int) -> str | None:
-    "The logged response that a slot ends with"
+    "The logged response at the end of a slot"
     for slot in server.session.slots.all():
         if slot.seq == seq:
             return slot.response_id
     return None
 
 
-def describe_node(node: Node) -> dict[str, Any]:
-    "A tree as nested values; deep ones do not end in a deep recursion"
-    described: dict[str, dict[str, Any]] = {}
-    for each in node.walk():
-        described[each.id] = {
-            "id": each.id,
-            "thread_id": each.thread_id,
-            "model": each.model,
-            "prompt": each.prompt,
-            "input_tokens": each.input_tokens,
-            "output_tokens": each.output_tokens,
-            "verb": each.verb,
-            "mode": each.mode,
-            "excerpt": each.excerpt,
-            "parent_id": each.parent.id if each.parent else None,
-        }
-    return {"root": node.id, "nodes": list(described.values())}
-
-
 def metrics_text(server: Server) -> str:
-    "Prometheus' text format"
+    "The metrics in Prometheus' text format"
     counts, session = Counter(server.scheduler.counts), server.session
     lines: list[str] = []
 

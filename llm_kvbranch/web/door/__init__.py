@@ -1,4 +1,42 @@
-"""Who may come in: host and origin checks, the API token, login links, permissions.
+"""Who may come in: the ASGI guard, the API token, the login link, permissions.
 
-Owns what is refused before a view sees it. It does not know what the views do.
+Owns what is refused before any route sees it, and who may do what behind that. It
+does not know what the routes answer.
 """
+
+from .door import (
+    HOME,
+    LOGIN,
+    Door,
+    actor_of_token,
+    close_door,
+    door_of,
+    guarded,
+)
+from .guard import LOOPBACK, MAX_BODY, host_names, paths_of
+from .login import log_in
+from .permissions import ACTIONS, GENERATE, KNOWN, READ, is_known, may_see
+from .token import check_token, kept_token
+
+__all__ = [
+    "ACTIONS",
+    "GENERATE",
+    "HOME",
+    "KNOWN",
+    "LOGIN",
+    "LOOPBACK",
+    "MAX_BODY",
+    "READ",
+    "Door",
+    "actor_of_token",
+    "check_token",
+    "close_door",
+    "door_of",
+    "guarded",
+    "host_names",
+    "is_known",
+    "kept_token",
+    "log_in",
+    "may_see",
+    "paths_of",
+]

@@ -1,14 +1,14 @@
-"""What no web page of somebody else's may send, refused before anything reads it.
+"""ASGI middleware against cross-site requests and DNS rebinding.
 
-The idea: a browser carries requests for every page that is open in it. What tells
-our own page from the others are headers that a page cannot set: the name that it
-reached us by (``Host``), where it is from (``Sec-Fetch-Site``, ``Origin``), and a
-content type that needs a preflight which nobody here answers.
+The idea: a browser sends requests for any page that is open in it. Our own page is
+told from the others by headers that no page can set: the host name it used
+(``Host``), its origin (``Sec-Fetch-Site``, ``Origin``), and a content type that needs
+a CORS preflight, which nothing here answers.
 
-The invariant: a request that is refused was not passed on, nor its body kept; one
-that is passed on has its whole body here, and it is no longer than ``MAX_BODY``.
+The invariant: a refused request is not passed on and its body is not kept; one that
+is passed on has been received in full, and its body is at most ``MAX_BODY`` long.
 
-This module does not know datasette, nor who may do what: ``admit`` does.
+This module does not know datasette or who may do what: ``admit`` does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...errors import SettingError
+from ..errors import error_object
+
 Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,10 +34,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 MAX_BODY = 8 * 2**20
-# How much of a body that is too long is read and thrown away, and for how long
+# How much of a body that is too long is read and discarded, and for how long
 DRAINED = 8 * MAX_BODY
 PATIENCE = 5.0
-IDLE = 60.0  # seconds that a client may take for the next piece of a body
+IDLE = 60.0  # seconds to wait for the next piece of a body
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -48,7 +51,7 @@ _HEADERS = [
 
 @dataclass(frozen=True)
 class Refusal:
-    "An answer in OpenAI's form, or as a page for a person who reads pages"
+    "A response that refuses a request: OpenAI's error object, or a page in a browser"
 
     status: int
     message: str
@@ -57,16 +60,11 @@ class Refusal:
     @property
     def body(self) -> dict[str, Any]:
         denied = self.status == 403
-        error = {
-            "message": self.message,
-            "type": "permission_error" if denied else "invalid_request_error",
-            "param": None,
-            "code": self.code,
-        }
-        return {"error": error}
+        kind = "permission_error" if denied else "invalid_request_error"
+        return error_object(self.message, kind, code=self.code)
 
     def rendered(self, scope: Scope) -> tuple[str, str]:
-        "Its content type and body, for who asked"
+        "The content type and body for this client"
         wants_page = "text/html" in _Headers(scope).get("accept", "")
         if scope["method"] == "GET" and wants_page:
             return "text/html; charset=utf-8", _page(self.message)
@@ -79,7 +77,7 @@ class Refusal:
             (b"content-type", kind.encode()),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
-            (b"connection", b"close"),  # the request's body may be on its way still
+            (b"connection", b"close"),  # the request's body may still be coming
         ]
         if self.status == 401:
             sent.append((b"www-authenticate", b"Bearer"))
@@ -89,11 +87,11 @@ class Refusal:
 
 
 class Guard:
-    """ASGI middleware that refuses what a foreign page could have sent.
+    """ASGI middleware that refuses what another site's page could have sent.
 
-    ``is_ours`` says which paths take JSON only. ``everything`` guards the others, too.
-    ``hosts`` are the names that we may be reached by. ``admit`` is asked last, before
-    any body is read. Nobody waits for a body any longer when ``closing`` is set.
+    ``is_ours`` says which paths take only JSON; ``everything`` guards all others, too.
+    ``hosts`` are the allowed host names. ``admit`` is asked last, before the body is
+    read. Once ``closing`` is set, no body is waited for.
     """
 
     def __init__(
@@ -137,14 +135,12 @@ class Guard:
         if host_name(host) not in self.hosts:
             return Refusal(
                 403,
-                "This is not reached by that host name: see --allow-host of llm "
-                "kvbranch serve, or allowed_hosts of the plugin llm-kvbranch",
+                "Host not allowed: see --allow-host of llm kvbranch serve, or the "
+                "setting allowed_hosts of the plugin llm-kvbranch",
                 "host_not_allowed",
             )
         if _is_foreign(scope["method"], headers, host):
-            return Refusal(
-                403, "Pages from elsewhere cannot use this", "cross_site_request"
-            )
+            return Refusal(403, "Cross-site requests are refused", "cross_site_request")
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         if ours and scope["method"] not in _READING and kind != "application/json":
             return Refusal(
@@ -156,9 +152,9 @@ class Guard:
 
 
 def paths_of(scope: Scope, base_url: str = "/") -> list[str]:
-    """The paths that datasette may find a route for.
+    """The paths that datasette may match against its routes.
 
-    It takes the path as it came, and the base URL off it where there is one.
+    It matches the raw path, and strips the base URL where there is one.
     """
     raw = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0]
     paths = [path for path in (scope["path"], raw) if path]
@@ -170,13 +166,27 @@ def paths_of(scope: Scope, base_url: str = "/") -> list[str]:
 
 
 def host_name(host: str) -> str | None:
-    "The name in a Host header or an option, without its port; None if it is none"
+    "The name in a Host header, without its port; None if it is malformed"
     found = _HOST.fullmatch(host.strip().lower())
     return found.group(1) if found else None
 
 
+def host_names(names: Iterable[str] | str) -> frozenset[str]:
+    "Names from options, as a Host header has them; raises SettingError"
+    found = set()
+    for name in [names] if isinstance(names, str) else names:
+        bare = f"[{name}]" if name.count(":") > 1 and name[:1] != "[" else name
+        host = host_name(bare)
+        if host is None:
+            raise SettingError(
+                f"{name!r} is not a host name: write it like box.example"
+            )
+        found.add(host)
+    return frozenset(found)
+
+
 class _Headers(dict[str, str]):
-    "A request's headers by their names in lower case; only() wants no second one"
+    "A request's headers by lower-case name; only() ignores one that is sent twice"
 
     def __init__(self, scope: Scope):
         self._pairs = [
@@ -193,8 +203,8 @@ class _Headers(dict[str, str]):
 def _is_foreign(method: str, headers: _Headers, host: str) -> bool:
     """Whether a page of another origin made the request.
 
-    Opening one of our pages in a window is no request of the page with the link on
-    it, which sees nothing of it; nothing changes by a GET, either.
+    Following a link to one of our pages is allowed: the other page cannot read the
+    response, and a GET changes nothing.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
@@ -215,7 +225,7 @@ def _is_foreign(method: str, headers: _Headers, host: str) -> bool:
 
 
 class _Unread(Exception):
-    "A body cannot be had, and what is said of that"
+    "A body that could not be read in full, and the refusal for it"
 
     def __init__(self, refusal: Refusal):
         super().__init__(refusal.message)
@@ -225,14 +235,16 @@ class _Unread(Exception):
 _TOO_LONG = Refusal(
     413, f"The body is longer than {MAX_BODY:,} bytes", "request_too_large"
 )
-_TOO_SLOW = Refusal(408, "The rest of the body did not come", "request_timeout")
+_TOO_SLOW = Refusal(
+    408, "The rest of the body did not arrive in time", "request_timeout"
+)
 _CLOSING = Refusal(503, "The server is stopping", "server_stopping")
 
 
 async def _with_body(scope: Scope, receive: Receive, closing: asyncio.Event) -> Receive:
-    """A receive() that gives the whole body at once, then what comes after it.
+    """A receive() that returns the whole body at once, then what follows it.
 
-    Raises _Unread, for a body that is too long whatever its length was said to be.
+    Raises _Unread. The length is counted, whatever Content-Length says.
     """
     headers = _Headers(scope)
     promised = headers.get("content-length", "")
@@ -261,9 +273,9 @@ async def _with_body(scope: Scope, receive: Receive, closing: asyncio.Event) -> 
 
 
 async def _drain(receive: Receive, closing: asyncio.Event) -> None:
-    """Read on and keep nothing, to the end or as far as there is patience.
+    """Read and discard a body, up to a limit of bytes and time.
 
-    A client that still writes when its connection is closed does not hear why.
+    A client that is still sending when its connection closes never sees the response.
     """
     deadline, total, more = time.monotonic() + PATIENCE, 0, True
     while more and total < DRAINED and (left := deadline - time.monotonic()) > 0:
@@ -276,7 +288,7 @@ async def _drain(receive: Receive, closing: asyncio.Event) -> None:
 
 
 async def _next(receive: Receive, closing: asyncio.Event, patience: float) -> Message:
-    "What a client sends next; raises _Unread when nothing more comes"
+    "The next message of a client; raises _Unread when none comes"
     coming = asyncio.ensure_future(receive())
     waiting = [coming, asyncio.ensure_future(closing.wait())]
     try:
@@ -290,12 +302,12 @@ async def _next(receive: Receive, closing: asyncio.Event, patience: float) -> Me
         for each in waiting:
             each.cancel()
     if message["type"] == "http.disconnect":
-        raise _Unread(_TOO_SLOW)  # which nobody hears
+        raise _Unread(_TOO_SLOW)  # which nobody will read
     return message
 
 
 def _with_headers(send: Send) -> Send:
-    "Nobody may frame, embed or sniff what is answered"
+    "Forbid framing, embedding and sniffing of the response"
 
     async def inner(message: Message) -> None:
         if message["type"] == "http.response.start":

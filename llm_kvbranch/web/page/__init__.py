@@ -1,4 +1,10 @@
-"""The pages that people read and branch on: templates, their JSON, scripts and styles.
+"""The pages on which people read and branch: their HTML, JSON, scripts and styles.
 
-Owns what a browser shows. It does not know how answers are computed.
+Owns what a browser shows and what a person changes there. The templates are in
+``web/templates``, since datasette looks for them only beside a plugin's module. It
+does not know how answers are generated.
 """
+
+from . import page_api, page_changes, pages, static_files
+
+__all__ = ["page_api", "page_changes", "pages", "static_files"]

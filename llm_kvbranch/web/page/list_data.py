@@ -1,4 +1,7 @@
-"""What the list of conversations shows, as plain values."""
+"""The list of conversations as plain values, for the page.
+
+This module does not know HTTP.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _LINES = 10  # of a tree's outline
 def describe_list(
     history: History, wanted: search.Filter, slots: Mapping[str, int]
 ) -> dict[str, Any]:
-    "A page of trees, and what can be chosen from"
+    "A page of trees, and the choices for its filters"
     page = search.list_trees(history, wanted)
     newest = [tree.fitting[0] for tree in page.trees]
     found = {}
@@ -45,13 +48,13 @@ def describe_list(
 def _tree(
     tree: search.Listed, wanted: search.Filter, states: Mapping[str, int]
 ) -> dict[str, Any]:
-    "What a tree is about, how large it is, what it looks like"
+    "A tree's question, size and outline"
     nodes = list(tree.root.walk())
     newest = max(nodes, key=lambda node: node.id)
     counted = [node.n_tokens for node in nodes if node.n_tokens is not None]
     nbytes = sum(states.get(node.id, 0) for node in nodes)
     lines = list(tree.root.outline())
-    if not wanted.is_all:  # what was looked for may be far down
+    if not wanted.is_all:  # the matches may be far down
         fitting = set(tree.fitting)
         lines = [("", node) for node in nodes if node.id in fitting]
     return {
@@ -72,7 +75,7 @@ def _tree(
 
 
 def _line(lead: str, node: Node) -> dict[str, Any]:
-    "A response in a tree's outline"
+    "A line of a tree's outline"
     return {
         "lead": lead,
         "id": node.id,
@@ -85,7 +88,7 @@ def _line(lead: str, node: Node) -> dict[str, Any]:
 
 
 def _pieces(found: search.Found | None) -> list[tuple[str, bool]]:
-    "A snippet in pieces, and which of them are what was looked for"
+    "A snippet in pieces, each with whether it matched"
     if found is None:
         return []
     pieces, at = [], 0

@@ -1,6 +1,9 @@
-"""The JSON that the page is made of: trees, conversations, what was found in them.
+"""The JSON behind the page: trees, conversations, search results, exports.
 
-This module holds what each address gives; how a log is read is in log.
+The idea: an endpoint checks its arguments and reads the log; ``page_data`` describes
+what it found.
+
+This module does not know how a log is read.
 """
 
 from __future__ import annotations
@@ -9,9 +12,8 @@ from typing import Any
 
 from ...log import Forest, History, Node, transcript
 from ...log import search as log_search
-from ..api.endpoint import json_response
-from ..api.openai import RequestError
-from ..serving.log import Log, reading
+from ..api import Call, endpoint, json_response
+from ..errors import RequestError
 from .page_data import (
     describe_columns,
     describe_found,
@@ -20,27 +22,28 @@ from .page_data import (
     slots_of,
 )
 
-_MOST = 4  # answers beside each other
+_MOST = 4  # answers side by side
 
 
-@reading
-async def tree(log: Log, request: Any) -> Any:
+@endpoint("GET")
+async def tree(call: Call) -> Any:
     "The whole tree that a response is in"
-    hot, wanted = slots_of(log.server), _wanted(request)
-    return json_response(await log.read(lambda h: describe_tree(h, wanted, hot)))
+    slots, wanted = slots_of(call.log.server), _wanted(call)
+    return json_response(await call.log.read(lambda h: describe_tree(h, wanted, slots)))
 
 
-@reading
-async def path(log: Log, request: Any) -> Any:
-    "Everything that was said from the first response of a tree to one of them"
-    hot, wanted = slots_of(log.server), _wanted(request)
-    return json_response(await log.read(lambda h: describe_path(h, wanted, hot)))
+@endpoint("GET")
+async def path(call: Call) -> Any:
+    "The conversation from the root of a tree to a response"
+    slots, wanted = slots_of(call.log.server), _wanted(call)
+    return json_response(await call.log.read(lambda h: describe_path(h, wanted, slots)))
 
 
-@reading
-async def search(log: Log, request: Any) -> Any:
-    "Responses that some words are in, of the log or of one tree"
-    words, root = request.args.get("q") or "", request.args.get("root")
+@endpoint("GET")
+async def search(call: Call) -> Any:
+    "Responses that contain some words, in the log or in one tree"
+    args = call.request.args
+    words, root = args.get("q") or "", args.get("root")
 
     def read(history: History) -> Any:
         forest = Forest(history, 0)
@@ -52,26 +55,26 @@ async def search(log: Log, request: Any) -> Any:
         forest.ancestry.load(each.id for each in found)
         return {"results": [describe_found(each, forest) for each in found]}
 
-    return json_response(await log.read(read))
+    return json_response(await call.log.read(read))
 
 
-@reading
-async def compare(log: Log, request: Any) -> Any:
-    "Answers beside each other"
-    wanted = request.args.getlist("id")
+@endpoint("GET")
+async def compare(call: Call) -> Any:
+    "Answers side by side"
+    wanted = call.request.args.getlist("id")
     if not 2 <= len(wanted) <= _MOST:
         raise RequestError(400, f"id: give 2 to {_MOST} responses", "id")
-    return json_response(await log.read(lambda h: describe_columns(h, wanted)))
+    return json_response(await call.log.read(lambda h: describe_columns(h, wanted)))
 
 
-@reading
-async def export(log: Log, request: Any) -> Any:
+@endpoint("GET")
+async def export(call: Call) -> Any:
     "A conversation or a tree as a file"
     from datasette.utils.asgi import Response
 
-    wanted = _wanted(request)
-    what = _choice(request, "what", "path", ("path", "tree"))
-    kind = _choice(request, "as", "markdown", tuple(transcript.FORMATS))
+    wanted = _wanted(call)
+    what = _choice(call, "what", "path", ("path", "tree"))
+    kind = _choice(call, "as", "markdown", tuple(transcript.FORMATS))
 
     def read(history: History) -> tuple[str, str]:
         id = history.resolve(wanted, threads=True)
@@ -82,7 +85,7 @@ async def export(log: Log, request: Any) -> Any:
         text = write(history, node, kind)
         return text, transcript.file_name(node, what, kind)
 
-    text, name = await log.read(read)
+    text, name = await call.log.read(read)
     media = "application/json" if kind == "json" else "text/markdown"
     return Response(
         text.encode("utf-8", "replace"),
@@ -99,16 +102,16 @@ def _find(root: Node, id: str) -> Node:
     return next(node for node in root.walk() if node.id == id)
 
 
-def _wanted(request: Any) -> str:
-    "The response that is asked for"
-    value = request.args.get("id")
+def _wanted(call: Call) -> str:
+    "The response that the request names"
+    value = call.request.args.get("id")
     if not value:
         raise RequestError(400, "id: is missing", "id")
     return str(value)
 
 
-def _choice(request: Any, name: str, usual: str, choices: tuple[str, ...]) -> str:
-    value = str(request.args.get(name) or usual)
+def _choice(call: Call, name: str, usual: str, choices: tuple[str, ...]) -> str:
+    value = str(call.request.args.get(name) or usual)
     if value not in choices:
-        raise RequestError(400, f"{name}: is one of {', '.join(choices)}", name)
+        raise RequestError(400, f"{name}: must be one of {', '.join(choices)}", name)
     return value

@@ -1,9 +1,11 @@
-"""What a person changes from the page: stars and notes, and what is dropped.
+"""Changes made on the page: stars, notes and pruning.
 
-The idea: as the commands do it, by the same code. State is dropped by the thread that
-owns the store, between two batches; the log is changed where datasette writes.
+The idea: the same code as the commands'. State is deleted by the thread that owns the
+store, between two batches; the log is changed in datasette's write thread.
 
-The invariant: nothing is dropped that an answer on its way goes on from.
+The invariant: nothing is deleted that a running answer continues from.
+
+This module does not know how the page looks.
 """
 
 from __future__ import annotations
@@ -20,17 +22,15 @@ from ...log import Forest, History, edits, marks
 from ...settings import format_size
 from ...store import Removal
 from ...store import prune as prune_states
-from ..api import schemas
-from ..api.endpoint import Call, json_response, view
-from ..api.openai import RequestError
-from ..door.access import GENERATE
-from ..serving.log import Log
-from ..serving.served_model import Server
+from ..api import Call, endpoint, json_response, schemas
+from ..door import GENERATE
+from ..errors import RequestError
+from ..serving import Server
 
 
-@view("POST", GENERATE, schemas.MarkRequest)
+@endpoint("POST", GENERATE, schemas.MarkRequest)
 async def mark(call: Call) -> Any:
-    "Star a response, or write a note on it"
+    "Star a response or write a note on it"
     body = call.body
     note = body.note
     if "note" in body.model_fields_set and note is None:
@@ -45,9 +45,9 @@ async def mark(call: Call) -> Any:
     )
 
 
-@view("POST", GENERATE, schemas.PruneRequest)
+@endpoint("POST", GENERATE, schemas.PruneRequest)
 async def prune(call: Call) -> Any:
-    "Drop a response and all that goes on from it, or say what that would do"
+    "Delete a response and everything after it, or say what that would delete"
     body, server = call.body, call.server
 
     def find(history: History) -> list[str]:
@@ -56,7 +56,7 @@ async def prune(call: Call) -> Any:
         _refuse_if_wanted(history, server, ids)
         return ids
 
-    ids = await Log(call.datasette, server.database).read(find)
+    ids = await call.log.read(find)
     removal = await _prune_states(server, ids, body.dry_run)
     if body.what == "log" and not body.dry_run:
         await _write(call, lambda history: _forget(history, server, ids))
@@ -73,41 +73,43 @@ async def prune(call: Call) -> Any:
 
 async def _prune_states(server: Server, ids: list[str], dry_run: bool) -> Removal:
     store = server.session.store
-    if store is None:  # nothing is kept here
+    if store is None:  # state is not kept
         return Removal()
     future = server.scheduler.call(prune_states, store, ids, dry_run)
     return await asyncio.wrap_future(future)
 
 
 def _forget(history: History, server: Server, ids: list[str]) -> None:
-    "Remove responses from the log, unless it has changed since they were found"
+    "Delete responses from the log, unless it changed since they were found"
     root = Forest(history, 0).below(ids[0])
     if {node.id for node in root.walk()} != set(ids):
-        raise RequestError(409, "Something was added there meanwhile: look again")
+        raise RequestError(409, "A response was added there since: reload the page")
     _refuse_if_wanted(history, server, ids)
     edits.delete_responses(history, ids)
 
 
 def _refuse_if_wanted(history: History, server: Server, ids: Iterable[str]) -> None:
-    "Raises RequestError where an answer on its way goes on from one of some responses"
+    "Raises RequestError if a running answer continues from one of some responses"
     chosen = set(ids)
     tips = {history.turn(each)["tip_message_hash"] for each in chosen}
     answers = list(server.answers)
-    branches = [answer.asked.branch for answer in answers]
+    branches = [answer.request.branch for answer in answers]
     asked = [
         *(answer.response.prompt.messages for answer in answers),
-        *(request.messages for request in server.scheduler.requests()),  # of commands
+        *(
+            request.messages for request in server.scheduler.requests()
+        ),  # from other processes
     ]
     if any(branch and branch.parent.id in chosen for branch in branches) or any(
         not tips.isdisjoint(_hashes(messages)) for messages in asked
     ):
         raise RequestError(
-            409, "An answer that goes on from there is on its way: wait, or stop it"
+            409, "A running answer continues from there: wait for it, or stop it"
         )
 
 
 def _hashes(messages: Iterable[Any]) -> Iterator[str]:
-    "llm's names for messages in a row"
+    "llm's hashes of consecutive messages"
     above = None
     for message in messages:
         above = message_hash(message, above)
@@ -115,16 +117,16 @@ def _hashes(messages: Iterable[Any]) -> Iterator[str]:
 
 
 async def _write(call: Call, change: Callable[[History], Any]) -> Any:
-    "What a change of the log gives; it is refused before anything is changed"
-    database = call.datasette.get_database(call.server.database)
+    "The result of changing the log; raises RequestError if it is read-only"
+    database = call.log.database
     if not database.is_mutable:
-        raise RequestError(403, "This log cannot be changed")
+        raise RequestError(403, "This log is read-only")
 
     def work(connection: Any) -> Any:
         try:
             return change(History(sqlite_utils.Database(connection)))
         except (KVBranchError, RequestError) as error:
-            return error  # datasette would print what is raised
+            return error  # datasette would print an exception
 
     result = await database.execute_write_fn(work)
     if isinstance(result, Exception):

@@ -1,7 +1,7 @@
-"""What the page shows of a log, as plain values.
+"""Trees and conversations as plain values, for the page.
 
-The idea: a tree is told at a glance, the beginning of every text; a conversation
-in whole. What state a response has is told with both.
+The idea: a tree is described by the start of every text, a conversation in full. Both
+say what state each response has.
 
 This module does not know HTTP.
 """
@@ -13,19 +13,19 @@ from typing import Any
 
 from ...log import Forest, History, Node, Turn, diff, read_path, read_turns, search
 from ...store import Known, known_states
-from ..serving.served_model import Server
+from ..serving import Server
 
 PROMPT, START, EXCERPT = 200, 160, 200  # characters of each that a tree shows
-_READ = 1000  # that are read for them: white space is made one space
+_READ = 1000  # characters read for them, since white space is collapsed
 
 
 def one_line(text: str | None, n: int) -> str:
-    "The beginning of a text, without line breaks"
+    "The start of a text, without line breaks"
     return " ".join((text or "")[: 2 * _READ].split())[:n]
 
 
 def slots_of(server: Server | None) -> dict[str, int]:
-    "The slot that holds each response in memory"
+    "The slot of each response that is in memory"
     if server is None:
         return {}
     slots = server.session.slots.all()
@@ -42,26 +42,30 @@ def describe_tree(
     nodes = list(root.walk())
     current = history.current()
     states = known_states(node.id for node in nodes)
-    hot = _hot(forest, nodes, slots)
+    resident = _resident(forest, nodes, slots)
     return {
         "root": root.id,
         "current": current if any(node.id == current for node in nodes) else None,
-        "nodes": [_node(node, states.get(node.id), hot.get(node.id)) for node in nodes],
+        "nodes": [
+            _node(node, states.get(node.id), resident.get(node.id)) for node in nodes
+        ],
     }
 
 
-def _hot(forest: Forest, nodes: list[Node], slots: Mapping[str, int]) -> dict[str, int]:
-    "Those in memory whole: what a slot ends with, and what that goes on from"
-    hot: dict[str, int] = {}
+def _resident(
+    forest: Forest, nodes: list[Node], slots: Mapping[str, int]
+) -> dict[str, int]:
+    "The slots of responses in memory: the last one in a slot, and those before it"
+    resident: dict[str, int] = {}
     for node in nodes:
         at, slot = node, slots.get(node.id)
-        while slot is not None and at.id not in hot:
-            hot[at.id] = slot
+        while slot is not None and at.id not in resident:
+            resident[at.id] = slot
             above = at.parent
             if above is None or not forest.ancestry.is_whole(at.id, above.id):
                 break
             at = above
-    return hot
+    return resident
 
 
 def _node(node: Node, state: Known | None, slot: int | None) -> dict[str, Any]:
@@ -97,17 +101,17 @@ def _state(state: Known | None, slot: int | None) -> dict[str, Any]:
 def describe_path(
     history: History, reference: str, slots: Mapping[str, int]
 ) -> dict[str, Any]:
-    "Everything from the root of a tree to a response"
+    "The conversation from the root of a tree to a response"
     wanted = history.resolve(reference, threads=True)
     forest = Forest(history, _READ)
     nodes = {node.id: node for node in forest.tree(wanted).walk()}
     turns = read_path(history, nodes[wanted])
     states = known_states(turn.node.id for turn in turns)
-    hot = _hot(forest, list(nodes.values()), slots)
+    resident = _resident(forest, list(nodes.values()), slots)
     return {
         "id": wanted,
         "turns": [
-            _turn(turn, _state(states.get(turn.node.id), hot.get(turn.node.id)))
+            _turn(turn, _state(states.get(turn.node.id), resident.get(turn.node.id)))
             for turn in turns
         ],
     }
@@ -143,7 +147,7 @@ def _turn(turn: Turn, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _child(node: Node) -> dict[str, Any]:
-    "A response that leaves an answer, and where"
+    "A response that continues an answer, and from which part of it"
     return {
         "id": node.id,
         "verb": node.verb,
@@ -156,7 +160,7 @@ def _child(node: Node) -> dict[str, Any]:
 
 
 def describe_found(found: search.Found, forest: Forest) -> dict[str, Any]:
-    "A response that was searched for"
+    "A search result"
     return {
         "id": found.id,
         "root": forest.ancestry.root(found.id),
@@ -169,7 +173,7 @@ def describe_found(found: search.Found, forest: Forest) -> dict[str, Any]:
 
 
 def describe_columns(history: History, references: list[str]) -> dict[str, Any]:
-    "Answers beside each other: what they go on from alike, how their words differ"
+    "Answers side by side: what history they share, and how their words differ"
     ids = [history.resolve(each, threads=True) for each in references]
     forest = Forest(history, _READ)
     roots = forest.load(list(dict.fromkeys(map(forest.ancestry.root, ids))))

@@ -1,18 +1,18 @@
-"""The pages: what there is to read, and one tree with its conversation.
+"""The HTML pages: the list of conversations, and one tree with its conversation.
 
-The idea: the list is whole as it comes, for browsers without scripts, too; the tree
-is a shell with its settings, which the scripts fill. Both are pages of their own,
-with nothing of datasette's around them.
+The idea: the list is complete HTML and works without scripts; the tree is a shell with
+its settings, which the scripts fill. Neither extends datasette's base template.
 
-The invariant: nothing that was typed or made by a model is markup. The templates
-escape, settings are JSON that no ``</script>`` ends, and the header lets no script
-run that is not a file of ours.
+The invariant: text of a user or a model is never markup. The templates escape it,
+settings are JSON in which no ``</script>`` can occur, and the Content-Security-Policy
+allows only our own script files.
+
+This module does not know what the scripts do.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -20,10 +20,11 @@ from llm.logs import HASH_PREFIX
 
 from ...errors import HistoryError
 from ...log import History, resolve_message, search
-from ..api.endpoint import check_method, told
-from ..api.openai import RequestError
-from ..door.access import GENERATE, HOME, allowed
-from ..serving.log import Log, find_log, logs_of
+from ..api import Call, endpoint
+from ..compat import allowed, csrf_token
+from ..door import GENERATE, HOME
+from ..errors import to_request_error
+from ..serving import logs_of
 from .list_data import describe_list
 from .page_data import one_line, slots_of
 from .static_files import address, modules
@@ -39,7 +40,7 @@ _HEADERS = {
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
-_OURS = ("tree", "path", "compare", "search")  # addresses that give JSON
+_DATA = ("tree", "path", "compare", "search")  # addresses of JSON
 _ACTS = {
     "generate": "/generate",
     "branch": "/v1/chat/branch",
@@ -48,40 +49,33 @@ _ACTS = {
     "retry": "/retry",
 }
 
-_LONGEST = 1000  # characters of what is searched for
-
-Page = Callable[[Log, Any], Awaitable[Any]]
+_LONGEST = 1000  # characters of a search
 
 
-def page(function: Page) -> Any:
-    "A page of ours; what goes wrong is told by one, too"
-
-    @functools.wraps(function)
-    async def handle(datasette: Any, request: Any) -> Any:
-        try:
-            check_method(request, "GET")
-            return await function(await find_log(datasette, request), request)
-        except Exception as error:
-            refused = told(error)
-            return await _refuse(datasette, request, refused, error)
-
-    del handle.__wrapped__  # or datasette would ask for this function's parameters
-    return handle
+async def _refuse(datasette: Any, request: Any, error: Exception) -> Any:
+    "A page with one sentence about the error"
+    refused = to_request_error(error)
+    status = 404 if isinstance(error, HistoryError) else refused.status
+    values = {"status": status, "message": str(refused)}
+    return await _render(datasette, request, "missing", values, status)
 
 
-@page
-async def browse(log: Log, request: Any) -> Any:
-    "Conversations as trees, those gone on with last first"
-    args = request.args
+page = functools.partial(endpoint, "GET", refuse=_refuse)
+
+
+@page()
+async def browse(call: Call) -> Any:
+    "The list of conversations, most recently continued first"
+    log, args = call.log, call.request.args
     wanted = search.Filter(
         (args.get("q") or "")[:_LONGEST],
         args.get("model") or None,
         args.get("starred") == "1",
         args.get("before") or None,
     )
-    hot = slots_of(log.server)
-    listing = await log.read(lambda history: describe_list(history, wanted, hot))
-    config = await config_of(log, request, None)
+    slots = slots_of(log.server)
+    listing = await log.read(lambda history: describe_list(history, wanted, slots))
+    config = await config_of(call, None)
     kept = {"db": args.get("db"), "q": wanted.words, "model": wanted.model}
     kept["starred"] = "1" if wanted.starred else None
     values = {
@@ -89,29 +83,30 @@ async def browse(log: Log, request: Any) -> Any:
         "wanted": wanted,
         "db": args.get("db"),
         "config": config,
-        "logs": await logs_of(log.datasette, request.actor),
+        "logs": await logs_of(call.datasette, call.request.actor),
         "older": _query({**kept, "before": listing["before"]}),
         "newest": _query(kept) if wanted.before else None,
     }
-    return await _render(log.datasette, request, "browse", values)
+    return await _render(call.datasette, call.request, "browse", values)
 
 
 def _query(values: dict[str, str | None]) -> str:
     return "?" + urlencode({name: value for name, value in values.items() if value})
 
 
-@page
-async def tree_page(log: Log, request: Any) -> Any:
+@page()
+async def tree_page(call: Call) -> Any:
     "The tree that a response is in"
     from datasette.utils.asgi import Response
 
+    log, request = call.log, call.request
     wanted = request.url_vars["id"]
     id, title = await log.read(lambda history: _resolve(history, wanted))
     if id != wanted:
         query = f"?{request.query_string}" if request.query_string else ""
-        path = log.datasette.urls.path(f"{HOME}/{quote(id)}")
+        path = call.datasette.urls.path(f"{HOME}/{quote(id)}")
         return Response.redirect(path + query)
-    config = await config_of(log, request, id)
+    config = await config_of(call, id)
     query = urlencode({"db": log.name, "id": id})
     values = {
         "config": config,
@@ -119,13 +114,13 @@ async def tree_page(log: Log, request: Any) -> Any:
         "modules": modules(),
         "data": [f"{config['urls'][name]}?{query}" for name in ("tree", "path")],
     }
-    return await _render(log.datasette, request, "tree", values)
+    return await _render(call.datasette, call.request, "tree", values)
 
 
 def _resolve(history: History, wanted: str) -> tuple[str, str]:
-    """A response by what people and datasette's tables call it, be that a message.
+    """The id of a response and the name of its thread.
 
-    And what its thread is called.
+    ``wanted`` may also be a message's hash, since datasette's tables link to those.
     """
     if wanted.startswith(HASH_PREFIX):
         id = resolve_message(history, wanted)
@@ -135,14 +130,13 @@ def _resolve(history: History, wanted: str) -> tuple[str, str]:
     return id, one_line(name, 80) or "A conversation"
 
 
-async def config_of(log: Log, request: Any, id: str | None) -> dict[str, Any]:
-    "What the scripts have to know"
-    datasette, server = log.datasette, log.server
-    may_act = await allowed(datasette, request.actor, GENERATE)
+async def config_of(call: Call, id: str | None) -> dict[str, Any]:
+    "The settings for the scripts"
+    datasette, log, server = call.datasette, call.log, call.log.server
+    may_act = await allowed(datasette, call.request.actor, GENERATE)
     live = server is not None and may_act
-    token = request.scope.get("csrftoken")
     path = datasette.urls.path
-    own = {name: path(f"{HOME}/{name}.json") for name in _OURS}
+    own = {name: path(f"{HOME}/{name}.json") for name in _DATA}
     own |= {n: path(f"{HOME}/{n}") for n in ("export", "mark", "prune", "slots")}
     return {
         "id": id,
@@ -151,7 +145,7 @@ async def config_of(log: Log, request: Any, id: str | None) -> dict[str, Any]:
         "may_write": live and log.database.is_mutable,
         "model": server.session.name if live and server else None,
         "model_id": server.model.model_id if live and server else None,
-        "csrf": token() if live and token else None,
+        "csrf": csrf_token(call.request) if live else None,
         "database_url": datasette.urls.database(log.name),
         "urls": {"home": path(HOME), **own, **{k: path(v) for k, v in _ACTS.items()}},
     }
@@ -166,16 +160,7 @@ async def _render(
     text = await datasette.render_template(
         f"kvbranch_{name}.html", {**context, **values}, request=request
     )
-    body = text.encode("utf-8", "replace")  # half a character can come from JSON
+    body = text.encode("utf-8", "replace")  # JSON may hold lone surrogates
     return Response(
         body, status=status, headers=_HEADERS, content_type="text/html; charset=utf-8"
     )
-
-
-async def _refuse(
-    datasette: Any, request: Any, refused: RequestError, error: Exception
-) -> Any:
-    "A page with one clear sentence"
-    status = 404 if isinstance(error, HistoryError) else refused.status
-    values = {"status": status, "message": refused.body["error"]["message"]}
-    return await _render(datasette, request, "missing", values, status)

@@ -1,10 +1,12 @@
-"""The page's own files, under an address that changes when they do.
+"""The page's scripts and styles, at an address that changes when they do.
 
-The idea: the address holds a digest of all of them. So browsers may keep what they
-have for good, and after an upgrade never mix old scripts with new ones: scripts name
-each other by relative addresses, which keep the digest.
+The idea: the address contains a digest of all files. Browsers may cache them for ever
+and never mix scripts of two versions, because scripts import each other by relative
+addresses, which keep the digest.
 
-The invariant: only files that are here are given, whatever a path says.
+The invariant: only files below ``static/`` are served, whatever a path says.
+
+This module does not know what the files do.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ..door.access import HOME
+from ..compat import cacheable
+from ..door import HOME
 
 STATIC = Path(__file__).parent / "static"
 _KINDS = {
@@ -22,12 +25,12 @@ _KINDS = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Not needed for the tree, or asked for before all others
+# Not preloaded for the tree: not needed there, or loaded by the page itself
 _APART = {"early.js", "browse.js", "tree.js"}
 
 
 def files() -> dict[str, Path]:
-    "What there is, by its place below the address"
+    "All files, by their path below the address"
     return {
         path.relative_to(STATIC).as_posix(): path
         for path in sorted(STATIC.rglob("*"))
@@ -36,17 +39,17 @@ def files() -> dict[str, Path]:
 
 
 def address(datasette: Any) -> str:
-    "Where the files are to be had"
+    "The address of the files"
     return str(datasette.urls.path(f"{HOME}/static/{digest()}"))
 
 
 def modules() -> list[str]:
-    "Scripts that the tree needs, to be fetched before one asks for the other"
+    "Scripts that the tree needs, to preload them in parallel"
     return [name for name in files() if name.endswith(".js") and name not in _APART]
 
 
 def digest() -> str:
-    "Of all files as they are now"
+    "A digest of all files"
     stats = ((name, path.stat()) for name, path in files().items())
     return _digest(tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats))
 
@@ -60,26 +63,22 @@ def _digest(seen: tuple[tuple[str, int, int], ...]) -> str:
     return whole.hexdigest()[:16]
 
 
+@cacheable
 async def static(datasette: Any, request: Any) -> Any:
-    "One of the files; for good, if it is asked for by today's digest"
+    "One of the files; to be cached for ever if the digest in its address is current"
     from datasette.utils.asgi import Response
 
     path = files().get(request.url_vars["path"])
     if path is None or request.method not in ("GET", "HEAD"):
-        return Response("There is no such file", status=404)
-    is_this = request.url_vars["digest"] == digest()
+        return Response("No such file", status=404)
+    is_current = request.url_vars["digest"] == digest()
     return Response(
         path.read_bytes(),
         headers={
             "cache-control": "public, max-age=31536000, immutable"
-            if is_this
+            if is_current
             else "no-cache",
             "x-content-type-options": "nosniff",
         },
         content_type=_KINDS[path.suffix],
     )
-
-
-# What datasette calls its own static files by, which are nobody's secret: else it
-# would forbid to keep what was sent to who has logged in
-static._datasette_static = True  # type: ignore[attr-defined]

@@ -1,5 +1,22 @@
-"""A model that is served: started, listening, answering, logging.
+"""The served model: started, listening, answering, logging.
 
-Owns the process of ``llm kvbranch serve``: its sockets, its scheduler, and the path of
-an answer into the log. It does not know the forms in which clients ask.
+Owns the process of ``llm kvbranch serve`` (``launch``, which only the command
+imports), the scheduler behind all routes, and an answer's way into the log. It does
+not know the formats of requests.
 """
+
+from .answers import Answer, AnswerRequest
+from .log import Log, find_log, is_log, known_logs, logs_of
+from .served_model import Server, server_of
+
+__all__ = [
+    "Answer",
+    "AnswerRequest",
+    "Log",
+    "Server",
+    "find_log",
+    "is_log",
+    "known_logs",
+    "logs_of",
+    "server_of",
+]

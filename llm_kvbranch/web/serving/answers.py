@@ -1,9 +1,11 @@
-"""Answers on their way to whoever asked, and into the log.
+"""Answers, from the model to the client and into the log.
 
-The idea: an answer is a task of its own. Who asked reads its events; who leaves
-cancels it, and what there is by then is logged all the same.
+The idea: each answer is a task of its own. The client reads its pieces; a client that
+disconnects cancels it, and the text so far is still logged.
 
-The invariant: an answer is logged with its state before its last event is given.
+The invariant: an answer is logged, and its state stored, before its last piece is out.
+
+This module does not know HTTP or the formats of requests.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from .served_model import Server
 
 
 @dataclass
-class Asked:
-    """What is to be answered: messages of llm's, or a branch.
+class AnswerRequest:
+    """What to answer: llm messages, or a branch.
 
-    ``options`` are kvllama's. ``client`` is who asks: clients take turns.
+    ``options`` are kvllama's. ``client`` identifies the client, since clients take
+    turns. ``nth`` counts the answers to one prompt.
     """
 
-    messages: list[Any]
     options: dict[str, Any]
+    messages: list[Any] = field(default_factory=list)
     branch: Branch | None = None
     system: str | None = None
     schema: dict[str, Any] | None = None
@@ -41,14 +44,14 @@ class Asked:
 
 
 class Answer:
-    """One answer: ``pieces`` of text, then what it cost.
+    """One answer: ``pieces`` of text, then ``facts`` about it.
 
-    ``error`` is what it failed with, if it did.
+    ``error`` is set if it failed.
     """
 
-    def __init__(self, server: Server, datasette: Any, asked: Asked):
+    def __init__(self, server: Server, datasette: Any, request: AnswerRequest):
         self.server = server
-        self.asked = asked
+        self.request = request
         self.error: BaseException | None = None
         self.thread_id: str | None = None
         self.text = ""
@@ -61,21 +64,26 @@ class Answer:
         self._task.add_done_callback(lambda _: server.answers.discard(self))
 
     def _prompt(self) -> Any:
-        asked, model = self.asked, self.server.model
-        if asked.branch is not None:
+        request, model = self.request, self.server.model
+        if request.branch is not None:
             response = branching.ask(
-                asked.branch, model, asked.system, True, asked.nth, **asked.options
+                request.branch,
+                model,
+                request.system,
+                True,
+                request.nth,
+                **request.options,
             )
         else:
             response = branching.ask_messages(
-                asked.messages,
+                request.messages,
                 model,
-                asked.schema,
-                asked.nth,
-                asked.tools,
-                **asked.options,
+                request.schema,
+                request.nth,
+                request.tools,
+                **request.options,
             )
-        response.conversation.client = asked.client
+        response.conversation.client = request.client
         return response
 
     @property
@@ -89,7 +97,7 @@ class Answer:
 
     @property
     def calls(self) -> list[Call]:
-        "Tools that the model wants called"
+        "The tool calls that the model makes"
         ticket = getattr(self.response, "ticket", None)
         return ticket.generation.calls if ticket is not None else []
 
@@ -100,23 +108,19 @@ class Answer:
         return slot.seq if slot is not None else None
 
     async def pieces(self) -> AsyncIterator[str]:
-        "Text as it comes; raises what the answer failed with"
+        "Text as it is generated; raises the error if the answer failed"
         while (piece := await self._queue.get()) is not None:
             yield piece
         if self.error is not None:
             raise self.error
 
     def cancel(self) -> None:
-        "Stop it; what there is of it is logged"
+        "Stop generating; the text so far is logged"
         ticket = getattr(self.response, "ticket", None)
         if ticket is not None:
             self.server.scheduler.cancel(ticket)
         elif not self._task.done():
             self._task.cancel()
-
-    async def ended(self) -> None:
-        "Wait until it is logged, or has failed"
-        await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         try:
@@ -137,14 +141,14 @@ class Answer:
         return self.facts.get("finish_reason") not in (None, "cancelled")
 
     async def _log(self) -> None:
-        "Log the response and store its state; an answer that came is no failure"
+        "Log the response and store its state; a failure here is only a warning"
         response = await _to_sync(self.response)
         database = self._datasette.get_database(self.server.database)
         try:
             self.thread_id = await database.execute_write_fn(
                 lambda connection: self._log_in(connection, response)
             )
-        except Exception as error:  # its text may be what somebody asked
+        except Exception as error:  # its text may hold a prompt
             why = error if isinstance(error, sqlite3.Error) else type(error).__name__
             self.server.session.warn(f"The answer could not be logged: {why}")
             return
@@ -157,15 +161,15 @@ class Answer:
 
     def _log_in(self, connection: sqlite3.Connection, response: Any) -> str:
         history = History(sqlite_utils.Database(connection))
-        if self.asked.branch is not None:
-            return branching.log_only(history, self.asked.branch, response)
-        name = " ".join((self.asked.name or "").split())[:100]
+        if self.request.branch is not None:
+            return branching.log_only(history, self.request.branch, response)
+        name = " ".join((self.request.name or "").split())[:100]
         thread = {"id": response.conversation.id, "name": name}
         return history.log_by_content(response, thread)
 
 
 async def _to_sync(response: Any) -> Any:
-    "A response as it is logged"
+    "The synchronous response, which is what llm logs"
     if hasattr(response, "_to_sync_response"):
         return response._to_sync_response()
     return await response.to_sync_response()  # llm before 0.36

@@ -1,21 +1,19 @@
 """``llm kvbranch serve``: datasette on the log, with one model in memory.
 
-The idea: this builds what is served and runs it until somebody stops it. The port is
-taken before the model is loaded, so that a port in use costs no time; who connects
-meanwhile waits.
+The idea: set up what is served, then run it until a signal. The port is bound before
+the model is loaded, so a port that is taken costs no time; clients that connect
+meanwhile wait.
 
-The invariant: whatever ends the process, by a signal or a failure, running answers
-end first, and what told other processes of this server is gone.
+The invariant: however the process ends, running answers end first, and the file that
+announces this server to other processes is removed.
 
-This module does not know what is served at which path, and prints nothing.
+This module does not know which address serves what, and prints nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
-import ipaddress
 import json
 import os
 import secrets
@@ -29,33 +27,26 @@ from typing import Any
 import llm
 import uvicorn
 
+from ...client import announce, find, withdraw
 from ...errors import KVBranchError, SettingError
 from ...log import open_log, tables
 from ...settings import data_directory
-from ..door.access import (
-    API_ACTOR,
-    LOGIN,
-    Door,
-    check_token,
-    close_door,
-    host_names,
-    kept_token,
-)
-from ..door.guard import LOOPBACK, MAX_BODY
+from ..compat import new_datasette
+from ..door import KNOWN, LOGIN, MAX_BODY, Door, check_token, close_door, kept_token
+from .listening import allowed_names, is_loopback, listen, local_name, public_name
+from .served_model import attach, chosen_model, open_server
 
-PORT = 8177
-_ANY = ("0.0.0.0", "::")
-_GRACE = 2  # seconds that connections have to end in
+_GRACE = 2  # seconds that connections have to end
 _PATIENCE = 10.0  # and answers, to be logged
-_SHORTEST = 16  # a token that others in the network may guess at
+_SHORTEST = 16  # characters of a token that other machines could guess
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be served, and to whom.
+class ServeOptions:
+    """What to serve, and to whom.
 
-    ``port`` None is the usual one, or any that is free; 0 is any. ``token`` None is
-    the one that is kept for this user.
+    ``port`` None is the usual port, or any free one if that is taken; 0 is any.
+    ``token`` None is the one kept for this user.
     """
 
     host: str = "127.0.0.1"
@@ -71,8 +62,11 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Ready:
-    "Where the server is to be had; ``login`` works once. It may have run before"
+class ServerInfo:
+    """How to reach a server; the link ``login`` works once.
+
+    ``is_new`` is False if it was already running.
+    """
 
     url: str
     login: str
@@ -81,51 +75,49 @@ class Ready:
     is_new: bool = True
 
 
-def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP; ``ready`` is called when it can be used.
+def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP; calls ``ready`` once the server is up.
 
-    Where just this is served already, that is all there is to do. Raises KVBranchError.
+    If a server with the same options is running, it only calls ``ready`` with that
+    one. Raises KVBranchError.
     """
-    from ...client import announce, withdraw
-    from .served_model import attach, open_server
-
-    hosts = _hosts(wanted)
-    token = _token(wanted)
-    if running := already_there(wanted, token):
+    hosts = allowed_names(options.host, options.allow_hosts)
+    token = _token(options)
+    if running := already_there(options, token):
         return ready(running)
-    with listen(wanted.host, wanted.port) as listening, _signals(_interrupt):
+    with listen(options.host, options.port) as listening, _signals(_interrupt):
         port = listening.getsockname()[1]
-        datasette, database = build(_log_path(wanted.database))
+        datasette, database = build(_log_path(options.database))
         door = Door(token, hosts)
         close_door(datasette, door)
         server = open_server(
-            wanted.model,
-            wanted.slots,
-            wanted.n_ctx,
-            wanted.queue,
-            wanted.log,
+            options.model,
+            options.slots,
+            options.n_ctx,
+            options.queue,
+            options.log,
             database,
             token,
         )
         attach(datasette, server)
-        local = f"http://{_local_name(wanted.host)}:{port}"
-        public = f"http://{_public_name(wanted)}:{port}"
+        local = f"http://{local_name(options.host)}:{port}"
+        public = f"http://{public_name(options.host, options.allow_hosts)}:{port}"
 
         def started() -> None:
             try:
-                announce(local, token, server.key, _asked(wanted))
+                announce(local, token, server.key, _comparable(options))
             except OSError as error:
                 raise SettingError(
                     f"Cannot write {data_directory()}: {error.strerror}"
                 ) from None
             name = server.session.name
-            ready(Ready(public, public + door.new_link(), token, name))
+            ready(ServerInfo(public, public + door.new_link(), token, name))
 
         async def stopping() -> None:
             withdraw()
             door.closing.set()
             server.begin_shutdown()
-            await _ended(server.tasks)
+            await _logged(server.tasks)
 
         try:
             _run(datasette.app(), listening, started, stopping)
@@ -134,35 +126,34 @@ def serve(wanted: Wanted, ready: Callable[[Ready], None]) -> None:
             server.close()
 
 
-def already_there(wanted: Wanted, token: str) -> Ready | None:
-    "A server that runs and was started in the same way, with a new link to log in"
-    from ...client import find
-    from .served_model import chosen_model
-
-    if wanted.port == 0:  # another one is wanted
+def already_there(options: ServeOptions, token: str) -> ServerInfo | None:
+    "A running server with the same options, and a new login link; None if none"
+    if options.port == 0:  # the user asked for another one
         return None
-    found, _, key = chosen_model(wanted.model)
-    remote = find(key, token, _asked(wanted))
-    if remote is None or wanted.port not in (None, remote.port):
+    found, _, key = chosen_model(options.model)
+    remote = find(key, token, _comparable(options))
+    if remote is None or options.port not in (None, remote.port):
         return None
     try:
         path = remote.ask(LOGIN, {})["path"]
-    except KVBranchError:  # it is about to end
+    except KVBranchError:  # it is shutting down
         return None
-    public = f"http://{_public_name(wanted)}:{remote.port}"
-    return Ready(public, public + path, token, found.name, is_new=False)
+    public = f"http://{public_name(options.host, options.allow_hosts)}:{remote.port}"
+    return ServerInfo(public, public + path, token, found.name, is_new=False)
 
 
-def _asked(wanted: Wanted) -> dict[str, Any]:
-    "What is wanted, as another process can compare it"
-    asked = asdict(replace(wanted, database=str(_path_of(wanted.database)), token=None))
-    del asked["port"]
-    whole: dict[str, Any] = json.loads(json.dumps(asked))
+def _comparable(options: ServeOptions) -> dict[str, Any]:
+    "The options that a running server must share, as JSON"
+    compared = asdict(
+        replace(options, database=str(_path_of(options.database)), token=None)
+    )
+    del compared["port"]
+    whole: dict[str, Any] = json.loads(json.dumps(compared))
     return whole
 
 
-async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
-    "Wait for answers to be logged; they end at once, but the disk may be busy"
+async def _logged(tasks: set[asyncio.Task[Any]]) -> None:
+    "Wait until answers are logged: they end at once, but the disk may be busy"
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _PATIENCE
     while tasks and (left := deadline - loop.time()) > 0:
@@ -170,118 +161,29 @@ async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
 
 
 def build(path: Path) -> tuple[Any, str]:
-    "datasette on a log, closed to all who are not known, and its name for the log"
-    from datasette.app import Datasette
-    from datasette.plugins import pm
-
-    from llm_kvbranch import web
-
-    # However datasette chooses its plugins: without this one there is no door
-    if not any(plugin is web for plugin in pm.get_plugins()):
-        pm.register(web, name="llm_kvbranch")
-    # It would print prompts, among all other local variables
-    pm.get_plugin("datasette.handle_exception").rich = None
-    parameters = inspect.signature(Datasette.__init__).parameters
-    known = ["root", API_ACTOR]
-    given: dict[str, Any] = {
-        "config" if "config" in parameters else "metadata": {
-            "title": "llm kvbranch",
-            "allow": {"id": known},
-        },
-        "secret": os.environ.get("DATASETTE_SECRET") or secrets.token_hex(32),
-    }
-    if "default_deny" in parameters:  # datasette 1.0
-        given["settings"] = {"max_post_body_bytes": MAX_BODY}
-    datasette = Datasette([str(path)], **given)
-    if hasattr(datasette, "root_enabled"):
-        datasette.root_enabled = True
+    "A datasette on a log, closed to strangers, and its name for the log"
+    config = {"title": "llm kvbranch", "allow": {"id": list(KNOWN)}}
+    secret = os.environ.get("DATASETTE_SECRET") or secrets.token_hex(32)
+    datasette = new_datasette(path, config, secret, MAX_BODY)
     return datasette, next(
         name for name, each in datasette.databases.items() if each.path == str(path)
     )
 
 
-def listen(host: str, port: int | None) -> socket.socket:
-    "A socket that listens; raises SettingError in words"
-    family, _, _, _, address = _resolve(host, PORT if port is None else port)
-    # asyncio sends at once, without waiting for more, only where the protocol is named
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-            listening.listen(128)
-        except OSError:
-            if port is not None:
-                raise
-            listening.bind((address[0], 0, *address[2:]))
-            listening.listen(128)
-    except OSError as error:
-        listening.close()
-        if port:
-            raise SettingError(
-                f"Port {port} of {host} cannot be had ({error.strerror}): choose "
-                "another one with --port, or any that is free with --port 0"
-            ) from None
-        raise SettingError(f"Cannot listen at {host}: {error.strerror}") from None
-    return listening
-
-
-def _resolve(host: str, port: int) -> Any:
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError):
-        raise SettingError(
-            f"{host!r} is no address of this machine: leave out --host to be reached "
-            "from here alone"
-        ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    address = str(_resolve(host, 0)[4][0]).partition("%")[0]
-    return ipaddress.ip_address(address).is_loopback
-
-
-def _hosts(wanted: Wanted) -> frozenset[str]:
-    "The names that we may be reached by"
-    names = host_names(wanted.allow_hosts)
-    if not _is_loopback(wanted.host) and not names:
-        example = socket.gethostname() if wanted.host in _ANY else wanted.host
-        raise SettingError(
-            f"Others could reach {wanted.host}: say by which name they may, with "
-            f"--allow-host NAME such as --allow-host {example}"
-        )
-    # No page can be served under an address that is ours, so that is safe, too
-    own = () if wanted.host in _ANY else (wanted.host,)
-    return LOOPBACK | names | host_names(own)
-
-
-def _token(wanted: Wanted) -> str:
-    if wanted.token is None:
+def _token(options: ServeOptions) -> str:
+    if options.token is None:
         return kept_token()
-    token = check_token(wanted.token)
-    if not _is_loopback(wanted.host) and len(token) < _SHORTEST:
+    token = check_token(options.token)
+    if not is_loopback(options.host) and len(token) < _SHORTEST:
         raise SettingError(
-            f"Others could guess the token: at least {_SHORTEST} characters with --host"
+            "With --host, other machines could guess the token: use at least "
+            f"{_SHORTEST} characters"
         )
     return token
 
 
-def _local_name(host: str) -> str:
-    "What this machine reaches the server by"
-    if host in _ANY:
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-    return f"[{host}]" if ":" in host else host
-
-
-def _public_name(wanted: Wanted) -> str:
-    if wanted.allow_hosts and not _is_loopback(wanted.host):
-        return next(iter(host_names(wanted.allow_hosts[:1])))
-    return _local_name(wanted.host)
-
-
 def _log_path(database: str | None) -> Path:
-    "The log, made or brought up to date; raises sqlite3.Error"
+    "The log, created or migrated; raises sqlite3.Error"
     path = _path_of(database)
     db = open_log(str(path), create=True)
     try:
@@ -302,7 +204,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    "All signals that people and systems end a process with, to one handler"
+    "Send all signals that end a process to one handler"
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {each: signal.signal(each, handler) for each in wanted}
@@ -319,7 +221,7 @@ def _run(
     started: Callable[[], None],
     stopping: Callable[[], Awaitable[None]],
 ) -> None:
-    "Serve until a signal; streams end at once then"
+    "Serve until a signal, at which streams end at once"
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -331,7 +233,7 @@ def _run(
             await super().shutdown(sockets)
 
         def capture_signals(self) -> Any:
-            "As uvicorn's own, of one more signal, and none is raised again after it"
+            "As uvicorn's, but with SIGHUP, and without raising the signal again"
             return _signals(self.handle_exit)
 
     config = uvicorn.Config(
@@ -342,7 +244,7 @@ def _run(
         lifespan="on",
         log_config=None,
         log_level="error",
-        access_log=False,  # paths may hold words of a prompt
+        access_log=False,  # paths may contain words of a prompt
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE,

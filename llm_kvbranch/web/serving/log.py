@@ -1,39 +1,41 @@
-"""Which database is the log, who may see it, and how it is read.
+"""Which databases are logs, and how one is read.
 
-The idea: whoever may see llm's tables in datasette may see the conversations that
-they hold, in a plain ``datasette logs.db`` too: a log is all that it takes.
+The idea: whoever may see llm's tables in datasette may see the conversations in them,
+in a plain ``datasette logs.db`` as well: nothing but a log is needed.
 
-The invariant: nothing is read of a log before it was asked who may see it, and
-reading changes nothing, be the log an older one.
+The invariant: a log is read only after the permission check, and reading never
+changes it, even if it has an older schema.
+
+This module does not know what is read.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import sqlite_utils
 
+from ...log import History
 from ...log import tables as log_tables
-from ..api.endpoint import check_method, error_response, told
-from ..api.openai import RequestError
-from ..door.access import READ, allowed
+from ..door import may_see
+from ..errors import RequestError
 from .served_model import Server, server_of
 
 Result = TypeVar("Result")
-_ATTRIBUTE = "_llm_kvbranch_logs"
 NO_LOG = (
-    "There is no log of llm's here: llm logs path says where yours is. One that llm "
-    "before 0.32 wrote has no trees yet: ask something once with this llm"
+    "None of these databases is a log of llm's: llm logs path prints where yours is. "
+    "A log that llm before 0.32 wrote has no trees yet: run a prompt with this llm"
 )
-TOO_OLD = "This log cannot be read as it is: run llm logs once to bring it up to date"
+TOO_OLD = "This log has an old schema: run llm logs once to migrate it"
 
 
 @dataclass(frozen=True)
 class Log:
-    "A log that somebody may see"
+    "A log that the actor may see"
 
     datasette: Any
     name: str
@@ -44,13 +46,12 @@ class Log:
 
     @property
     def server(self) -> Server | None:
-        "What is served on this log, None where it can only be read"
+        "The served model that logs here; None if the log can only be read"
         server = server_of(self.datasette)
         return server if server is not None and server.database == self.name else None
 
-    async def read(self, function: Callable[[Any], Result]) -> Result:
-        "What a function of a History gives, in a thread of datasette's"
-        from ...log import History
+    async def read(self, function: Callable[[History], Result]) -> Result:
+        "The result of a function of a History, run in one of datasette's threads"
 
         def work(connection: Any) -> Result:
             database = sqlite_utils.Database(connection)
@@ -64,9 +65,9 @@ class Log:
 
 
 async def find_log(datasette: Any, request: Any) -> Log:
-    """The log that a request is about: ``db``, what is served, or the first there is.
+    """The log for a request: ``db``, else the served model's, else the first one.
 
-    Raises RequestError where there is none that this actor may see.
+    Raises RequestError if there is none that the actor may see.
     """
     wanted = request.args.get("db")
     server = server_of(datasette)
@@ -79,13 +80,13 @@ async def find_log(datasette: Any, request: Any) -> Log:
     for name in logs:
         if await may_see(datasette, request.actor, name):
             return Log(datasette, name)
-    if logs or not names:
-        raise RequestError(403 if logs else 404, _refusal(logs))
-    raise RequestError(404, NO_LOG)
+    if logs:
+        raise RequestError(403, "You may not see this log")
+    raise RequestError(404, NO_LOG if names else "There is no such database")
 
 
 async def logs_of(datasette: Any, actor: Any) -> list[str]:
-    "The names of all logs that somebody may see"
+    "The names of all logs that an actor may see"
     return [
         name
         for name in datasette.databases
@@ -93,16 +94,12 @@ async def logs_of(datasette: Any, actor: Any) -> list[str]:
     ]
 
 
-def _refusal(logs: list[str]) -> str:
-    return "You may not see this log" if logs else "There is no such database"
+_known: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def known_logs(datasette: Any) -> set[str]:
-    "The databases of which is_log has found that they are logs"
-    if not hasattr(datasette, _ATTRIBUTE):
-        setattr(datasette, _ATTRIBUTE, set())
-    known: set[str] = getattr(datasette, _ATTRIBUTE)
-    return known
+    "The databases that is_log has found to be logs"
+    return _known.setdefault(datasette, set())
 
 
 async def is_log(datasette: Any, name: str) -> bool:
@@ -111,55 +108,9 @@ async def is_log(datasette: Any, name: str) -> bool:
         return name in datasette.databases
     try:
         tables = set(await datasette.get_database(name).table_names())
-    except sqlite3.Error:  # what it has is no business of ours
+    except sqlite3.Error:  # datasette itself reports a broken database
         return False
     if set(log_tables.LLM_TABLES) <= tables:
         known_logs(datasette).add(name)
         return True
     return False
-
-
-async def may_see(datasette: Any, actor: Any, name: str) -> bool:
-    "Whether somebody may see all of a log's conversations"
-    if await allowed(datasette, actor, READ):
-        return True
-    for table in log_tables.LLM_TABLES:
-        if not await _may_see_table(datasette, actor, name, table):
-            return False
-    return True
-
-
-async def _may_see_table(datasette: Any, actor: Any, name: str, table: str) -> bool:
-    if hasattr(datasette, "allowed"):  # datasette 1.0
-        from datasette.resources import TableResource
-
-        resource = TableResource(database=name, table=table)
-        return bool(
-            await datasette.allowed(action="view-table", resource=resource, actor=actor)
-        )
-    from datasette.utils.asgi import Forbidden
-
-    wanted = [("view-table", (name, table)), ("view-database", name), "view-instance"]
-    try:
-        await datasette.ensure_permissions(actor, wanted)
-    except Forbidden:
-        return False
-    return True
-
-
-Reader = Callable[[Log, Any], Awaitable[Any]]
-
-
-def reading(function: Reader) -> Any:
-    "A view for datasette of a log that the actor may see; it only reads"
-
-    async def handle(datasette: Any, request: Any) -> Any:
-        try:
-            check_method(request, "GET")
-            return await function(await find_log(datasette, request), request)
-        except Exception as error:
-            return error_response(told(error), "GET")
-
-    handle.__name__, handle.__doc__ = function.__name__, function.__doc__
-    handle.method = "GET"  # type: ignore[attr-defined]
-    return handle

@@ -1,7 +1,7 @@
-"""What the routes share while a model is served: its scheduler, and llm's face of it.
+"""The served model, which all routes share: a scheduler behind an llm model.
 
-The idea: an answer that the server gives is a response of llm's like any other. Its
-model is kvllama, with the scheduler in place of a session of its own.
+The idea: an answer of the server is an llm response like any other. Its model is
+kvllama, with the shared scheduler instead of a session of its own.
 
 This module does not know HTTP.
 """
@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ...errors import KVBranchError
 from ...inference import Scheduler, Ticket, open_session
@@ -29,11 +30,9 @@ from ...models import (
 )
 from ...settings import budget, data_directory
 
-_ATTRIBUTE = "_llm_kvbranch_server"
-
 
 class ServedModel(AsyncKVLlama):
-    "kvllama, answering by way of a scheduler"
+    "kvllama, answering through a scheduler"
 
     def __init__(self, model: catalog.Model, model_id: str, scheduler: Scheduler):
         super().__init__(model_id, model.name)
@@ -64,8 +63,8 @@ class ServedModel(AsyncKVLlama):
 class Server:
     """A served model.
 
-    ``database`` is the name that datasette has for the log; ``log`` says whether
-    answers go into it.
+    ``database`` is datasette's name of the log; ``log`` says whether answers are
+    logged.
     """
 
     def __init__(
@@ -85,33 +84,33 @@ class Server:
         self.log = log
         self.started = time.time()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.answers: set[Any] = set()  # on their way, until they are logged
-        self.uncommitted: dict[str, Ticket] = {}  # of other processes, until they log
+        self.answers: set[Any] = set()  # running, or not logged yet
+        self.uncommitted: dict[str, Ticket] = {}  # for other processes, until they log
         self._stopping: asyncio.Event | None = None
 
     @property
     def stopping(self) -> asyncio.Event:
-        "Set when streams have to end, because the server does"
+        "Set when the server shuts down and all streams must end"
         if self._stopping is None:
             self._stopping = asyncio.Event()
         return self._stopping
 
     def begin_shutdown(self) -> None:
-        "End all streams; to be called in the event loop"
+        "End all streams; call this in the event loop"
         self.stopping.set()
 
     def close(self) -> None:
-        "End all generations and the engine's thread"
+        "Stop all generations and the engine's thread"
         self.scheduler.stop()
 
     def keep(self, task: asyncio.Task[Any]) -> None:
-        "A task that goes on when its request is over"
+        "Keep a task that outlives its request"
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
 
 def chosen_model(model: str | None) -> tuple[catalog.Model, Any, dict[str, Any]]:
-    "A model, its settings, and what tells it from others; raises KVBranchError"
+    "A model, its settings, and the key of its session; raises KVBranchError"
     found = catalog.model(model)
     chosen = choose(KVLlamaOptions(), found.settings)
     return found, chosen, session_key(found.path, chosen)
@@ -126,9 +125,9 @@ def open_server(
     database_name: str,
     token: str,
 ) -> Server:
-    """Load a model to be served.
+    """Load a model and serve it.
 
-    ``n_ctx`` is how many tokens all slots may hold together; None for what memory
+    ``n_ctx`` is how many tokens all slots may hold together, by default what memory
     allows. Raises KVBranchError.
     """
     from ...model import warn
@@ -153,12 +152,14 @@ def open_server(
     return Server(served, key, database_name, token, log)
 
 
+_servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
+
+
 def attach(datasette: Any, server: Server) -> None:
-    "Make a server that of a datasette"
-    setattr(datasette, _ATTRIBUTE, server)
+    "Serve a model through a datasette"
+    _servers[datasette] = server
 
 
 def server_of(datasette: Any) -> Server | None:
-    "The server of a datasette, None where nothing is served: it can only be read"
-    found: Server | None = getattr(datasette, _ATTRIBUTE, None)
-    return found
+    "The served model of a datasette; None if it serves none"
+    return _servers.get(datasette)

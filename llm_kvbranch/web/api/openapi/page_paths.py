@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .openapi_parts import BOOLEAN, NUMBER, TEXT, array_of, get, maybe, object_of, query
+from .parts import BOOLEAN, NUMBER, TEXT, array_of, get, maybe, object_of, query
 
 _LOG = query("db", "The log, where datasette has several databases", TEXT)
 _ID = query("id", "A response, the start of one, a thread, or last", TEXT, True)

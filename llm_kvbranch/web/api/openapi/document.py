@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from . import schemas
-from .openapi_page import page_paths
-from .openapi_parts import (
+from .. import schemas
+from ..endpoint import Call, endpoint, json_response
+from .page_paths import page_paths
+from .parts import (
     BOOLEAN,
     ERROR,
     NUMBER,
@@ -148,3 +149,9 @@ def _trees() -> dict[str, Any]:
 def _slots() -> dict[str, Any]:
     slot = object_of(id=NUMBER, state=TEXT, n_tokens=NUMBER, n_shared=NUMBER)
     return object_of(slots=array_of(slot), n_cells=NUMBER, n_used=NUMBER)
+
+
+@endpoint("GET")
+async def openapi(call: Call) -> Any:
+    "This API as an OpenAPI document"
+    return json_response(document())

@@ -1,0 +1,161 @@
+"""Branching: new answers after, inside of or instead of a logged one.
+
+The idea: an endpoint says where to branch, by response, excerpt, characters, tokens
+or slot; a branch is planned by reading the log, and answered like any other prompt.
+
+This module does not know how a branch is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sqlite_utils
+
+from ...errors import HistoryError
+from ...log import Branch, Forest, History, Node, Place, branching
+from ..door import GENERATE
+from ..errors import RequestError
+from . import schemas
+from .chat import respond
+from .endpoint import Call, endpoint, json_response
+from .status import response_in_slot
+
+
+@endpoint("POST", GENERATE, schemas.BranchRequest)
+async def branch(call: Call) -> Any:
+    "Continue a response in a new thread, cut after an excerpt if one is given"
+    body = call.body
+    named = _parent(call)
+    scheduler, session = call.server.scheduler, call.server.session
+
+    def plan(history: History) -> Branch:
+        parent_id = history.resolve(named)
+        characters = _characters(call, history, parent_id)
+        place = Place(body.text_excerpt, body.occurrence, characters)
+        if body.branch_mode == "fresh":
+            return branching.fresh(
+                history,
+                parent_id,
+                body.prompt,
+                place,
+                body.context_window,
+                lambda _, text, n: scheduler.call(session.tail, text, n).result(),
+            )
+        return branching.branch(history, parent_id, body.prompt, place)
+
+    return await _respond(call, plan)
+
+
+@endpoint("POST", GENERATE, schemas.FocusRequest)
+async def focus(call: Call) -> Any:
+    "Ask about a part of an answer, in a new thread that keeps the whole answer"
+    body = call.body
+    place = Place(range=(body.char_start, body.char_end))
+    return await _respond(
+        call, lambda h: branching.focus(h, body.message_id, body.followup, place)
+    )
+
+
+@endpoint("POST", GENERATE, schemas.ContinueRequest)
+async def continue_(call: Call) -> Any:
+    "A new turn after a response"
+    body = call.body
+    return await _respond(
+        call, lambda h: branching.continue_(h, body.message_id, body.prompt)
+    )
+
+
+@endpoint("POST", GENERATE, schemas.RetryRequest)
+async def retry(call: Call) -> Any:
+    "Answer the same prompt again"
+    return await _respond(call, lambda h: branching.retry(h, call.body.message_id))
+
+
+@endpoint("GET")
+async def tree(call: Call) -> Any:
+    "The tree that a response is in, or the newest trees"
+    args = call.request.args
+    wanted = args.get("id")
+    n = args.get("n") or "10"
+    if not (n.isdecimal() and 1 <= int(n) <= 100):
+        raise RequestError(400, "n: must be a number from 1 to 100", "n")
+
+    def read(history: History) -> Any:
+        forest = Forest(history)
+        if wanted:
+            roots = [forest.tree(history.resolve(wanted, threads=True))]
+        else:
+            roots = forest.recent(int(n))
+        return {"trees": [_describe(root) for root in roots]}
+
+    return json_response(await call.log.read(read))
+
+
+def _describe(root: Node) -> dict[str, Any]:
+    "A tree as a flat list of nodes, so that a deep one needs no deep recursion"
+    nodes = [
+        {
+            "id": node.id,
+            "thread_id": node.thread_id,
+            "model": node.model,
+            "prompt": node.prompt,
+            "input_tokens": node.input_tokens,
+            "output_tokens": node.output_tokens,
+            "verb": node.verb,
+            "mode": node.mode,
+            "excerpt": node.excerpt,
+            "parent_id": node.parent.id if node.parent else None,
+        }
+        for node in root.walk()
+    ]
+    return {"root": root.id, "nodes": nodes}
+
+
+async def _respond(call: Call, plan: Callable[[History], Branch]) -> Any:
+    "Answer a branch, which ``plan`` makes in one of datasette's threads"
+    database = call.log.database
+
+    def work(connection: Any) -> Branch:
+        return plan(History(sqlite_utils.Database(connection)))
+
+    branch = await database.execute_fn(work)
+    system = getattr(call.body, "system", None)
+    return await respond(call, branch=branch, system=system)
+
+
+def _parent(call: Call) -> str:
+    "The response to branch from, by its id or by the slot that holds it"
+    body = call.body
+    if (body.parent_id is None) == (body.parent_slot_id is None):
+        raise RequestError(400, "Give parent_id or parent_slot_id", "parent_id")
+    if body.parent_id is not None:
+        return str(body.parent_id)
+    found = response_in_slot(call.server, body.parent_slot_id)
+    if found is None:
+        raise RequestError(
+            404,
+            f"Slot {body.parent_slot_id} holds no logged response",
+            "parent_slot_id",
+        )
+    return found
+
+
+def _characters(call: Call, history: History, parent_id: str) -> tuple[int, int] | None:
+    "The character range that was given, as characters or as tokens"
+    body = call.body
+    given = [body.text_excerpt, body.char_range, body.token_range]
+    if sum(each is not None for each in given) > 1:
+        raise HistoryError("Give one of text_excerpt, char_range and token_range")
+    if body.char_range is not None:
+        start, end = body.char_range
+        return start, end
+    if body.token_range is None:
+        return None
+    text = history.response(parent_id).text
+    place = call.server.session.place
+    start, end = call.server.scheduler.call(place, text, *body.token_range).result()
+    if start >= end:
+        raise HistoryError("token_range: the answer has no such tokens")
+    return start, end

@@ -1,0 +1,9 @@
+"""The API as an OpenAPI document, made from the models that validate requests.
+
+Owns the descriptions of addresses and responses. It does not know how requests are
+answered.
+"""
+
+from .document import document, openapi
+
+__all__ = ["document", "openapi"]

@@ -1,0 +1,175 @@
+"""Every difference between datasette 0.65 and 1.0, and every private name of theirs.
+
+The idea: the rest of this package is written as if there were one datasette. What
+either version lacks is asked for here by feature, not by version number.
+
+This module does not know conversations, models or who may do what.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_PLUGIN = __package__  # the module of datasette's hooks
+_INTERNAL = "_internal"  # a database of datasette 0.65 that lists the others
+Settings = dict[str, dict[str, Any]]
+
+
+def new_datasette(
+    path: Path, config: dict[str, Any], secret: str, max_body: int
+) -> Any:
+    "A Datasette on one file, with this plugin loaded and root enabled"
+    from datasette.app import Datasette
+
+    _load_plugin()
+    _hide_locals()
+    parameters = inspect.signature(Datasette.__init__).parameters
+    more: dict[str, Any] = {"config" if "config" in parameters else "metadata": config}
+    if "default_deny" in parameters:  # 1.0, which limits bodies; 0.65 does not
+        more["settings"] = {"max_post_body_bytes": max_body}
+    datasette = Datasette([str(path)], secret=secret, **more)
+    if hasattr(datasette, "root_enabled"):  # 1.0
+        datasette.root_enabled = True
+    return datasette
+
+
+def _load_plugin() -> None:
+    "Whatever plugins datasette was told to load: without this one there is no door"
+    from datasette.plugins import pm
+
+    plugin = importlib.import_module(_PLUGIN)
+    if not any(each is plugin for each in pm.get_plugins()):
+        pm.register(plugin, name="llm_kvbranch")
+
+
+def _hide_locals() -> None:
+    """Stop datasette from printing the local variables of a failed request.
+
+    They may hold prompts. It prints them wherever rich is installed, which no setting
+    turns off.
+    """
+    from datasette.plugins import pm
+
+    pm.get_plugin("datasette.handle_exception").rich = None
+
+
+async def allowed(datasette: Any, actor: dict[str, Any] | None, action: str) -> bool:
+    "Whether an actor may do one of our actions; denied by default"
+    if hasattr(datasette, "allowed"):  # 1.0
+        return bool(await datasette.allowed(action=action, actor=actor))
+    return bool(await datasette.permission_allowed(actor, action, default=False))
+
+
+async def may_see_table(datasette: Any, actor: Any, database: str, table: str) -> bool:
+    "Whether datasette would show a table to an actor"
+    if hasattr(datasette, "allowed"):  # 1.0
+        from datasette.resources import TableResource
+
+        resource = TableResource(database=database, table=table)
+        return bool(
+            await datasette.allowed(action="view-table", resource=resource, actor=actor)
+        )
+    from datasette.utils.asgi import Forbidden
+
+    wanted = [
+        ("view-table", (database, table)),
+        ("view-database", database),
+        "view-instance",
+    ]
+    try:
+        await datasette.ensure_permissions(actor, wanted)
+    except Forbidden:
+        return False
+    return True
+
+
+def actions(about: dict[str, str]) -> list[Any]:
+    "Actions with their descriptions, for 1.0's register_actions"
+    from datasette.permissions import Action
+
+    return [Action(name=name, description=text) for name, text in about.items()]
+
+
+def grant(reason: str) -> Any:
+    "A yes, for 1.0's permission_resources_sql"
+    from datasette.permissions import PermissionSQL
+
+    return PermissionSQL.allow(reason=reason)
+
+
+async def actor_of(datasette: Any, request: Any) -> dict[str, Any] | None:
+    """The actor of a request, before datasette itself has looked for it.
+
+    1.0 raises TokenInvalid for a bad token of its own, a class that 0.65 lacks.
+    """
+    from datasette.plugins import pm
+    from datasette.utils import await_me_maybe
+
+    actor, refused = None, False
+    for result in pm.hook.actor_from_request(datasette=datasette, request=request):
+        try:
+            found = await await_me_maybe(result)
+        except Exception as error:
+            if type(error).__name__ != "TokenInvalid":
+                raise
+            refused = True
+        else:
+            actor = actor or found
+    return None if refused else actor or request.scope.get("actor")
+
+
+def csrf_token(request: Any) -> str | None:
+    "The token that 0.65 wants with each POST; 1.0 compares origins instead"
+    token = request.scope.get("csrftoken")
+    return token() if token else None
+
+
+def is_internal(database: str) -> bool:
+    return database == _INTERNAL
+
+
+def cacheable(view: Any) -> Any:
+    """Let a view's responses be cached although the browser sends a cookie.
+
+    datasette marks its own static files by this private name, and sends
+    ``Cache-Control: private`` with everything else.
+    """
+    view._datasette_static = True
+    return view
+
+
+def table_settings(datasette: Any, database: str) -> Settings:
+    "What the user set for a database's tables, in 0.65's metadata, which is private"
+    metadata = getattr(datasette, "_metadata_local", None) or {}
+    found: Settings = ((metadata.get("databases") or {}).get(database) or {}).get(
+        "tables"
+    ) or {}
+    return found
+
+
+def takes_suggestions(datasette: Any) -> bool:
+    "Whether suggest() works: 1.0 lacks the hooks get_metadata and canned_queries"
+    return hasattr(datasette, "add_query")
+
+
+async def suggest(
+    datasette: Any,
+    database: str,
+    settings: Callable[[Settings], Settings],
+    queries: dict[str, dict[str, str]],
+) -> None:
+    """Add table settings and queries to a database of 1.0.
+
+    ``settings`` gets what the user set. ``datasette.config`` is written to because
+    1.0 has no hook for it.
+    """
+    databases = datasette.config.setdefault("databases", {})
+    tables = databases.setdefault(database, {}).setdefault("tables", {})
+    for table, suggested in settings(tables).items():
+        tables[table] = {**suggested, **tables.get(table, {})}
+    for name, query in queries.items():
+        await datasette.add_query(database, name, query["sql"], title=query["title"])

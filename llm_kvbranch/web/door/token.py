@@ -1,0 +1,81 @@
+"""The API token: one per user, created once and kept in a private file.
+
+The idea: clients keep working after a restart, because the token stays the same.
+
+The invariant: a token that another user could have read or written is not used.
+
+This module does not know what the token opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+
+from ...errors import SettingError
+from ...settings import data_directory
+
+_TOKEN = re.compile(r"[!-~]+")
+
+
+def check_token(token: str) -> str:
+    "A token as it can be sent in a header; raises SettingError"
+    if not _TOKEN.fullmatch(token):
+        raise SettingError(
+            "The token must be printable ASCII without spaces, such as "
+            + secrets.token_urlsafe(24)
+        )
+    return token
+
+
+def kept_token() -> str:
+    """This user's token, created if there is none.
+
+    One that another user could have read is replaced. Raises SettingError.
+    """
+    path = data_directory() / "token"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if token := _read_private(path):
+            return token
+        return _write_private(path, "kv-" + secrets.token_urlsafe(32))
+    except OSError as error:
+        raise SettingError(
+            f"Cannot keep the API token in {path}: {error.strerror}"
+        ) from None
+
+
+def _read_private(path: Path) -> str | None:
+    "The token in a file, if only this user could have read and written it"
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+        token = file.read(1000).decode("latin-1").strip()
+        if (
+            mine
+            and not stat.S_IMODE(status.st_mode) & 0o077
+            and _TOKEN.fullmatch(token)
+        ):
+            return token
+    return None
+
+
+def _write_private(path: Path, token: str) -> str:
+    "Write a token atomically; returns another process's if that wrote one last"
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".token")
+    try:
+        with open(descriptor, "w") as file:
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return _read_private(path) or token

@@ -1,0 +1,80 @@
+"""What a client is told when a request fails: a status and OpenAI's error object.
+
+The idea: whatever goes wrong becomes one RequestError, and one function builds the
+error object for the door, the API and the pages.
+
+The invariant: the text of an unforeseen exception is never shown to anyone, since
+it may contain a prompt or a path.
+
+This module does not know datasette or how a response is sent.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+from ..errors import (
+    BusyError,
+    ContextError,
+    HistoryError,
+    KVBranchError,
+    OverloadedError,
+)
+
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
+def error_object(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    "The body of a failed request, as OpenAI's clients read it"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return {"error": error}
+
+
+class RequestError(Exception):
+    "A request that fails: its HTTP status, headers and error object"
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        usual = "invalid_request_error" if status < 500 else "server_error"
+        self.status = status
+        self.headers = headers or {}
+        self.body = error_object(message, _KINDS.get(status, usual), param, code)
+
+
+def to_request_error(error: Exception) -> RequestError:
+    """The RequestError for any exception.
+
+    An unforeseen one is reported on stderr as well, but without its text.
+    """
+    if isinstance(error, RequestError):
+        return error
+    text = str(error)
+    if isinstance(error, OverloadedError):
+        status = 503 if "shutting down" in text else 429
+        headers = {"retry-after": str(error.retry_after)}
+        return RequestError(status, text, headers=headers)
+    if isinstance(error, BusyError):
+        return RequestError(429, text, headers={"retry-after": "1"})
+    if isinstance(error, KVBranchError):
+        missing = isinstance(error, HistoryError) and text.startswith("No response")
+        long = isinstance(error, ContextError)
+        code = "context_length_exceeded" if long else None
+        return RequestError(404 if missing else 400, text, code=code)
+    where = traceback.format_list(traceback.extract_tb(error.__traceback__))
+    sys.stderr.write("".join([*where, f"{type(error).__name__}\n"]))
+    return RequestError(500, "The server failed to answer: see its terminal")

@@ -1,0 +1,63 @@
+"""The table of routes: every address of this plugin, and the view behind it.
+
+The idea: this is the only place that knows both the API and the pages. datasette
+takes the first pattern that matches.
+
+This module does not know what a view does.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from .api import branches, chat, internal, openapi, status
+from .door import HOME, LOGIN, log_in, paths_of
+from .page import page_api, page_changes, pages, static_files
+
+LOGIN_ROUTE = (re.escape(LOGIN) + "$", log_in)
+ROUTES: list[tuple[str, Any]] = [
+    (r"^/-/kvbranch/run$", internal.run),
+    (r"^/-/kvbranch/commit$", internal.commit),
+    (r"^/-/kvbranch/tail$", internal.tail),
+    (r"^/v1/chat/completions$", chat.chat_completions),
+    (r"^/v1/chat/branch$", branches.branch),
+    (r"^/v1/models$", status.models),
+    (r"^/generate$", chat.generate),
+    (r"^/focus$", branches.focus),
+    (r"^/continue$", branches.continue_),
+    (r"^/retry$", branches.retry),
+    (r"^/branch/tree$", branches.tree),
+    (r"^/-/kvbranch/slots$", status.slots),
+    (r"^/-/kvbranch/tree\.json$", page_api.tree),
+    (r"^/-/kvbranch/path\.json$", page_api.path),
+    (r"^/-/kvbranch/search\.json$", page_api.search),
+    (r"^/-/kvbranch/compare\.json$", page_api.compare),
+    (r"^/-/kvbranch/export$", page_api.export),
+    (r"^/-/kvbranch/mark$", page_changes.mark),
+    (r"^/-/kvbranch/prune$", page_changes.prune),
+    (r"^/-/kvbranch$", pages.browse),
+    (r"^/-/kvbranch/$", pages.browse),
+    (r"^/metrics$", status.metrics),
+    (r"^/openapi\.json$", openapi.openapi),
+    (r"^/-/kvbranch/static/(?P<digest>[0-9a-f]+)/(?P<path>.+)$", static_files.static),
+    (r"^/-/kvbranch/(?P<id>[^/]+)$", pages.tree_page),  # last: it matches all others
+]
+
+# All paths that may ever be ours, whether or not there is a route
+_OURS = ("/v1(/|$)", HOME)
+
+
+def is_ours(datasette: Any, scope: dict[str, Any]) -> bool:
+    "Whether a path is this plugin's, in any way that datasette may match it"
+    return any(
+        pattern.match(path)
+        for path in paths_of(scope, datasette.setting("base_url"))
+        for pattern in _patterns()
+    )
+
+
+@functools.cache
+def _patterns() -> list[re.Pattern[str]]:
+    return [re.compile(each) for each in (*_OURS, *(route for route, _ in ROUTES))]
