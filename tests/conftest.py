@@ -1,4 +1,4 @@
-"""A private llm home for every test, so that nothing of the user's is touched."""
+"""Every test has a private llm home: nothing of the user's is touched."""
 
 from __future__ import annotations
 
@@ -8,20 +8,31 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A machine that is busy makes no test wrong
+# Tests run side by side, where one thread each is faster than two that wait for each
+# other. libgomp reads this when it is loaded, in the servers and commands of tests too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
+
+# A busy machine must not fail a test
 settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Files with a model come first: they take longest, and short ones fill up the end"
+    long = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True)
 def user_path(tmp_path, monkeypatch):
-    "llm's user directory, empty; state goes below it"
+    "llm's user directory, empty; the store goes below it"
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    monkeypatch.setenv("HOME", str(tmp_path))  # other programs' models are in there
+    monkeypatch.setenv("HOME", str(tmp_path))  # where other programs keep models
     for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
         monkeypatch.delenv(name, raising=False)
     for name in ("DIR", "MODEL", "BUDGET", "KEY"):
@@ -32,7 +43,7 @@ def user_path(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
-    "Toy models by name, written and loaded when they are first asked for"
+    "Toy models by name, written and loaded on first use"
     from llm_kvbranch.engine import Load, Weights
 
     from .support import synth
@@ -51,25 +62,25 @@ def toys(tmp_path_factory):
 
 @pytest.fixture
 def toy(request, toys):
-    "The toy that a test's parameter names"
+    "The toy model named by a test's parameter"
     return toys(request.param)
 
 
 @pytest.fixture
 def no_fsync(monkeypatch):
-    "It takes time, and what is flushed when has tests of its own"
+    "Skip fsync, which is slow; other tests check what is flushed and when"
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
 def root(tmp_path):
-    "Where a store may be made"
+    "A directory for a store"
     return tmp_path / "kvbranch"
 
 
 @pytest.fixture
 def store(root, request):
-    "A store of the BUDGET that a module of tests has, or without bounds"
+    "A store with the test module's BUDGET, or without a limit"
     from llm_kvbranch.store.store import Store
 
     budget = getattr(request.module, "BUDGET", None)
@@ -88,6 +99,6 @@ def browser():
 
 @pytest.fixture
 def tab(window):
-    "A module's ``window``, which is put back as it was"
+    "A module's ``window``, reset after each test"
     yield window
     window.reset()

@@ -1,4 +1,4 @@
-"""What the benchmarks make of values, of what peers send, and of bars."""
+"""How the benchmarks handle values, replies of peers, and targets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MACHINE = {
 
 
 def result(**raw: list[float]) -> Result:
-    "Values by name, an underscore for each slash"
+    "Values by name, with underscores for slashes"
     found = Result("it", "It", machine=MACHINE, versions={"llm": "1"})
     found.raw = {name.replace("_", "/"): values for name, values in raw.items()}
     return found
@@ -62,7 +62,7 @@ class TestResult:
     def test_rounds_are_compared_one_by_one(self) -> None:
         found = result(a=[1, 10, 100], b=[2, 20, 50])
         assert found.paired(("a",), ("b",)) == 0.5
-        found.add(1, "a")  # rounds do not fit: the medians are compared
+        found.add(1, "a")  # rounds do not match, so medians are compared
         assert found.paired(("a",), ("b",)) == pytest.approx(5.5 / 20)
 
     def test_why_a_value_is_not_there(self) -> None:
@@ -271,7 +271,7 @@ class TestProgram:
 
 
 class TestQuotes:
-    "README's own figures are held to the results by the test of its generated parts"
+    "README's own figures are checked by the test of its generated parts"
 
     def test_nothing_is_quoted_from_a_quick_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -318,7 +318,7 @@ def delta(content: Any, **more: Any) -> dict[str, Any]:
 
 
 async def received(*chunks: bytes, kind: str = "text/event-stream") -> client.Reply:
-    "The reply to an answer that is sent in these chunks"
+    "The reply parsed from an answer sent in these chunks"
     reader = asyncio.StreamReader()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked"
     reader.feed_data(head.encode() + b"\r\n\r\n")
@@ -360,7 +360,7 @@ class TestReply:
             b'data: {"choices": [{"delta": {"content": "a"}}]}\r\n\r\n'
         )
         assert reply.text == "a"
-        assert reply.generated == 1  # of pieces, where no usage is told
+        assert reply.generated == 1  # the pieces, where there is no usage
 
     async def test_an_error_in_the_stream_is_no_answer(self) -> None:
         with pytest.raises(RuntimeError, match="too long"):
@@ -422,7 +422,7 @@ class TestPeers:
 
 
 class TestParts:
-    "Fails if a follow-up's time is said to go where it does not"
+    "Fails if the parts of a follow-up's time are attributed wrongly"
 
     CALLS = (
         ("load", 10.5, 10.6),
@@ -538,7 +538,7 @@ class TestBreakEven:
     def test_where_restoring_begins_to_be_sooner(self) -> None:
         found = self.found("restore")
         assert breakeven_report.break_even(found, "m") == "16"
-        found.raw["restore/m/4"] = [0.5]  # not the first: 8 is not sooner
+        found.raw["restore/m/4"] = [0.5]  # not the first, 8: it is not earlier
         assert breakeven_report.break_even(found, "m") == "16"
         found.raw["restore/m/8"] = [0.5]
         assert breakeven_report.break_even(found, "m") == "4 or less"
@@ -551,7 +551,7 @@ class TestBreakEven:
 
 
 def test_no_module_grows_out_of_hand() -> None:
-    "Sizes as the package's own modules have, and a docstring that says what for"
+    "The same size limits as the package, and a docstring in each module"
     import ast
 
     root = Path(program.__file__).parent

@@ -1,7 +1,7 @@
-"""The GPU benchmark, run where there is none: whole, but with a tiny model.
+"""The GPU benchmark, run completely, but with a tiny model and without a GPU.
 
-What it measures here means nothing. That it measures what it says, and would
-say so if restored rows were other rows, is what these tests are for.
+Its figures mean nothing here. These tests check that it measures what it says, and that
+it would report wrong restored rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(work: Path) -> dict[str, Any]:
-    "What the benchmark writes after measuring everything once"
+    "The results after measuring everything once"
     out = work / "out"
     assert gpu.main([*ARGUMENTS, "--work", str(work), "--out", str(out)]) == 0
     return facts_of(out)
@@ -44,7 +44,7 @@ def facts_of(out: Path) -> dict[str, Any]:
 
 
 class TestModel:
-    "Guards against figures of a model that does not work as models do"
+    "Guards against figures from a model that is not realistic"
 
     @pytest.mark.parametrize("kind", gpu_model.TYPES)
     def test_every_token_matters(self, tmp_path: Path, kind: str) -> None:
@@ -56,7 +56,7 @@ class TestModel:
         with gpu_task.engine_of(task, weights, 512) as engine:
 
             def logits(tokens: Any) -> Any:
-                "In standard deviations of all"
+                "Logits in standard deviations"
                 engine.cut(0, 0)
                 (index,) = engine.decode([Feed(0, 0, tokens)])
                 pointer = engine._llama.llama_get_logits_ith(engine._context, index)
@@ -67,7 +67,7 @@ class TestModel:
             before, effects = logits(tokens), []
             half = gpu_task.some_tokens(weights, n // 2, seed=8) + tokens[n // 2 :]
             assert (logits(half) - before).std() > 0.5
-            assert before[tokens[-1]] < 3  # else it would repeat itself for ever
+            assert before[tokens[-1]] < 3  # otherwise it would repeat itself forever
             for position in (0, 100, 250, 400, 498):
                 changed = tokens[:]
                 changed[position] += 1
@@ -86,12 +86,12 @@ class TestModel:
     def test_it_has_the_shape_it_is_named_for(self) -> None:
         tensors = gpu_model._tensors(gpu_model.SHAPES["llama-3.2-3b"])
         n = sum(int(np.prod(tensor.shape)) for tensor in tensors)
-        assert n == 3_212_749_824 + 64  # Llama 3.2 3B, and its rope factors
+        assert n == 3_212_749_824 + 64  # Llama 3.2 3B and its rope factors
         assert gpu_model.SHAPES["llama-3.2-3b"].state_bytes(2) == 114_688
 
 
 class TestMeasuring:
-    "Guards against a benchmark that runs, and reports something else"
+    "Guards against a benchmark that runs but reports something else"
 
     def test_every_size_is_there(self, result: dict[str, Any]) -> None:
         assert [(run["kv"], run["tokens"]) for run in result["runs"]] == [
@@ -216,7 +216,7 @@ class TestHonesty:
 
 
 class TestBuilding:
-    "Guards against measuring another llama.cpp than the one that was built"
+    "Guards against measuring a llama.cpp other than the one just built"
 
     def test_what_was_built_comes_before_what_was_there(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

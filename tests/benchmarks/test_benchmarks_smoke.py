@@ -1,7 +1,7 @@
-"""Each measurement, tiny and with our own package alone: that it measures, and tells.
+"""A tiny run of each measurement with our own package alone.
 
-What is measured here means nothing. The peers are left out, as where they cannot be
-built, and so is what only they are asked.
+The figures mean nothing here. Peers are left out, as where they cannot be built, and so
+are the measurements that only apply to them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.peers.tools import smollm2
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 REASON = "left out here"
-# What each must have values of, and how many bars are decided without peers
+# The values each must have, and how many targets are decided without peers
 VALUES = {
     "cold": (["first turn/250", "follow-up/kvllama/250", "part/floor/250/prefill"], 1),
     "resident": (["hot/branch/kvllama", "restart/evicted/follow-up/kvllama"], 0),
@@ -34,7 +34,7 @@ VALUES = {
 
 
 def run(one: Measurement, work: Path) -> Result:
-    "What a quick run finds"
+    "The results of a quick run"
     missing = {"peers": REASON, "llama.cpp": REASON}
     tools = Tools(smollm2(), 1, missing=missing)
     result = Result(one.name, one.title, quick=True, machine=machine.facts())
@@ -55,7 +55,7 @@ def test_it_measures_and_tells(name: str, tmp_path: Path) -> None:
         assert all(number > 0 for number in result.raw[value])
     bars = one.bars(result)
     assert sum(bar.met is not None for bar in bars) >= n_decided
-    for bar in bars:  # what needs peers says why it was not measured
+    for bar in bars:  # measurements that need peers say why they were skipped
         assert bar.met is not None or bar.why
     assert all(check["right"] for check in result.checks), result.checks
     report.publish(one, result, out)

@@ -1,10 +1,10 @@
-"""Random trees of turns through the real command, each node a process of its own.
+"""Random trees of turns through the real command, each node a session of its own.
 
 The idea: a tree is grown by ``llm -m kvllama`` and ``llm kvbranch continue``,
 ``branch`` (at a random part of an answer), ``focus`` and ``retry``, on models of
-noise of every kind that cannot be cut anywhere. No process has more than what those
-before it left on the disk. Then each node's tokens are decoded from nothing, in one
-context, which judges the node twice:
+noise of every kind that cannot be cut anywhere. Each command has only what those
+before it left on disk; in the slow trees each is a process of its own. Then each
+node's tokens are decoded from nothing, in one context, which judges the node twice:
 
 - every token of its answer must be the likeliest one there too, or all but;
 - the rows and snapshots in its file must be those of that context.
@@ -44,7 +44,7 @@ from llm_kvbranch.store.header import State
 from llm_kvbranch.store.store import Store
 from llm_kvbranch.store.tokens import common_prefix, tokens_of
 
-from ..support.shell import WORDS, Shell
+from ..support.shell import WORDS, Inside, Shell
 from ..support.toys import (
     CLOSE,
     SETTINGS,
@@ -234,7 +234,7 @@ class Tree:
 
 def grown(toy: Toy, home: Path, seed: int) -> Tree:
     "A random tree, larger where it may take longer"
-    draw, shell = random.Random(seed), Shell(home)
+    draw, shell = random.Random(seed), (Inside if seed == 1 else Shell)(home)
     for variable in ("DIR", "BUDGET", "KEY"):
         shell.env.pop(f"LLM_KVBRANCH_{variable}", None)
     shell.env |= {"LLM_KVBRANCH_MODEL": str(toy.load.path), "HOME": str(home)}

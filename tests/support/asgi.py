@@ -1,4 +1,4 @@
-"""Requests to an ASGI application, without a server between."""
+"""Requests to an ASGI application, without a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ JSON = ("content-type", "application/json")
 
 
 class Answer:
-    "What an ASGI app sent"
+    "The messages that an ASGI app sent, as a response"
 
     def __init__(self, messages):
         start, *rest = messages
@@ -23,7 +23,7 @@ class Answer:
 
     @property
     def error(self):
-        "The error in OpenAI's form, and nothing else"
+        "The error, in OpenAI's format and nothing else"
         body = json.loads(self.body)
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
@@ -48,7 +48,7 @@ def scope_of(method, path, headers, **more):
 
 
 async def send_to(application, method, path, *headers, body=(b"",), **more):
-    "One request, its body in pieces; what came back"
+    "Send one request, its body in pieces, and return the response"
     pieces = [
         {"type": "http.request", "body": piece, "more_body": i < len(body) - 1}
         for i, piece in enumerate(body)
@@ -70,7 +70,7 @@ def cookie(datasette, actor):
 
 
 class Reply:
-    "What came back"
+    "A response with httpx's names"
 
     def __init__(self, answer):
         self.status_code = answer.status
@@ -86,7 +86,7 @@ class Reply:
 
 
 class Client:
-    "A browser of somebody's, or a program with a token"
+    "A browser logged in as an actor, or a program with a token"
 
     def __init__(self, datasette, actor=None):
         self.app = datasette.app()
@@ -100,7 +100,7 @@ class Client:
         return Reply(await send_to(self.app, method, path, HOST, *self.who))
 
     async def post(self, path, body):
-        # Whoever has a cookie needs datasette's own token on 0.65, or a bearer
+        # On datasette 0.65 a cookie needs a CSRF token, or a bearer token beside it
         who = [*self.who]
         if not any(name == "authorization" for name, _ in who):
             who.append(("authorization", "Bearer x"))

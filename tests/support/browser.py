@@ -1,8 +1,8 @@
-"""A real Chromium with an eye on everything that must not happen in it.
+"""A real Chromium that reports everything a page of ours must not do.
 
-The idea: a page of ours prints no error, breaks no rule of its Content-Security-Policy,
-opens no dialog and asks nobody but its own server. A ``Tab`` collects what does; a test
-that ends with anything collected has failed.
+The idea: our pages log no errors, never violate their Content-Security-Policy, open no
+dialogs and send requests to their own server only. A ``Tab`` collects violations, and a
+test that ends with any of them fails.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-extensions"),
 ]
-PATIENCE = 60  # seconds until something that should happen soon has failed
+PATIENCE = 60  # seconds to wait before a test fails
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
-    "A browser, for a module of tests"
+    "A browser, shared by the tests of a module"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -47,9 +47,9 @@ def chromium() -> Iterator[Any]:
 
 
 class Tab:
-    """A page of a browser, whose user is logged in if ``login`` is a link for that.
+    """A browser page; ``login`` returns a login link for its user.
 
-    ``complaints`` is what happened that must not.
+    ``complaints`` collects what must not happen.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Tab:
         self.context.set_default_timeout(PATIENCE * 1000)
         self.url = url
         self.complaints: list[str] = []
-        self.expected: list[str] = []  # patterns of complaints that a test provokes
+        self.expected: list[str] = []  # patterns of complaints to allow
         self.page = self.context.new_page()
         self._watch()
         if login is not None:
@@ -93,11 +93,11 @@ class Tab:
         )
 
     def expect(self, pattern: str) -> None:
-        "Have complaints be no failure that a test brings about itself"
+        "Allow complaints that match a pattern"
         self.expected.append(pattern)
 
     def reset(self) -> None:
-        "Forget what this tab was used for, and see that nothing bad happened in it"
+        "Clear this tab for the next test, and fail if there were complaints"
         self.page.unroute_all(behavior="ignoreErrors")
         with contextlib.suppress(Exception):
             self.js("localStorage.clear(), sessionStorage.clear()")
@@ -109,7 +109,7 @@ class Tab:
         self.check()
 
     def check(self) -> None:
-        "Fail if something happened that must not"
+        "Fail if there were complaints that no test expected"
         bad = [
             each
             for each in self.complaints
@@ -122,29 +122,29 @@ class Tab:
     # -- looking -----------------------------------------------------------
 
     def js(self, code: str, *values: Any) -> Any:
-        "What an expression, or a function of the given values, gives in the page"
+        "Evaluate an expression in the page, or a function of the given values"
         if not values:
             return self.page.evaluate(code)
         return self.page.evaluate(f"values => ({code})(...values)", list(values))
 
     def until(self, code: str, *values: Any, seconds: float = PATIENCE) -> Any:
-        "Wait for an expression to become true; what it is then"
+        "Wait until an expression is true and return its value"
         deadline = time.monotonic() + seconds
         while True:
-            with contextlib.suppress(Exception):  # while one page follows another
+            with contextlib.suppress(Exception):  # during navigation
                 if found := self.js(code, *values):
                     return found
             assert time.monotonic() < deadline, f"still not: {code} {values}"
             self.page.wait_for_timeout(30)
 
     def json(self, path: str) -> Any:
-        "What the server says at a path, asked by the page"
+        "The JSON at a path, fetched by the page"
         return self.js("async p => (await fetch(p)).json()", path)
 
     # -- the tree page -----------------------------------------------------
 
     def open(self, path: str) -> Tab:
-        "A tree's page, ready"
+        "Open a tree's page and wait until it is ready"
         self.page.goto(f"{self.url}{path}")
         return self.ready()
 
@@ -154,12 +154,12 @@ class Tab:
 
     @property
     def selected(self) -> str:
-        "The id of what is selected"
+        "The id of the selected response"
         return str(self.js("kvbranch.state.selected"))
 
     @property
     def nodes(self) -> list[dict[str, Any]]:
-        "The nodes that the server has of this tree"
+        "This tree's nodes, as the server has them"
         root = self.js("kvbranch.state.tree.root")
         return list(self.json(f"/-/kvbranch/tree.json?id={root}")["nodes"])
 
@@ -171,11 +171,11 @@ class Tab:
         self.page.keyboard.insert_text(text)
 
     def turn(self, id: str) -> Any:
-        "A turn of the conversation"
+        "A turn of the conversation, as a locator"
         return self.page.locator(f'.turn[data-id="{id}"]')
 
     def select_words(self, id: str, words: str) -> None:
-        "Select words of an answer with the mouse, as a person does"
+        "Select words of an answer with the mouse"
         box = self.js(
             """(id, words) => {
                 const answer = document.querySelector(`.turn[data-id="${id}"] .answer`)
@@ -212,13 +212,13 @@ class Tab:
         self.page.locator(".selection-toolbar").wait_for(state="visible")
 
     def sampling(self, **values: Any) -> None:
-        "Have answers be made in some way, as the fields for that do"
+        "Set sampling options, as the form does"
         self.js(
             "v => localStorage.setItem('kvbranch:sampling', JSON.stringify(v))", values
         )
 
     def answered(self) -> str:
-        "Wait until what is selected is in the log; its id"
+        "Wait until the selected response is logged and return its id"
         self.until(
             "!kvbranch.state.runs.size"
             " && !kvbranch.state.tree.get(kvbranch.state.selected)?.run"
@@ -227,12 +227,12 @@ class Tab:
 
 
 def accessible(tab: Tab) -> list[str]:
-    "What axe-core finds that is serious or critical"
+    "The serious and critical issues that axe-core finds"
     from axe_playwright_python.sync_playwright import Axe
 
     n = len(tab.complaints)
     found = Axe().run(tab.page, options={"preload": False}).response["violations"]
-    del tab.complaints[n:]  # axe puts styles of its own into the page, in vain
+    del tab.complaints[n:]  # axe tries to add styles, which the policy blocks
     return [
         f"{each['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
         for each in found
@@ -243,7 +243,7 @@ def accessible(tab: Tab) -> list[str]:
 
 @contextlib.contextmanager
 def files() -> Iterator[str]:
-    "Our static files by themselves, for tests of single modules; where they are"
+    "Serve our static files alone, for tests of single modules; yields the URL"
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -266,7 +266,7 @@ def files() -> Iterator[str]:
 
 
 def overlaps(boxes):
-    "Pairs of boxes that cover each other"
+    "Pairs of boxes that overlap"
     found, open_ = [], []
     for i, box in sorted(enumerate(boxes), key=lambda each: each[1]["x"]):
         open_ = [o for o in open_ if boxes[o]["x"] + boxes[o]["w"] > box["x"]]

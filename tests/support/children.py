@@ -1,4 +1,4 @@
-"""Work in forked processes, and conversations on their way between them."""
+"""Work in forked processes, and conversations passed between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import llm
 
 @contextlib.contextmanager
 def child(work: Callable[[int], None]) -> Iterator[tuple[int, int]]:
-    "Run something in a process of its own: its id, and what it writes to"
+    "Run a function in a forked process; yields its id and a pipe to read from"
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -32,12 +32,12 @@ def child(work: Callable[[int], None]) -> Iterator[tuple[int, int]]:
 
 
 def as_line(messages: list) -> str:
-    "Messages as text without line ends"
+    "Messages as one line of text"
     return "|".join(f"{m.role} {m.parts[0].text.encode().hex()}" for m in messages)
 
 
 def from_line(words: str) -> list:
-    "The messages of a line that ``as_line`` wrote"
+    "Messages from a line written by ``as_line``"
     make = {"user": llm.user, "assistant": llm.assistant}
     pairs = [word.split(" ") for word in words.split("|")]
     return [make[role](bytes.fromhex(text).decode()) for role, text in pairs]

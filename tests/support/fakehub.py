@@ -1,16 +1,15 @@
-"""A Hugging Face hub on this machine, as far as downloads of models need one.
+"""A local Hugging Face hub, as far as model downloads need one.
 
-The idea: a real HTTP server that answers as the hub does: a file in large file
-storage is redirected to another host, which knows no token, and its SHA-256 is in
-the header of the redirection. What can go wrong there can be made to happen, and
-every request is written down.
+The idea: a real HTTP server that answers as the hub does. A file in large file storage
+is redirected to another host, which takes no token, and its SHA-256 is in a header of
+the redirect. Tests can make it fail in every known way, and every request is recorded.
 
     with FakeHub() as hub:
         hub.add("owner/name", {"model.gguf": b"GGUF..."})
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path)})
         assert hub.transferred("model.gguf") == 1000
 
-This module knows nothing of llm-kvbranch, nor of the library that asks it.
+This module knows nothing of llm-kvbranch or of the client library.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _BLOCK = 1 << 16
 
 @dataclass
 class Request:
-    "What was asked; ``sent`` counts the bytes of a file that were sent in answer"
+    "A request; ``sent`` counts the bytes of the file sent in response"
 
     method: str
     path: str
@@ -50,7 +49,7 @@ class _Repo:
     files: dict[str, bytes | Path]
     private: bool
     gated: bool
-    promised: dict[str, str] = field(default_factory=dict)  # etags, once told
+    promised: dict[str, str] = field(default_factory=dict)  # etags already sent
 
     def content(self, name: str) -> bytes:
         found = self.files[name]
@@ -68,15 +67,15 @@ class _Repo:
 
 
 def is_large(name: str) -> bool:
-    "Whether the hub keeps a file in large file storage; others are in git"
+    "Whether a file is in large file storage; other files are in git"
     return not name.startswith("in-git/")
 
 
 class FakeHub:
-    """A hub while it is entered.
+    """A hub, running inside its with block.
 
-    ``token`` is the one that opens private and gated repositories. ``requests``
-    are all that came, in order.
+    ``token`` gives access to private and gated repositories. ``requests`` has all
+    requests in order.
     """
 
     token = "hf_fake"
@@ -91,7 +90,7 @@ class FakeHub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        # Another name for this machine, as files are kept on another host
+        # Another host name, as the hub stores files on another host
         self.storage = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> FakeHub:
@@ -114,9 +113,9 @@ class FakeHub:
         gated: bool = False,
         commit: str | None = None,
     ) -> str:
-        """Make a repository, or push to it; the commit that it has then.
+        """Create a repository or push to it, and return the new commit.
 
-        A file below ``in-git/`` is not in large file storage.
+        Files below ``in-git/`` are not in large file storage.
         """
         names = repr(sorted(files)).encode()
         contents = [
@@ -130,32 +129,32 @@ class FakeHub:
         return commit
 
     def serve_instead(self, repo: str, name: str, content: bytes) -> None:
-        "Send other bytes than those whose hash is promised"
+        "Send bytes that do not match the promised hash"
         newest = self._versions[repo][-1]
         newest.etag(name)
         newest.files[name] = content
 
     def promise(self, repo: str, name: str, etag: str) -> None:
-        "Tell another etag than that of the content"
+        "Send an etag that does not match the content"
         self._versions[repo][-1].promised[name] = etag
 
     def break_after(self, nbytes: int, *, once: bool = False) -> None:
-        """Close the connection in the next transfer after so many bytes.
+        """Close the connection after so many bytes of the next transfer.
 
-        Then nobody is answered until ``mend``, unless it is to break ``once``.
+        Unless ``once``, no request is answered until ``mend``.
         """
         self._break_after, self._dies = nbytes, not once
 
     def mend(self) -> None:
-        "Answer again"
+        "Answer requests again"
         self._break_after, self._is_dead = None, False
 
     def fail(self, status: int | None) -> None:
-        "Answer everything with a status; None: no more"
+        "Answer every request with a status; None ends that"
         self._status = status
 
     def ignore_ranges(self) -> None:
-        "Send whole files, whatever part is asked for"
+        "Send whole files, whatever range is requested"
         self._ignores_ranges = True
 
     def transferred(self, name: str) -> int:
@@ -164,11 +163,11 @@ class FakeHub:
         return sum(request.sent for request in asked)
 
     def transfers(self) -> list[Request]:
-        "The requests that asked for the content of a file"
+        "The requests for the content of a file"
         return [r for r in self.requests if r.method == "GET" and r.sent]
 
     def environment(self, root: Path) -> dict[str, str]:
-        "What a process needs to ask this hub, with a home of its own below ``root``"
+        "The environment for a process to use this hub, with its home below ``root``"
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(root / "huggingface"),
@@ -239,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._say(404)
 
     def _repo(self, name: str, revision: str, *, content: bool) -> _Repo | None:
-        "A repository if it is there for this token; else that was answered"
+        "The repository if this token may read it; otherwise answers with an error"
         bearer = self.headers.get("Authorization")
         trusted = bearer == f"Bearer {self.hub.token}"
         repo = self.hub._version(name, "main")
@@ -248,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             invalid = "Invalid credentials in Authorization header"
             self._say(401, {"X-Error-Message": invalid})
         elif repo is None or (repo.private and not trusted):
-            # The hub does not tell strangers what there is
+            # The hub does not reveal private repositories
             if trusted:
                 self._say(404, {"X-Error-Code": "RepoNotFound"})
             else:
@@ -309,14 +308,14 @@ class _Handler(BaseHTTPRequestHandler):
         _, owner, name, commit, file = path.split("/", 4)
         repo = self.hub._version(f"{owner}/{name}", commit)
         if repo is None or self.headers.get("Authorization"):
-            self._say(400)  # as object storage does beside its signed addresses
+            self._say(400)  # as object storage does beside signed URLs
         else:
             self._send(repo.content(file), {"ETag": '"of the storage"'})
 
     def _send(self, content: bytes, headers: dict[str, str]) -> None:
-        "A file, or the part that was asked for"
+        "Send a file, or the requested range"
         found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        # The hub's storage has no parts of what it would compress
+        # The hub's storage serves no ranges of compressible files
         whole = self.hub._ignores_ranges or "gzip" in self.headers.get(
             "Accept-Encoding", ""
         )
@@ -346,10 +345,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = end < len(content)
 
     def _reset(self) -> None:
-        "Without an answer. In the middle of one it would take back what was sent"
+        "Reset the connection. In the middle of an answer, sent data would be lost"
         never_linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never_linger)
-        # Streams of it are still open, which would keep it so
+        # Open streams would keep the connection alive
         socket.close(self.connection.detach())
         self.close_connection = True
 

@@ -1,16 +1,16 @@
-"""Files that are nearly state files, and payloads that are nearly llama.cpp's.
+"""Damaged state files and payloads, close to what a reader expects.
 
-The idea: damage is made from files that are good, so that most of each is what a
-reader expects. Two kinds are made. Unsigned ones are what accidents and stale
-copies leave: some digest no longer fits, so none may be accepted, nor a part of
-one that is not as it was. Signed lies have all digests made again after the change,
-so that only a check of what the file says can refuse them.
+The idea: good files are mutated, so most of each is valid. There are two kinds of
+cases. Unsigned damage is what accidents and stale copies leave: some digest does not
+match, so no such file may be accepted, nor any part of it that changed. Signed lies
+have all digests recomputed after the change, so only a check of the content can refuse
+them.
 
-The invariant: a seed and a number always give the same case, so that a line of
-a report is enough to have it again.
+The invariant: a seed and a number always give the same case, so one line of a report is
+enough to reproduce it.
 
-This module does not know llama.cpp: what runs it is ``fuzz_engine``, in another
-process, so that a crash there is a finding here.
+This module does not know llama.cpp: ``fuzz_engine`` runs it in another process, so that
+a crash there is a finding here.
 
     python -m tests.support.fuzz --files 10000 --engine 500 --seed 1
 """
@@ -41,20 +41,20 @@ from llm_kvbranch.store.statefile import SUFFIX, open_state, read_head, write_st
 from llm_kvbranch.store.store import Store
 from llm_kvbranch.store.tokens import prefix_digest, token_bytes, tokens_of
 
-# Those that are run: SmolLM2, and toys that tests.support.synth makes
+# The models to run: SmolLM2, and toys from tests.support.synth
 MODELS = ("smollm2", "gemma3", "mamba", "granitehybrid", "lfm2", "qwen35")
-WINDOW = 4  # tokens that made-up snapshots go back
+WINDOW = 4  # tokens that made-up snapshots look back
 
 Random = random.Random
-Mutation = Callable[[Random, bytes, bytes], bytes]  # of a file, with another one
-Parts = tuple[State, bytes, dict[int, bytes]]  # of a file: rows, snapshots
+Mutation = Callable[[Random, bytes, bytes], bytes]  # of a file, with another file
+Parts = tuple[State, bytes, dict[int, bytes]]  # parts of a file: rows, snapshots
 
 
 @dataclass
 class Report:
-    """What became of the cases: a failure names the case that it happened in.
+    """The results; a failure names its case.
 
-    ``partial`` counts refused files of which some part was good, and was read.
+    ``partial`` counts refused files of which a good part was still read.
     """
 
     tried: int = 0
@@ -65,7 +65,7 @@ class Report:
     crashes: list[str] = field(default_factory=list)
 
     def refuse(self, error: StateError) -> None:
-        "Count a refusal, by its reason without the numbers in it"
+        "Count a refusal by its reason, without the numbers in it"
         self.refused[re.sub(r"-?\d+", "N", str(error))] += 1
 
     def add(self, other: Report) -> Report:
@@ -101,7 +101,7 @@ def rng_of(seed: int, i: int) -> Random:
 def payload_of(
     start: int, end: int, n_layer: int = 2, row: int = 8, tail: bytes = b""
 ) -> bytes:
-    "Rows of [start, end) as llama.cpp would write them, small ones"
+    "Small rows of [start, end) as llama.cpp would write them"
     cells = b"".join(struct.pack("<iIi", p, 1, 3) for p in range(start, end))
     area = struct.pack("<iQ", 1, row) + bytes(range(row)) * (end - start)
     return b"".join(
@@ -124,14 +124,14 @@ def tail_of(kind: str, window: int) -> bytes:
 
 
 def rows_of(kind: str, window: int, start: int, end: int) -> bytes:
-    "Rows of [start, end) as a model of some kind would have them"
+    "Rows of [start, end) for a kind of model"
     tail = tail_of(kind, window)
     whole = payload_of(start, end, tail=tail)
     return whole[:8] + tail if kind == "recurrent" else whole
 
 
 def snapshot_of(kind: str, window: int, position: int) -> bytes:
-    "What a model of some kind would remember beside its rows, before a position"
+    "The snapshot of a kind of model at a position"
     whole = payload_of(max(0, position - window), position)
     found = whole if window else whole[:8]
     if kind != "attention":
@@ -141,9 +141,9 @@ def snapshot_of(kind: str, window: int, position: int) -> bytes:
 
 
 def good_files(folder: Path) -> list[bytes]:
-    """A chain of three states, a branch of the first, and one from elsewhere.
+    """A chain of three states, a branch of the first, and an unrelated state.
 
-    All but the first have snapshots: one at their end, or several.
+    All but the first have snapshots, one at their end or several.
     """
     tokens = tokens_of(range(100, 150))
     found = []
@@ -181,7 +181,7 @@ def good_files(folder: Path) -> list[bytes]:
 
 
 def parts_of(good: list[bytes], folder: Path) -> dict[str, Parts]:
-    "What is in good files, by the digest of each"
+    "The parts of good files, by digest"
     found, path = {}, folder / f"whole{SUFFIX}"
     for data in good:
         put(path, data)
@@ -196,7 +196,7 @@ def parts_of(good: list[bytes], folder: Path) -> dict[str, Parts]:
 
 
 def span(rng: Random, data: bytes, longest: int = 64) -> tuple[int, int]:
-    "A range of some data, now and then a long one"
+    "A range of some data, sometimes a long one"
     if rng.random() < 0.1:
         longest = len(data)
     begin = rng.randrange(len(data))
@@ -204,7 +204,7 @@ def span(rng: Random, data: bytes, longest: int = 64) -> tuple[int, int]:
 
 
 def flip(rng: Random, data: bytes, _: bytes) -> bytes:
-    "One bit, or a few"
+    "Flip a bit, or a few"
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 8])):
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -218,7 +218,7 @@ def flip_header(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def overwrite(rng: Random, data: bytes, _: bytes) -> bytes:
-    "A range by noise, by zeros as a lost block has, or by ones"
+    "Overwrite a range with noise, with zeros as in a lost block, or with ones"
     begin, end = span(rng, data, 512)
     n = end - begin
     new = rng.choice([rng.randbytes(n), bytes(n), b"\xff" * n, b" " * n])
@@ -236,7 +236,7 @@ def duplicate(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def move(rng: Random, data: bytes, _: bytes) -> bytes:
-    "A range to another place: the length stays"
+    "Move a range; the length stays the same"
     begin, end = span(rng, data)
     rest = data[:begin] + data[end:]
     at = rng.randrange(len(rest) + 1)
@@ -244,13 +244,13 @@ def move(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def mix(rng: Random, data: bytes, other: bytes) -> bytes:
-    "A range as it is in another file, as a half finished copy over it leaves"
+    "Copy a range from another file, as an interrupted copy would"
     begin, end = span(rng, data, 512)
     return data[:begin] + other[begin:end] + data[end:]
 
 
 def splice(rng: Random, data: bytes, other: bytes) -> bytes:
-    "The beginning of one file and the end of another"
+    "Join the beginning of one file and the end of another"
     return data[: rng.randrange(len(data))] + other[rng.randrange(len(other)) :]
 
 
@@ -270,7 +270,7 @@ def length_field(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def foreign_header(rng: Random, data: bytes, other: bytes) -> bytes:
-    "What one file says of itself before another's body"
+    "Put the header of one file before the body of another"
     (header, tokens, rows), theirs = split(data), split(other)
     return b"".join(
         rng.choice(
@@ -287,7 +287,7 @@ def foreign_header(rng: Random, data: bytes, other: bytes) -> bytes:
 
 
 def header_text(rng: Random, data: bytes, _: bytes) -> bytes:
-    "The same header, written another way"
+    "Write the same header another way"
     header, *body = split(data)
     text = header[8:].decode()
     facts = json.loads(text)
@@ -312,7 +312,7 @@ def header_text(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def header_value(rng: Random, data: bytes, _: bytes) -> bytes:
-    "One value in the header is an odd one"
+    "Replace one value in the header with an odd one"
     header, *body = split(data)
     facts = json.loads(header[8:])
     within, key = place(rng, facts)
@@ -321,7 +321,7 @@ def header_value(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def header_key(rng: Random, data: bytes, _: bytes) -> bytes:
-    "A key that is missing, is there twice, has another name or is one too many"
+    "Remove, repeat, rename or add a key"
     header, *body = split(data)
     facts = json.loads(header[8:])
     within, key = place(rng, facts)
@@ -343,7 +343,7 @@ def header_key(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def positions(rng: Random, data: bytes, _: bytes) -> bytes:
-    "Other positions, which agree with each other or nearly so"
+    "Change positions, so that they agree with each other or nearly do"
     header, *body = split(data)
     facts = json.loads(header[8:])
     metadata = facts["__metadata__"]
@@ -355,7 +355,7 @@ def positions(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def names(rng: Random, data: bytes, _: bytes) -> bytes:
-    "Another format, or another place in the tree: one's own child, say"
+    "Change the format, or the place in the tree: a state's own child, say"
     header, *body = split(data)
     facts = json.loads(header[8:])
     key = rng.choice(["format", "parent_id", "response_id", "fingerprint"])
@@ -364,7 +364,7 @@ def names(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def offsets(rng: Random, data: bytes, _: bytes) -> bytes:
-    "Tensors that begin or end elsewhere"
+    "Change where tensors begin or end"
     header, *body = split(data)
     facts = json.loads(header[8:])
     tensor = facts[rng.choice(list(facts)[1:])]
@@ -378,7 +378,7 @@ def offsets(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def marks(rng: Random, data: bytes, _: bytes) -> bytes:
-    "Snapshots of other positions, in another order, twice, or with odd digests"
+    "Change snapshots: other positions or order, repeated, or odd digests"
     header, *body = split(data)
     facts = json.loads(header[8:])
     metadata = facts["__metadata__"]
@@ -390,7 +390,7 @@ def marks(rng: Random, data: bytes, _: bytes) -> bytes:
         far = [0, -1, 2**31, 2**32 + int(old), 2**63, 2**64, 10**30]
         near = [start - 1, start, start + 1, end - 1, end, end + 1, int(old) + 1]
         item[0] = str(rng.choice([*far, *near, rng.choice(items)[0]]))
-        if rng.random() < 0.7:  # and the tensor is called so, too
+        if rng.random() < 0.7:  # rename the tensor, too
             moved = {f"snapshot.{old}": f"snapshot.{item[0]}"}
             facts = {moved.get(name, name): value for name, value in facts.items()}
     elif what == 2:
@@ -411,7 +411,7 @@ def marks(rng: Random, data: bytes, _: bytes) -> bytes:
 
 
 def tensors(rng: Random, data: bytes, _: bytes) -> bytes:
-    "Snapshots that are missing, too many, empty, or in one another's bytes"
+    "Remove or add snapshots, empty them, or let them overlap"
     header, *body = split(data)
     facts = json.loads(header[8:])
     metadata = facts["__metadata__"]
@@ -423,16 +423,16 @@ def tensors(rng: Random, data: bytes, _: bytes) -> bytes:
         del facts[rng.choice(inner)]
     elif what == 1 and items:  # a tensor without a digest
         items.remove(rng.choice(items))
-    elif what == 2 and items:  # the last one, with its bytes or without
+    elif what == 2 and items:  # remove the last one, with or without its bytes
         del facts[inner[-1]], items[-1]
         if rng.random() < 0.7:
             body[-1] = body[-1][: last[0] - last[1]] if last[0] < last[1] else body[-1]
-    elif what == 3:  # one that nothing is said of
+    elif what == 3:  # one that is not listed
         name = rng.choice(
             ["extra", "snapshot.", "snapshot.٤٨", "Snapshot.48", "state "]
         )
         facts[name] = {"dtype": "U8", "shape": [0], "data_offsets": [last[1]] * 2}
-    elif what == 4:  # one more, empty or not, in its place or not
+    elif what == 4:  # one more, empty or not, in place or not
         position = rng.choice([int(metadata["end"]), int(metadata["end"]) - 1, 0, 31])
         more = rng.randbytes(rng.choice([0, 0, 1, 64]))
         place = rng.choice([len(items), len(items), 0])
@@ -443,11 +443,11 @@ def tensors(rng: Random, data: bytes, _: bytes) -> bytes:
             "data_offsets": [last[1], last[1] + len(more)],
         }
         body.append(more)
-    elif what == 5:  # two in each other's place
+    elif what == 5:  # swap two
         one[:], other[:] = list(other), list(one)
-    elif what == 6:  # one over another
+    elif what == 6:  # let one overlap another
         one[:] = rng.choice([list(other), [other[0], one[1]], [one[0], other[1]]])
-    else:  # the end of one is the begin of the next, but elsewhere
+    else:  # move the boundary between two
         at = rng.randrange(max(1, len(inner) - 1))
         left, right = (facts[name]["data_offsets"] for name in (inner * 2)[at : at + 2])
         left[1] = right[0] = rng.choice([left[0], right[1], left[1] + 1, left[1] - 8])
@@ -461,7 +461,7 @@ def snapshots_in(metadata: dict[str, str]) -> list[list[str]]:
 
 
 def _spellings(number: str) -> list[str]:
-    "The same number in other words"
+    "The same number in other spellings"
     arabic = number.translate({ord("0") + i: 0x660 + i for i in range(10)})
     wide = number.translate({ord("0") + i: 0xFF10 + i for i in range(10)})
     signed = [f"+{number}", f"-{number}", f"0{number}", "_".join(number)]
@@ -495,7 +495,7 @@ _VALUES = (
 
 
 def odd(rng: Random, value: Any) -> Any:
-    "Another value in place of one: near to it, of another type, or absurd"
+    "A replacement for a value: close to it, of another type, or absurd"
     if isinstance(value, str) and rng.random() < 0.6:
         return rng.choice(_TEXTS)
     if rng.random() < 0.1:
@@ -507,7 +507,7 @@ def odd(rng: Random, value: Any) -> Any:
 
 
 def place(rng: Random, facts: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    "A dictionary in a header, and one of its keys"
+    "A dictionary in a header and one of its keys"
     within = facts
     if rng.random() < 0.9:
         inner = ["__metadata__"] * 5 + list(facts)[1:]
@@ -516,7 +516,7 @@ def place(rng: Random, facts: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def split(data: bytes) -> tuple[bytes, bytes, bytes]:
-    "Header with its length, token ids, and all the rest of a file that is good"
+    "Split a good file: header with its length, token ids, and the rest"
     (length,) = struct.unpack("<Q", data[:8])
     begin = 8 + length
     (_, n) = json.loads(data[8:begin])["tokens"]["data_offsets"]
@@ -524,13 +524,13 @@ def split(data: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def framed(text: bytes, body: bytes) -> bytes:
-    "A file of a header's text and what comes after, aligned as it should be"
+    "A file from header text and body, correctly aligned"
     text += b" " * (-(8 + len(text)) % 64)
     return struct.pack("<Q", len(text)) + text + body
 
 
 def sign(data: bytes) -> bytes:
-    "The file with the digests that its content ought to have"
+    "Recompute all digests of a file"
     if len(data) < 8:
         return data
     (length,) = struct.unpack("<Q", data[:8])
@@ -544,7 +544,7 @@ def sign(data: bytes) -> bytes:
     def of_snapshot(found: re.Match[bytes]) -> bytes:
         mark = found[1].decode()
         try:
-            mark = str(int(json.loads(f'"{mark}"')))  # however it is spelled
+            mark = str(int(json.loads(f'"{mark}"')))  # in any spelling
         except ValueError:
             return found[0]
         return found[1] + b":" + digest_of(f"snapshot.{mark}")
@@ -565,7 +565,7 @@ _SNAPSHOT = rb"((?:[0-9+_.-]|\\u[0-9a-f]{4})+):[0-9a-f]{32}(?![0-9a-f])"
 
 
 def _n_token_bytes(header: bytes) -> int:
-    "Where the payload begins, as far as a header makes sense"
+    "Where the payload begins, as far as the header is readable"
     try:
         metadata = json.loads(header[8:])["__metadata__"]
         return max(0, 4 * (int(metadata["end"]) - int(metadata["start"])))
@@ -574,7 +574,7 @@ def _n_token_bytes(header: bytes) -> int:
 
 
 def _ranges(header: bytes) -> dict[str, tuple[int, int]]:
-    "Where the tensors are, as far as a header makes sense"
+    "Where the tensors are, as far as the header is readable"
     found: dict[str, tuple[int, int]] = {}
     try:
         facts = json.loads(header[8:])
@@ -588,15 +588,15 @@ def _ranges(header: bytes) -> dict[str, tuple[int, int]]:
 
 
 def put(path: Path, data: bytes) -> None:
-    "Write a new file: one written over is flushed to the disk by some file systems"
+    "Write a new file, because some file systems flush overwritten ones"
     path.unlink(missing_ok=True)
     path.write_bytes(data)
 
 
 def hit(good: bytes, data: bytes) -> set[int | None] | None:
-    """What of a good file is damaged: None for its rows, snapshots by position.
+    """The damaged parts of a good file: None for its rows, snapshots by position.
 
-    None in place of them all where its head is, or where it has another length.
+    Returns None if the head or the length of the file changed.
     """
     header, tokens, _ = split(good)
     if len(data) != len(good) or not data.startswith(header + tokens):
@@ -612,7 +612,7 @@ def hit(good: bytes, data: bytes) -> set[int | None] | None:
 def mutated(
     rng: Random, good: list[bytes], mutations: Iterable[Mutation], which: int = -1
 ) -> tuple[str, bytes]:
-    "The name of a change and what it makes of a good file, never a good file"
+    "A mutation's name and its result, which is never a good file"
     while True:
         data = good[which] if which >= 0 else rng.choice(good)
         other = rng.choice([file for file in good if file is not data])
@@ -626,7 +626,7 @@ def mutated(
 
 
 def check_files(n: int, seed: int, folder: Path, first: int = 0) -> Report:
-    "Accidents, to be refused one and all, with nothing but StateError"
+    "Check that all accidental damage is refused with StateError"
     report, good = Report(), good_files(folder)
     heads = [(len(file), b"".join(split(file)[:2])) for file in good]
     known = parts_of(good, folder)
@@ -648,7 +648,7 @@ def check_files(n: int, seed: int, folder: Path, first: int = 0) -> Report:
             _check_parts(path, known, where, report)
         except Exception as error:
             report.crashes.append(f"{where}: parts: {error!r}")
-        try:  # a head says nothing of the rows: those may be others
+        try:  # a head does not cover the rows, so they may differ
             _, size = read_head(path)
             if not any(size == n and data.startswith(head) for n, head in heads):
                 report.failures.append(f"{where}: its head was accepted")
@@ -662,7 +662,7 @@ def check_files(n: int, seed: int, folder: Path, first: int = 0) -> Report:
 def _check_parts(
     path: Path, known: dict[str, Parts], where: str, report: Report
 ) -> None:
-    "What can be read of a damaged file without the rest is as it was"
+    "Check that parts read from a damaged file are unchanged"
     try:
         with open_state(path, ()) as (state, payload, none):
             whole, rows, snapshots = known[state.digest]
@@ -685,7 +685,7 @@ def _check_parts(
 
 
 def check_signed(n: int, seed: int, folder: Path, first: int = 0) -> Report:
-    "Signed lies: refused with StateError, or a state that agrees with its file"
+    "Check that signed lies are refused with StateError, or agree with their file"
     report, good = Report(), good_files(folder)
     path = folder / f"lie{SUFFIX}"
     for i in range(first, first + n):
@@ -714,7 +714,7 @@ def check_signed(n: int, seed: int, folder: Path, first: int = 0) -> Report:
 
 
 def _count(report: Report, error: StateError, where: str) -> None:
-    "Count a refusal, whose reason must be a short line that can be shown and kept"
+    "Count a refusal; its reason must be one short printable line"
     reason = str(error)
     report.refuse(error)
     if len(reason) > 120 or not reason.isprintable() or not reason.isascii():
@@ -724,7 +724,7 @@ def _count(report: Report, error: StateError, where: str) -> None:
 def contradictions(
     state: State, payload: bytes, snapshots: dict[int, bytes], data: bytes
 ) -> Iterator[str]:
-    "What an accepted file says that is not so"
+    "Contradictions in an accepted file"
     parts = [token_bytes(state.tokens), payload, *snapshots.values()]
     if not data.endswith(b"".join(parts)):
         yield "tokens, payload and snapshots are not the file's"
@@ -747,10 +747,9 @@ def contradictions(
 
 
 def check_stores(n: int, seed: int, folder: Path, first: int = 0) -> Report:
-    """Stores whose index is lost and whose files lie: opened, looked at, repaired.
+    """Open, inspect and repair stores without an index whose files lie.
 
-    Each is made of a dozen signed lies, under the names they claim or that of a
-    good file.
+    Each has a dozen signed lies, named as they claim or like a good file.
     """
     report, good = Report(), good_files(folder)
     for i in range(first, first + n):
@@ -791,7 +790,7 @@ def check_stores(n: int, seed: int, folder: Path, first: int = 0) -> Report:
 
 
 def _claimed(data: bytes) -> str | None:
-    "The name that a file gives itself, where a file can have it"
+    "The name that a file claims, if it is a valid file name"
     found = re.search(rb'"response_id": "([A-Za-z0-9]{1,80})"', data)
     return found[1].decode() if found else None
 
@@ -802,10 +801,10 @@ def _claimed(data: bytes) -> str | None:
 def run_engine(
     model: str, task: str, n: int, seed: int, folder: Path, first: int = 0
 ) -> Report:
-    """Run cases against a model's engine; goes on after a crash.
+    """Run cases against a model's engine, restarting after a crash.
 
-    ``task`` is "files", "payloads", "prompts" or one of the latter two with "all-"
-    before, see ``fuzz_engine``.
+    ``task`` is "files", "payloads", "prompts", "all-payloads" or "all-prompts"; see
+    ``fuzz_engine``.
     """
     report, end, restarts = Report(), first + n, 0
     while first < end and restarts < 10:

@@ -1,10 +1,10 @@
-"""The reader of state files, rows and snapshots as a target of coverage-guided fuzzing.
+"""Coverage-guided fuzzing of the reader of state files, rows and snapshots.
 
     python tests/support/fuzz_atheris.py -runs=200000
 
-Takes libFuzzer's options, and directories of inputs to begin with. Nothing but
-StateError may come out. Needs atheris, which is in no extra of this package: it
-has wheels for some Python versions only.
+Takes libFuzzer's options and seed corpus directories. No exception but StateError is
+allowed. Needs atheris, which is not in any of our extras because it has wheels for only
+some Python versions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GOOD = fuzz.good_files(FOLDER)
 
 
 def read(data: bytes) -> None:
-    "As a file: what is accepted says of itself what its head says"
+    "Read as a file; an accepted file must agree with its head"
     fuzz.put(PATH, data)
     with contextlib.suppress(StateError), open_state(PATH) as (state, payload, parts):
         assert read_head(PATH) == (state, len(data))
@@ -61,7 +61,7 @@ def read(data: bytes) -> None:
 
 
 def walk(data: bytes, start: int, end: int) -> None:
-    "As rows, of every kind of model"
+    "Read as rows, for every kind of model"
     view = memoryview(data)
     for layout in LAYOUTS:
         with contextlib.suppress(StateError):
@@ -71,7 +71,7 @@ def walk(data: bytes, start: int, end: int) -> None:
 
 
 def walk_snapshot(data: bytes, position: int) -> None:
-    "As a snapshot, of every kind of model"
+    "Read as a snapshot, for every kind of model"
     view = memoryview(data)
     for layout in LAYOUTS:
         with contextlib.suppress(StateError):
@@ -86,7 +86,7 @@ def check_areas(areas: list[blob.Area], data: bytes) -> None:
 
 
 def one(data: bytes) -> None:
-    "The first byte says as what the rest is read"
+    "The first byte selects how the rest is read"
     what, data = data[:1], data[1:]
     if what < b"\x40":
         read(data)
@@ -99,7 +99,7 @@ def one(data: bytes) -> None:
 
 
 def mutate(data: bytes, longest: int, seed: int) -> bytes:
-    "Half of the time a change that keeps a header readable, where it was"
+    "Half of the time, mutate in a way that keeps the header readable"
     rng = fuzz.rng_of(seed, 0)
     if rng.random() < 0.5:
         with contextlib.suppress(Exception):
@@ -110,7 +110,7 @@ def mutate(data: bytes, longest: int, seed: int) -> bytes:
 
 
 def corpus() -> Path:
-    "Good files, rows and snapshots to begin with"
+    "The seed corpus: good files, rows and snapshots"
     folder = FOLDER / "corpus"
     folder.mkdir()
     for i, data in enumerate(GOOD):

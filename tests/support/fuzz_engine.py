@@ -1,16 +1,14 @@
-"""Hostile states against a real engine: run in a process that may crash.
+"""Hostile states against a real engine, in a process that may crash.
 
-The idea: a chain of three answers is stored as prompts store them. Then one file at
-a time is damaged and restored from (``files``), or rows or a snapshot that lie are
-given to the engine itself (``payloads``), or are stored with sound digests and come
-upon by a prompt (``prompts``): every field of their structure with odd values, then
-whole ones that agree with themselves, then noise. What is refused must leave all
-else as it was; what is accepted must have become what it says, and be one of
-``ACCEPTED``; what is answered must be what the whole prompt, decoded at once, leads
-to.
+The idea: prompts store a chain of three answers. Then, one file at a time is damaged
+and restored (``files``), or lying rows and snapshots are given to the engine directly
+(``payloads``), or are stored with valid digests and found by a prompt (``prompts``).
+Lies are every field with odd values, then consistent blobs of something else, then
+noise. A refusal must change nothing; what is accepted must do what it says and be
+listed in ``ACCEPTED``; an answer must be the one that decoding the whole prompt gives.
 
-The invariant: each case is announced on standard output before it is tried, so
-that whoever started this process knows what ended it.
+The invariant: each case is printed before it is tried, so that the parent process knows
+what caused a crash.
 
     python -m tests.support.fuzz_engine MODEL TASK SEED FIRST N FOLDER
 
@@ -47,16 +45,15 @@ SETTINGS = Settings(n_threads=1, n_seq=3)
 QUESTIONS = ("Tell me of the sea.", "And then? What became of them?", "Who says so?")
 LAST = "Why?"
 N = 4  # tokens of an answer
-LONG = 40  # of a toy's second one, inside which there are snapshots
-CLOSE = 0.05  # logits: those of the likeliest tokens are some 0.2 apart
-EVERY = 25  # cases between looks at whether good states are restored all the same
+LONG = 40  # tokens of a toy's second answer, with snapshots inside
+CLOSE = 0.05  # in logits; the likeliest tokens are typically 0.2 apart
+EVERY = 25  # cases between checks that good states are still restored
 
-# What llama.cpp takes although it was changed. It ignores the ids of sequences, and
-# no field says which rows are right, nor how many of a window's there were; rows
-# before the window are not looked at. Where positions have several dimensions, only
-# the first is known to whoever checks; the others, and a token id beside them, are
-# for images. The digests are what tells. To slide by, a shorter window is not wrong:
-# it reaches less far, or is not used.
+# Changes that llama.cpp accepts; only digests can detect them. It ignores sequence ids,
+# and no field says which rows are right or how many a window had; rows before the
+# window are not read. Where positions have several dimensions, only the first can be
+# checked; the others, and a token id beside them, are for images. A shorter window is
+# not wrong for sliding: it reaches less far, or is not used.
 _ROWS = {"blob.sequence", "cells.seq_id", "cells in another order", "rows"}
 _WIDE = {"cells.x", "cells.y", "cells.token"}
 _SNAPSHOT = {"blob.sequence", "rows"}
@@ -71,7 +68,7 @@ ACCEPTED = {
 }
 
 
-# -- what blobs are made of --------------------------------------------
+# -- the parts of blobs ------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Part:
 
 @dataclass
 class Block:
-    "The cells of one kind of memory: where they are, and the rows of each layer"
+    "The cells of one kind of memory, and the rows of each layer"
 
     name: str
     at: int
@@ -113,7 +110,7 @@ class Block:
 
 @dataclass
 class Anatomy:
-    "``tail`` is where what rows end with begins"
+    "``tail`` is where the end of the rows begins"
 
     parts: list[Part] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
@@ -121,7 +118,7 @@ class Anatomy:
 
 
 def anatomy(blob: bytes | bytearray, shape: Shape, is_snapshot: bool) -> Anatomy:
-    "What good rows or a good snapshot are made of, read apart from the package"
+    "The parts of good rows or a good snapshot, parsed independently of the package"
     found = Anatomy([Part("blob.magic", "<I", 0), Part("blob.sequence", "<i", 4)])
     at = 8
     if is_snapshot:
@@ -180,7 +177,7 @@ def _recurrent_block(blob: Any, at: int, found: Anatomy) -> int:
 
 
 def _tail(blob: Any, at: int, shape: Shape, found: Anatomy) -> int:
-    "What llama.cpp writes of a window or a recurrent state that is empty"
+    "What llama.cpp writes for an empty window or recurrent state"
     names = ("streams", "count") if shape.windowed else ()
     if shape.kind != "attention":
         names = (*names, "cells", "transposed", "layers")
@@ -201,7 +198,7 @@ def _area(blob: Any, at: int, block: Block, found: Anatomy) -> int:
 
 
 def canonical(blob: bytes | bytearray, shape: Shape, is_snapshot: bool) -> bytes:
-    "A blob with its cells in order of position and no ids of sequences"
+    "A blob with cells in order of position, without sequence ids"
     result = bytearray(blob)
     found = anatomy(blob, shape, is_snapshot)
     for part in found.parts:
@@ -228,7 +225,7 @@ def _positions(blob: Any, block: Block) -> list[int]:
 
 
 def window_of(snapshot: bytes | bytearray, shape: Shape) -> dict[int, bytes]:
-    "What a window's snapshot holds of each position, in all layers"
+    "The content of a window's snapshot by position, in all layers"
     (block,) = anatomy(snapshot, shape, True).blocks
     return {
         position: b"".join(
@@ -244,14 +241,14 @@ Lie = tuple[str, bytes]
 
 
 def field_lies(payload: bytes, parts: list[Part]) -> Iterator[Lie]:
-    "Every number replaced by odd ones"
+    "Replace each number with odd ones"
     for part in parts:
         n = struct.calcsize(part.form)
         bits, at = 8 * n, part.at
         value = int.from_bytes(payload[at : at + n], "little")
         near = {value - 1, value + 1, 2 * value, value ^ 1 << bits - 1, value + 256}
         far = {0, 1, 2, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2**bits - 1, 2**31}
-        if bits == 64:  # some of which wrap around when multiplied
+        if bits == 64:  # some overflow when multiplied
             far |= {value + 2**32, 2**64 // 20 + 1, 2**64 - 12, 2**64 - 13}
         for new in sorted({number % 2**bits for number in near | far} - {value}):
             yield (
@@ -261,7 +258,7 @@ def field_lies(payload: bytes, parts: list[Part]) -> Iterator[Lie]:
 
 
 def some(parts: list[Part]) -> list[Part]:
-    "Of the many of each name the first, the last and one between"
+    "Of the cases of each name, the first, the last and one between"
     named: dict[str, list[Part]] = {}
     for part in parts:
         named.setdefault(part.name, []).append(part)
@@ -273,7 +270,7 @@ def some(parts: list[Part]) -> list[Part]:
 
 
 def length_lies(payload: bytes, parts: list[Part]) -> Iterator[Lie]:
-    "Cut at the begin of every field and around it, or with something after"
+    "Cut at and around the start of every field, or extend"
     ends = {part.at + d for part in parts for d in (0, 1)} | {len(payload) - 1, 0, 3}
     for end in sorted(ends):
         yield "cut short", payload[:end]
@@ -282,7 +279,7 @@ def length_lies(payload: bytes, parts: list[Part]) -> Iterator[Lie]:
 
 
 def rows_lies(rows: bytes, found: Anatomy, snapshot: bytes) -> Iterator[Lie]:
-    "Rows that agree with themselves, and not with the model or the tokens"
+    "Consistent rows that do not match the model or the tokens"
     for block in found.blocks:
         yield from _attention_lies(rows, block)
         yield "a block twice", rows[: block.end] + rows[block.at :]
@@ -316,7 +313,7 @@ def snapshot_lies(
     yield "nothing in it", snapshot[:8]
     yield "nothing in it", snapshot[:8] + struct.pack("<IIII", 1, 0, 0, 0)
     yield "rows in its place", rows
-    if len(rows) > 8 + 12 * 32:  # a recurrent model has none
+    if len(rows) > 8 + 12 * 32:  # recurrent models have none
         yield "rows in it", rows + snapshot[8:]
         yield "rows in it", snapshot + rows[8:]
         yield "rows without an end", rows[:-8]
@@ -414,7 +411,7 @@ def _recurrent_lies(payload: bytes, block: Block) -> Iterator[Lie]:
     with_ids = struct.pack("<iIi", position, 1, 0)
     several = [area + area[12:] for area in areas]
     yield "state: two cells", rebuilt(cell * 2, several)
-    yield "state: two cells", rebuilt(cell + bytes(8), several)  # reads as no layers
+    yield "state: two cells", rebuilt(cell + bytes(8), several)  # parsed as no layers
     yield (
         "state: two cells",
         rebuilt(cell + struct.pack("<iI", position - 1, 0), several),
@@ -436,7 +433,7 @@ def _recurrent_lies(payload: bytes, block: Block) -> Iterator[Lie]:
     yield "state: transposed", rebuilt(cell, areas, s_trans=1)
     for area in (areas[0], areas[-1]):
         others = [one for one in areas if one is not area]
-        if len(area) < 20:  # this architecture has none here
+        if len(area) < 20:  # absent in this architecture
             continue
         smaller = area[:4] + struct.pack("<Q", len(area) - 16) + area[16:]
         larger = area[:4] + struct.pack("<Q", len(area) - 8) + area[12:] + bytes(4)
@@ -451,7 +448,7 @@ def _recurrent_lies(payload: bytes, block: Block) -> Iterator[Lie]:
 def row_lies(
     payload: bytes, found: Anatomy, rng: Random
 ) -> Iterator[tuple[bytes, bool]]:
-    "Blobs whose rows hold something else, and whether that is all numbers"
+    "Blobs with other row contents, and whether all of them are numbers"
     for block in found.blocks:
         areas = [(at, size) for at, size in block.areas if size]
         chosen = {0, len(areas) - 1, *range(0, len(areas), 7)}
@@ -467,7 +464,7 @@ def row_lies(
 
 
 def noise(payload: bytes, found: Anatomy, rng: Random) -> bytes:
-    "A blob damaged anywhere, more often where it says what it is"
+    "A blob damaged anywhere, but more often in its metadata"
     spoilt = bytearray(payload)
     kind = rng.randrange(6)
     if kind <= 2:
@@ -492,7 +489,7 @@ def noise(payload: bytes, found: Anatomy, rng: Random) -> bytes:
 
 @dataclass
 class Answer:
-    "What came of a prompt, whose own tokens come first"
+    "The answer to a prompt; the prompt's tokens come first"
 
     prompt: list[int] = field(repr=False)
     tokens: list[int]
@@ -500,14 +497,14 @@ class Answer:
     miss_reason: str | None
 
 
-Read = tuple[int, int | None]  # of a prompt: which file, rows or the snapshot of where
+Read = tuple[int, int | None]  # by a prompt: which file, and its rows or which snapshot
 
 
 class Home:
-    """A model, a store with three answers in a chain, and what is right.
+    """A model, a store with a chain of three answers, and the expected results.
 
-    ``reads`` says what each of ``prompts`` needs, ``right`` what it leads to, and
-    ``without`` the same when a file is missing.
+    ``reads`` has what each of ``prompts`` needs, ``right`` its expected answer, and
+    ``without`` the expected answer when a file is missing.
     """
 
     def __init__(self, model: str, folder: Path):
@@ -551,7 +548,7 @@ class Home:
             self._learn(prompt)
 
     def _converse(self) -> None:
-        "Three answers, and prompts that go on from each or from inside one"
+        "Three answers, and prompts that continue each or branch inside one"
         messages: list[Any] = []
         self.prompts: dict[str, list[Any]] = {}
         for i, question in enumerate(QUESTIONS):
@@ -570,14 +567,14 @@ class Home:
         self.last = f"after r{len(QUESTIONS) - 1}"
 
     def _learn(self, prompt: str) -> None:
-        "What a prompt needs and leads to"
+        "Record what a prompt needs and its expected answer"
         self.right[prompt] = right = self.ask_anew(prompt)
         self.reads[prompt] = reads = set(self.read)
         assert right.miss_reason is None or prompt == "inside r1", right
         assert right.restored > 0, right
         assert any(mark for _, mark in reads) == self.shape.has_snapshots, reads
         assert self.is_oracles(right), "the oracle says something else"
-        live = self.ask(prompt)  # from what is in memory still
+        live = self.ask(prompt)  # from memory
         assert live.tokens == right.tokens
         for which in sorted({which for which, _ in reads}):
             self.path(self.entries[which]).unlink()
@@ -588,7 +585,7 @@ class Home:
             self.put_back(which)
 
     def _watch(self) -> None:
-        "Note what is opened of which file"
+        "Record which parts of which files are opened"
         slots = self.session.slots
         opened = slots._open_state
 
@@ -620,7 +617,7 @@ class Home:
         )
 
     def ask_anew(self, prompt: str) -> Answer:
-        "As a new process asks: nothing in memory"
+        "Ask as a new process would, with nothing in memory"
         self.clear()
         return self.ask(prompt)
 
@@ -631,7 +628,7 @@ class Home:
             slots.truncate(slot, 0)
 
     def is_oracles(self, answer: Answer) -> bool:
-        "Whether the whole prompt, decoded at once and alone, leads to it too"
+        "Whether decoding the whole prompt alone gives the same answer"
         key = tuple(answer.prompt), tuple(answer.tokens)
         if key not in self._asked:
             self._asked[key] = self._is_close(answer)
@@ -655,9 +652,10 @@ class Home:
         return Counter({row["reason"]: row["count"] for row in self.store.misses()})
 
     def why_not_missed(self, prompt: str, which: int) -> str | None:
-        """What is wrong with the answer where something of a file cannot be used.
+        """What is wrong with an answer when a part of a file cannot be used.
 
-        None if it is as without the file, and the reason is told and counted once.
+        None if it is the same as without the file, and the reason is reported and
+        counted once.
         """
         before = self.misses()
         answer = self.ask_anew(prompt)
@@ -672,7 +670,7 @@ class Home:
         return None
 
     def put_back(self, which: int) -> None:
-        "The good file, and the index as it was"
+        "Put back the good file and the index"
         entry, data = self.entries[which], self.files[which]
         put(self.path(entry), data)
         current = self.store.get(entry.state.response_id, entry.state.fingerprint)
@@ -683,15 +681,15 @@ class Home:
             self.store.add_to_index(entry.state, len(data))
 
     def is_right(self, prompt: str) -> bool:
-        "Whether good files are restored and lead to the right answer"
+        "Whether good files are restored and give the right answer"
         return self.ask_anew(prompt) == self.right[prompt]
 
     # -- sequences -----------------------------------------------------
 
     def prepare(self, which: int) -> None:
-        """Sequence 0 as it is before a state is appended.
+        """Set up sequence 0 as before a state is appended.
 
-        Where there are snapshots, sequence 1 holds the first state and stands by.
+        With snapshots, sequence 1 has the first state, as a bystander.
         """
         self.clear()
         self.engine.reserve(512)
@@ -702,9 +700,9 @@ class Home:
         self.prepared = self.sizes()
 
     def sizes(self) -> list[int]:
-        """Bytes that each sequence would take, the scratch one the last.
+        """The size of each sequence in bytes, the scratch sequence last.
 
-        Rows that are not complete take some, though they count as no length.
+        Incomplete rows have a size, although their length is 0.
         """
         engine = self.engine
         size_of = engine._llama.llama_state_seq_get_size_ext
@@ -719,14 +717,14 @@ class Home:
     def restore(
         self, which: int, rows: bytes | None = None, upto: int = 0, seq: int = 0
     ) -> None:
-        "A state's rows, or others in their place"
+        "Restore a state's rows, or others in their place"
         state = self.entries[which].state
         view = memoryview(bytearray(self.payloads[which] if rows is None else rows))
         start, end = state.start, state.end
         self.engine.restore(seq, view, start, end, upto or end, start)
 
     def resume(self, which: int, data: bytes | None = None, seq: int = 0) -> None:
-        "By a state's last snapshot, or by another in its place"
+        "Resume from a state's last snapshot, or another in its place"
         if self.shape.has_snapshots:
             view = memoryview(bytearray(self.last_of(which) if data is None else data))
             end = self.entries[which].state.end
@@ -738,7 +736,7 @@ class Home:
         return self.engine.slide(0, view, state.end, state.start, self.middle(which))
 
     def last_of(self, which: int) -> bytes:
-        "A state's last snapshot, none where rows are all there is"
+        "A state's last snapshot, or None if it only has rows"
         return self.snapshots[which].get(self.entries[which].state.end, b"")
 
     def middle(self, which: int) -> int:
@@ -746,12 +744,12 @@ class Home:
         return (state.start + state.end) // 2
 
     def holds(self, which: int, payload: bytes) -> bool:
-        "Whether the rows of a state, now in sequence 0, are those of a payload"
+        "Whether the rows in sequence 0 are those of a payload"
         state = self.entries[which].state
         return self._same(self.engine.capture(0, state.start, state.end), payload)
 
     def remembers(self, snapshot: bytes, seq: int = 0) -> bool:
-        "Whether what a sequence remembers beside its rows is what a snapshot says"
+        "Whether a sequence's state matches a snapshot"
         if not self.shape.has_snapshots:
             return True
         found = self.engine.snapshot(seq)
@@ -774,7 +772,7 @@ class Home:
         return canonical(one, self.shape, is_snapshot) == expected
 
     def slid(self, which: int, data: bytes) -> bool:
-        "Whether the window of sequence 0 is that of a snapshot, up to the middle"
+        "Whether the window of sequence 0 matches a snapshot, up to the middle"
         start, middle = self.entries[which].state.start, self.middle(which)
         expected = window_of(self.last_of(which - 1), self.shape) if which else {}
         theirs = window_of(data, self.shape)
@@ -783,13 +781,13 @@ class Home:
         return window_of(self.engine.snapshot(0), self.shape) == expected
 
     def stands_by(self) -> bool:
-        "Whether nothing but sequence 0 was touched, nothing left in the scratch one"
+        "Whether only sequence 0 changed, and the scratch sequence is empty"
         if self.sizes()[1:] != self.prepared[1:]:
             return False
         return self.remembers(self.last_of(0), seq=1)
 
     def is_as_before(self, which: int) -> bool:
-        "Whether a refusal left sequence 0 as prepare made it"
+        "Whether a refusal left sequence 0 unchanged since ``prepare``"
         if self.engine.length(0) != self.entries[which].state.start:
             return False
         if self.sizes()[0] != self.prepared[0]:
@@ -798,7 +796,7 @@ class Home:
 
 
 def run_files(home: Home, seed: int, first: int, n: int, report: Report) -> None:
-    "Damaged files in place of good ones, restored from directly and by a prompt"
+    "Restore damaged files in place of good ones, directly and by a prompt"
     for i in range(first, first + n):
         rng = rng_of(seed, i)
         which = rng.randrange(len(home.entries))
@@ -819,7 +817,7 @@ def run_files(home: Home, seed: int, first: int, n: int, report: Report) -> None
             lost = {None} if parts is None else parts
             if home.reads[prompt] & {(which, part) for part in lost}:
                 problem = home.why_not_missed(prompt, which)
-            else:  # nothing of what is damaged is needed
+            else:  # the damaged part is not needed
                 problem = None if home.is_right(prompt) else "it was needed"
             if problem:
                 report.failures.append(f"{where}, {prompt}: {problem}")
@@ -840,7 +838,7 @@ def read_file(
     parts: set[int | None] | None,
     report: Report,
 ) -> None:
-    "A damaged file: refused as a whole, and each of its parts if that is damaged"
+    "A damaged file must be refused, and so must each damaged part"
     entry = home.entries[which]
     try:
         with home.store.open(entry) as (payload, _):
@@ -864,16 +862,16 @@ def read_file(
                 report.failures.append(f"{where}: a good part was refused ({error})")
 
 
-# How a blob is used: the name of Engine's method
+# How a blob is used: the name of the Engine method
 OPS = ("restore", "resume", "slide")
 
 
 def run_payloads(
     home: Home, seed: int, first: int, n: int, report: Report, thorough: bool = False
 ) -> int:
-    """Lies about each state in turn, given to the engine; at the end n random ones.
+    """Give lies about each state to the engine, then n random ones.
 
-    ``thorough``: about every cell and every layer. Returns how many there are.
+    ``thorough``: about every cell and layer. Returns the number of cases.
     """
     i = -1
     for which in range(len(home.entries)):
@@ -909,7 +907,7 @@ def run_payloads(
 
 
 def ops_of(home: Home) -> tuple[str, ...]:
-    "What can be done with a state: only a window slides"
+    "The operations on a state; only a window can slide"
     if not home.shape.has_snapshots:
         return OPS[:1]
     return OPS if home.shape.windowed else OPS[:2]
@@ -920,7 +918,7 @@ def blob_of(home: Home, which: int, op: str) -> bytes:
 
 
 def whole_lies(home: Home, which: int, op: str, mark: int = 0) -> Iterator[Lie]:
-    "Lies about a state's rows, or its snapshot of some position or its last"
+    "Lies about a state's rows or one of its snapshots"
     rows, shape = home.payloads[which], home.shape
     if op == "restore":
         yield from rows_lies(rows, anatomy(rows, shape, False), home.last_of(which))
@@ -940,7 +938,7 @@ def try_blob(
     label: str,
     report: Report,
 ) -> None:
-    "Rows or a snapshot; ``name`` is that of the lie, None where it may be any"
+    "Try rows or a snapshot; ``name`` is the lie's, None for noise"
     print("CASE", label, flush=True)  # noqa: T201
     report.tried += 1
     where, named = f"{home.model}, state {which}, {op} {label}", f"{op}: {name}"
@@ -963,11 +961,11 @@ def try_blob(
             report.failures.append(f"{where}: accepted")
         elif not is_what_it_said(home, which, op, data, reached):
             report.failures.append(f"{where}: something else than it said")
-        elif name is not None:  # noise may be no numbers, which spread
+        elif name is not None:  # noise may contain NaN, which spreads
             home.engine.decode([Feed(0, home.engine.length(0), array("i", [30]))])
         if not home.stands_by():
             report.failures.append(f"{where}: accepted, and others changed")
-    if not as_before:  # a slot that was refused a snapshot gives up its sequence
+    if not as_before:  # a slot drops its sequence when a snapshot is refused
         home.engine.cut(0, 0)
         home.lead_up(which)
     goes_on(home, which, where, report)
@@ -975,7 +973,7 @@ def try_blob(
 
 
 def look_around(home: Home, which: int, where: str, report: Report) -> None:
-    "Now and then whether what was restored leads to what it led to before"
+    "Check from time to time that good states still give the same tokens"
     if report.tried % EVERY == 0 and not decodes_right(home, which):
         report.failures.append(f"{where}: wrong tokens afterwards")
     if report.tried % (20 * EVERY) == 0 and not home.is_right(home.last):
@@ -983,7 +981,7 @@ def look_around(home: Home, which: int, where: str, report: Report) -> None:
 
 
 def use(home: Home, which: int, op: str, data: bytes) -> bool:
-    "Whether it was of use"
+    "Use a blob; returns whether it was accepted"
     if op == "slide":
         return home.slide(which, data)
     if op == "resume":
@@ -996,8 +994,8 @@ def use(home: Home, which: int, op: str, data: bytes) -> bool:
 def is_what_it_said(
     home: Home, which: int, op: str, data: bytes, reached: bool
 ) -> bool:
-    "Whether sequence 0 has become what was accepted says"
-    if not reached:  # then it ends where it did, as if there had been no rows
+    "Whether sequence 0 matches the accepted blob"
+    if not reached:  # then it ends where it did, as without rows
         return home.is_as_before(which)
     if op == "slide":
         return home.slid(which, data) and home.engine.length(0) == home.middle(which)
@@ -1010,7 +1008,7 @@ def is_what_it_said(
 
 
 def goes_on(home: Home, which: int, where: str, report: Report) -> None:
-    "A good state after all, which must be as it was stored"
+    "A good state must still be restored as it was stored"
     home.restore(which)
     home.resume(which)
     snapshot = home.last_of(which)
@@ -1019,7 +1017,7 @@ def goes_on(home: Home, which: int, where: str, report: Report) -> None:
 
 
 def decodes_right(home: Home, which: int) -> bool:
-    "Whether sequence 0, just restored, goes on as it did the first time"
+    "Whether the restored sequence 0 continues as it did the first time"
     key = f"_next_{which}"
     drawn, at = [], home.engine.length(0)
     sampler = home.engine.sampler(GREEDY, array("i"))
@@ -1054,17 +1052,17 @@ def check_finite(
         report.refused["state payload holds values that are no numbers"] += 1
 
 
-# What is not a lie about a part of a file, and yet put there
+# Other replacements for a part of a file
 MISSING, DAMAGED, NO_NUMBER = "missing", "damaged", "not a number"
 
 
 def run_prompts(
     home: Home, first: int, report: Report, step: int, begin: int = 0
 ) -> None:
-    """Stored with sound digests, found by a prompt: each a miss, each answered right.
+    """Store lies with valid digests; prompts must report a miss and answer right.
 
-    Every ``step``th of the lies about each part of a file that a prompt needs. They
-    are counted from ``begin`` on.
+    Runs every ``step``th lie about each part that a prompt needs, counted from
+    ``begin`` on.
     """
     i = begin - 1
     for prompt, reads in home.reads.items():
@@ -1081,11 +1079,11 @@ def run_prompts(
 def prompt_lies(
     home: Home, prompt: str, which: int, mark: int | None, step: int
 ) -> Iterator[Lie]:
-    "What is put in the place of rows or a snapshot that a prompt needs"
+    "The replacements for rows or a snapshot that a prompt needs"
     op = "resume"
     if mark is None:
         if prompt != home.last:
-            return  # that of another prompt would be tried again
+            return  # another prompt would try the same
         good, op = home.payloads[which], "restore"
     else:
         good = home.snapshots[which][mark]
@@ -1103,7 +1101,7 @@ def prompt_lies(
 
 
 def is_slide(home: Home, prompt: str, which: int, mark: int | None) -> bool:
-    "Whether a prompt needs a snapshot of a position that it does not go as far as"
+    "Whether a prompt needs a snapshot beyond where it reaches"
     return mark is not None and mark > home.right[prompt].restored
 
 
@@ -1128,10 +1126,10 @@ def ask_about(
     else:
         origin = "somebody" if name == NO_NUMBER else None
         home.store.put(replace(entry.state, origin=origin), rows, None, snapshots)
-    if name in (MISSING, "a shorter window"):  # nothing is wrong with the file
+    if name in (MISSING, "a shorter window"):  # the file is good
         answer, restored = home.ask_anew(prompt), home.right[prompt].restored
         report.accepted[f"by a prompt: {name}"] += 1
-        # A window may slide by the next snapshot instead
+        # A window may slide from the next snapshot instead
         less = answer.restored < restored + (name == MISSING and home.shape.windowed)
         if not home.is_oracles(answer) or not less:
             report.failures.append(f"{where}: {answer}")
@@ -1165,7 +1163,7 @@ def main(arguments: list[str]) -> None:
     elif task.endswith("payloads"):
         thorough = task == "all-payloads"
         done = run_payloads(home, int(seed), int(first), int(n), report, thorough)
-        if not home.shape.has_snapshots:  # too few for a process of their own
+        if not home.shape.has_snapshots:  # too few for a separate process
             run_prompts(home, int(first), report, 1 if thorough else 24, done)
     else:
         run_prompts(home, int(first), report, 1 if task == "all-prompts" else 2)

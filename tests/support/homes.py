@@ -1,4 +1,4 @@
-"""llm in this process, for users with homes of their own."""
+"""The ``llm`` command in this process, for several users with their own homes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHORT = ("-m", "kvllama", "-o", "temperature", "0", "-o", "max_tokens", "24")
 
 
 class Homes:
-    "llm in this process, as users with homes of their own below a directory"
+    "Runs llm as different users, whose homes are below a directory"
 
     def __init__(self, root: Path):
         self.root = root

@@ -1,7 +1,7 @@
-"""Conversations on the fake engine, each answer checked against an oracle.
+"""Conversations on the fake engine, with each answer checked against an oracle.
 
-``Life`` is a random one that goes on from any earlier answer, as a process that
-may end at any moment.
+``Life`` is a process that may end at any moment: it continues from random earlier
+answers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Answer:
         return self.generation.tokens[self.generation.answer :]
 
     def check(self):
-        "The answer is that of an engine which decoded the whole prompt"
+        "Check that an engine that decoded the whole prompt gives the same answer"
         plan = self.generation.plan
         n = len(self.generation.tokens) + 64
         expected = oracle(plan.tokens, n, **self.session.engine.memory_kind)
@@ -56,14 +56,14 @@ class Answer:
 
 
 def spell(tokens) -> str:
-    "Tokens as text, control tokens written out"
+    "Tokens as text, with control tokens spelled out"
     names = {number: name.encode() for name, number in CONTROLS.items()}
     data = b"".join(names.get(t) or FakeVocab().piece(t) for t in tokens)
     return data.decode("utf-8", "replace")
 
 
 def chatml(messages) -> str:
-    "What the prompt must be, said another way than by a template"
+    "The expected prompt, built without a template"
     turns = [f"{m.role}\n{''.join(p.text for p in m.parts)}" for m in messages]
     begun = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
     return begun + "<|im_start|>assistant\n"
@@ -74,9 +74,9 @@ def user(text: str):
 
 
 class Life:
-    """A process that answers: a new session over a store, and random prompts.
+    """A process: a new session on a store, and random prompts.
 
-    ``known`` are the conversations it may go on from, by response id.
+    ``known`` has the conversations it may continue, by response id.
     """
 
     def __init__(self, root, seed, known, budget=None):
@@ -88,7 +88,7 @@ class Life:
         self.count = itertools.count()
 
     def step(self, before_commit=lambda name: None, check=True):
-        "Answer one prompt and store it; the id and the conversation it leaves"
+        "Answer one prompt and store it; returns its id and the conversation so far"
         name = f"r{self.name}-{next(self.count)}"
         answer = Answer(
             self.session,
@@ -105,7 +105,7 @@ class Life:
         return name, answer
 
     def prompt(self):
-        "Go on from an answer, cut it, ask for it again, or start anew"
+        "Continue an answer, cut it, retry it, or start a new conversation"
         turn = user(
             "".join(self.random.choices("abc def", k=self.random.randint(1, 60)))
         )

@@ -152,7 +152,7 @@ def grow(log, seed, n=40):
 
 
 def datasette_on(*paths: Path, **more: Any) -> Any:
-    "datasette as anybody starts it on some files; ``config`` goes to the right place"
+    "datasette on some files; ``config`` goes where its version expects it"
     import inspect
 
     from datasette.app import Datasette

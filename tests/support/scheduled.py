@@ -1,4 +1,4 @@
-"""A scheduler on the fake engine, and requests that record what they were told."""
+"""A scheduler on the fake engine, and requests that record what they receive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scheduled(root=None, n_seq=2, n_waiting=64, pause=0.0, **kind):
 
 
 class Asked:
-    "A request and what its listener was told"
+    "A request, and what its listener received"
 
     def __init__(self, scheduler, text, client="", max_tokens=20, before=()):
         self.pieces, self.ends, self.order = [], 0, []

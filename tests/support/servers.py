@@ -1,4 +1,4 @@
-"""A server and its clients: the real OpenAI client, and one that sees every byte."""
+"""A server with two clients: OpenAI's own, and one that sees every byte."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from llm_kvbranch.store.store import Store
 from .serving import Serving
 from .toys import logits
 
-PATIENCE = 120  # seconds until something that should happen at once has failed
-# Logits: the likeliest tokens may change places where they are as close as the
-# rounding of other batches; after a wrong row they are some units apart
+PATIENCE = 120  # seconds to wait before a test fails
+# Logits: with other batch sizes, rounding may swap tokens that are nearly equally
+# likely; after a wrong row they differ by several units
 CLOSE = 0.5
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 BUSY = ("reading", "answering")
-# A greedy answer to this goes on for as long as it may
+# A greedy answer to this only stops at the limit
 ENDLESS = "Count from one to ten thousand, and write every number in words."
 SKY = "Why is the sky blue?"
-AHEAD = 5  # tokens that any next turn begins with, read while nobody waits
+AHEAD = 5  # tokens that start every next turn, prefilled while idle
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    "Wait for something to become true; what it is then"
+    "Wait until a condition is true and return its value"
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"still not: {what}"
@@ -40,7 +40,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
 
 
 class Reply:
-    "A response as it came"
+    "A complete response"
 
     def __init__(self, response: http.client.HTTPResponse):
         self.status = response.status
@@ -53,7 +53,7 @@ class Reply:
 
     @property
     def error(self) -> dict[str, Any]:
-        "The error in OpenAI's form, and nothing else"
+        "The error, in OpenAI's format and nothing else"
         assert set(self.json) == {"error"}
         assert set(self.json["error"]) == {"message", "type", "param", "code"}
         return dict(self.json["error"])
@@ -70,12 +70,12 @@ class Reply:
 
     @property
     def facts(self) -> dict[str, Any]:
-        "What it cost"
+        "Our facts about the answer: tokens, times, reuse"
         return dict(self.choice["kvbranch"])
 
     @property
     def id(self) -> str:
-        "The response's in the log"
+        "The id of the logged response"
         return str(self.choice["response_id"])
 
     @property
@@ -84,14 +84,14 @@ class Reply:
 
 
 class Server(Serving):
-    "A server as its clients see it, with a port of its own"
+    "A server as its clients see it, on a free port"
 
     def __init__(self, home: Path, *options: str, **env: str):
         one_thread(home / "llm" / "kvbranch")
         super().__init__(home, "--port", "0", *options, **env)
 
     def end(self, number: int = signal.SIGINT) -> None:
-        "End it as a person does, and see that it had nothing to complain of"
+        "Stop it with Ctrl-C, and check that it printed no errors"
         code, _ = self.stop(number)
         assert (code, self.errors) == (0, [])
 
@@ -99,7 +99,7 @@ class Server(Serving):
     def opened(
         self, method: str, path: str, body: Any = None, **headers: Any
     ) -> Iterator[http.client.HTTPResponse]:
-        "A response that is being read; leaving closes the connection"
+        "Send a request; yields the unread response, then closes the connection"
         sent = {"authorization": f"Bearer {self.token}"}
         if body is not None:
             sent["content-type"] = "application/json"
@@ -113,7 +113,7 @@ class Server(Serving):
 
     @contextlib.contextmanager
     def unread(self, body: Any, path: str = "/v1/chat/completions") -> Iterator[None]:
-        "A request whose answer nobody reads; leaving closes the connection"
+        "Send a request and never read the answer; closes the connection at the end"
         sent = {
             "authorization": f"Bearer {self.token}",
             "content-type": "application/json",
@@ -123,7 +123,7 @@ class Server(Serving):
             yield
 
     def get(self, path: str, **headers: Any) -> Reply:
-        "A whole response; a header that is None is not sent"
+        "Get a complete response; headers that are None are not sent"
         with self.opened("GET", path, **headers) as response:
             return Reply(response)
 
@@ -137,29 +137,29 @@ class Server(Serving):
 
     @contextlib.contextmanager
     def streaming(self, messages: Any, **more: Any) -> Iterator[Iterator[Any]]:
-        "The events of a greedy chat completion as they come"
+        "The events of a greedy chat completion as they arrive"
         body = chat(messages, stream=True, **more)
         with self.opened("POST", "/v1/chat/completions", body) as response:
             yield events(response)
 
     def openai(self, **options: Any) -> Any:
-        "The real client, which does not try again by itself"
+        "OpenAI's client, without automatic retries"
         from openai import OpenAI
 
         given = {"max_retries": 0, "timeout": PATIENCE, **options}
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.token, **given)
 
-    # -- what goes on in it ------------------------------------------------
+    # -- its state ---------------------------------------------------------
 
     def slots(self) -> dict[str, Any]:
         return dict(self.get("/-/kvbranch/slots").json)
 
     def busy(self) -> list[dict[str, Any]]:
-        "The slots that somebody has"
+        "The slots in use"
         return [s for s in self.slots()["slots"] if s["state"] in BUSY]
 
     def until_idle(self, seconds: float = PATIENCE) -> float:
-        "Wait until all slots are free and nobody waits; how long that took"
+        "Wait until all slots are free and the queue is empty; returns the seconds"
         started = time.monotonic()
         until(
             lambda: not self.busy() and not self.slots()["n_waiting"],
@@ -169,16 +169,16 @@ class Server(Serving):
         return time.monotonic() - started
 
     def metrics(self) -> dict[str, float]:
-        "All samples by their names with labels"
+        "All samples, by name with labels"
         text = self.get("/metrics").body.decode()
         samples = [line.rpartition(" ") for line in text.splitlines() if line[0] != "#"]
         return {name: float(value) for name, _, value in samples}
 
 
 def one_thread(directory: Path) -> None:
-    """Have a model computed by one thread.
+    """Set a model to one thread.
 
-    Two that wait for each other stand still when other processes are busy, too.
+    Threads that wait for each other crawl when other processes are busy.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "settings.json"
@@ -187,7 +187,7 @@ def one_thread(directory: Path) -> None:
 
 
 def chat(messages: Any, **more: Any) -> dict[str, Any]:
-    "The body of a greedy chat completion; a text is what a user says"
+    "The body of a greedy chat completion; a string is a user message"
     if isinstance(messages, str):
         messages = [user(messages)]
     return {"messages": messages, "temperature": 0, "max_tokens": 16, **more}
@@ -202,7 +202,7 @@ def assistant(text: str) -> dict[str, str]:
 
 
 def events(response: http.client.HTTPResponse) -> Iterator[Any]:
-    "The events of a stream as they come; [DONE] is None"
+    "The events of a stream as they arrive; [DONE] becomes None"
     assert response.status == 200, response.read()
     for line in response:
         if line.strip():
@@ -212,13 +212,13 @@ def events(response: http.client.HTTPResponse) -> Iterator[Any]:
 
 
 class Judge:
-    "Whether the tokens of an answer are those that the model chooses by itself"
+    "Checks an answer's tokens against the model's own choices"
 
     def __init__(self):
         self.weights = Weights(Load(embedded_model()))
 
     def tokens(self, server: Server, response_id: str) -> tuple[Any, int]:
-        "Those of a prompt and its answer, and where the answer begins"
+        "The tokens of a prompt and its answer, and where the answer begins"
         with contextlib.closing(Store(server.home / "kvbranch")) as store:
             (entry,) = (
                 entry
@@ -228,7 +228,7 @@ class Judge:
             return store.chain(entry).tokens, entry.state.answer
 
     def beaten_by(self, tokens: Any, at: int) -> float:
-        "How much better, at the worst, another token than the chosen one was"
+        "The largest margin by which another token beat the chosen one, in logits"
         engine = Engine(self.weights, Settings(n_threads=1, n_seq=1))
         engine.reserve(len(tokens))
         (index,) = engine.decode([Feed(0, 0, tokens[:at])])

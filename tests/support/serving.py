@@ -1,4 +1,4 @@
-"""``llm kvbranch serve`` in a process of its own, with a home of its own."""
+"""``llm kvbranch serve`` in a process and a home of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE = re.compile(r"  API   export OPENAI_BASE_URL=(\S+)/v1 OPENAI_API_KEY=(\S+)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    "That of a process whose user has this home, and no settings of ours"
+    "The environment of a user with this home and none of our settings"
     env = {k: v for k, v in os.environ.items() if not k.startswith("LLM_")}
     return {
         **env,
@@ -31,9 +31,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 class Serving:
-    """A server, started and ready; ``stop`` it, or leave the with statement.
+    """A running server; ``stop`` it or leave the with block.
 
-    ``seconds`` is what it took until it said where it is.
+    ``seconds`` is the time it took to print its address.
     """
 
     def __init__(self, home: Path, *arguments: str, **env: str):
@@ -87,7 +87,7 @@ class Serving:
         self.process.wait()
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, float]:
-        "Its exit code, and the seconds it took to end"
+        "Stop it; returns its exit code and the seconds that took"
         started = time.monotonic()
         self.process.send_signal(number)
         code = self.process.wait(timeout=60)
@@ -97,7 +97,7 @@ class Serving:
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
 
     def ask(self, method: str, path: str, body=None, token=True, **headers):
-        "Status, headers and text of an answer; a body that is no text becomes JSON"
+        "Send a request; returns status, headers and text. Other bodies become JSON"
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token:
             key = self.token if token is True else token
@@ -111,7 +111,7 @@ class Serving:
             return answer.status, dict(answer.getheaders()), answer.read().decode()
 
     def stream(self, prompt: str, max_tokens: int = 2000):
-        "An open connection to an answer that is streamed, and the response to read"
+        "Start a streamed answer; returns the open connection and its response"
         connection = self.connection()
         body = {
             "model": "kvllama",

@@ -1,4 +1,4 @@
-"""States, and what is asked of a store of them, for the tests of the store."""
+"""States, and helpers to fill and inspect a store, for the tests of the store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCUMENT = list(range(1000, 1100))  # 100 tokens: three blocks and a bit
 def a_state(
     name: str, tokens: Any, start: int = 0, parent: str | None = None, **facts: Any
 ) -> State:
-    "The state of a response whose whole context is ``tokens``, stored from start"
+    "The state of a response with context ``tokens``, stored from ``start`` on"
     whole = tokens_of(tokens)
     fields: dict[str, Any] = {
         "response_id": name,
@@ -36,7 +36,7 @@ def a_state(
 
 
 def rows_of(name: str) -> bytes:
-    "A payload that is different for every response"
+    "A payload, different for every response"
     return f"rows of {name}".encode()
 
 
@@ -45,7 +45,7 @@ def put(store: Store, name: str, tokens: Any, *args: Any, **facts: Any) -> Entry
 
 
 def put_after(store: Store, name: str, parent: Entry, more: Any) -> Entry:
-    "Put a state that goes on from the end of another, as an answer's does"
+    "Put a state that continues another, as the next answer's does"
     chain = store.chain(parent)
     whole = [*chain.tokens, *more]
     above = parent.state.response_id
@@ -55,7 +55,7 @@ def put_after(store: Store, name: str, parent: Entry, more: Any) -> Entry:
 
 
 def find(store: Store, tokens: Any, *args: Any, fingerprint: str = MODEL) -> Chain:
-    "The longest prefix, checked to be one"
+    "The longest stored prefix, checked"
     chain = store.longest_prefix(fingerprint, tokens_of(tokens), *args)
     check(chain, fingerprint)
     assert list(chain.tokens) == list(tokens)[: len(chain.tokens)]
@@ -63,7 +63,7 @@ def find(store: Store, tokens: Any, *args: Any, fingerprint: str = MODEL) -> Cha
 
 
 def check(chain: Chain, fingerprint: str = MODEL) -> None:
-    "What every chain promises"
+    "Check what every chain guarantees"
     at = 0
     for segment in chain.segments:
         state = segment.entry.state
@@ -87,7 +87,7 @@ def names(entries: list[Entry]) -> list[str]:
 
 
 def files(root: Path) -> set[str]:
-    "Everything below states/ that is not a directory"
+    "All files below states/"
     return {
         str(path.relative_to(root / "states"))
         for path in (root / "states").rglob("*")
@@ -96,23 +96,23 @@ def files(root: Path) -> set[str]:
 
 
 def blocks(store: Store) -> int:
-    "How many rows find states by their tokens"
+    "The number of index rows that find states by their tokens"
     return int(store.db.execute("select count(*) from blocks").fetchone()[0])
 
 
 def total(root: Path) -> int:
-    "Bytes of all state files, as the file system has them"
+    "Total size of all state files on disk"
     return sum(p.stat().st_size for p in (root / "states").glob("*/*.safetensors"))
 
 
 ROWS = 100_000  # bytes of a state's rows
-SIZE = ROWS + 2000  # more than a file takes, less than a byte more for each row
+SIZE = ROWS + 2000  # a bit more than a whole state file
 
 
 def fill(
     store: Store, name: str, parent: Entry | None = None, nbytes: int = ROWS
 ) -> Entry:
-    "Put a state of its own tokens, or one that goes on from another"
+    "Put a state with its own tokens, or one that continues another"
     chain = store.chain(parent) if parent else None
     before = list(chain.tokens) if chain else []
     above = parent.state.response_id if parent else None
@@ -128,7 +128,7 @@ def conversation(store: Store, *turns: str) -> list[Entry]:
 
 
 def present(store: Store) -> str:
-    "Names of the states with files, as index and directory have them"
+    "Names of the states with files, checked to agree in index and directory"
     found = names([entry for entry in store.entries() if entry.present])
     there = {name for name in files(store.root) if not name.endswith(".pin")}
     assert there == {f"{MODEL}/{name}.safetensors" for name in found}
@@ -137,7 +137,7 @@ def present(store: Store) -> str:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    "Every file but the index"
+    "Contents of all files except the index"
     return {
         str(path): path.read_bytes()
         for path in root.rglob("*")
@@ -165,7 +165,7 @@ def remove_index(root: Path) -> None:
 
 
 def run(script: str, *args: str) -> subprocess.Popen[str]:
-    "A Python process that imports the package under test"
+    "Start a Python process that can import the package under test"
     return subprocess.Popen(
         [sys.executable, "-c", script, *args],
         cwd=Path(llm_kvbranch.__file__).parents[1],

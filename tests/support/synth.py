@@ -1,11 +1,10 @@
-"""Tiny GGUF models with random weights, of the architectures that are hard.
+"""Tiny GGUF models with random weights, one for each difficult architecture.
 
-The idea: whether KV state is used rightly does not depend on what a model
-knows, so a model of two megabytes of noise per matrix tests it as well as a
-trained one. Each has SmolLM2's tokenizer and chat template, so that everything
-above the engine works on it unchanged. What such a model writes is garbage, but
-garbage that depends on every token before: the matrix that makes logits is not
-the embedding one, else the model would repeat its last token whatever it read.
+The idea: correct use of KV state does not depend on what a model knows, so a model of
+two megabytes of noise per matrix tests it as well as a trained one. Each has SmolLM2's
+tokenizer and chat template, so everything above the engine works unchanged. Its output
+is garbage that depends on every token before: the output matrix is not tied to the
+embeddings, otherwise the model would just repeat its last token.
 
 The invariant: a name and a seed always give the same file, byte for byte.
 
@@ -32,9 +31,9 @@ N_HEAD, N_HEAD_KV, HEAD = 4, 2, 32
 WINDOW = 64  # tokens that gemma3's sliding-window layers look back
 
 CONV = 4  # taps of a Mamba layer's convolution
-SHORT_CONV = 3  # of an LFM2 one's
+SHORT_CONV = 3  # taps of an LFM2 layer's convolution
 INNER = 2 * N_EMBD  # channels inside a Mamba layer
-STATE = 16  # numbers that each of them remembers
+STATE = 16  # numbers in each channel's state
 TIME_STEP = 8  # rank (Mamba 1) or heads (Mamba 2) of the time step
 
 
@@ -48,9 +47,9 @@ def write(
 ) -> Path:
     """Write the model of that name (see ``MODELS``) and return its path.
 
-    ``controls`` are token ids to be control tokens, which spell nothing;
-    ``metadata`` are more keys and values. In several parts, the path of the first
-    is returned.
+    ``controls`` are token ids to mark as control tokens, which have no text;
+    ``metadata`` has extra keys and values. With several parts, returns the path of the
+    first.
     """
     architecture, build = MODELS[name]
     if parts > 1:
@@ -89,7 +88,7 @@ def write_adapter(path: Path, seed: int = 3, n_layer: int = 4) -> Path:
 
 
 def write_projector(path: Path, architecture: str = "clip") -> Path:
-    "What comes beside a model that sees, and is none itself"
+    "A vision projector, which comes with a model but is not one"
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_tensor("v.patch_embd.weight", np.zeros((4, 32), np.float32))
@@ -101,7 +100,7 @@ def write_projector(path: Path, architecture: str = "clip") -> Path:
 
 
 class _File:
-    "A GGUF file being written: SmolLM2's tokenizer, and tensors of noise"
+    "Writes a GGUF file: SmolLM2's tokenizer and tensors of noise"
 
     def __init__(
         self,
@@ -127,14 +126,14 @@ class _File:
         self._output()
 
     def _output(self) -> None:
-        "Logits: noise, and none for control tokens, so that no answer ends early"
+        "Output matrix: noise, zero for control tokens so that no answer ends early"
         data = self._random.standard_normal((self.n_vocab, N_EMBD), dtype=np.float32)
         kinds = np.array(_tokenizer_value("tokenizer.ggml.token_type"))
         data[kinds == gguf.TokenType.CONTROL] = 0
         self._add("output.weight", (data * N_EMBD**-0.5).astype(np.float16))
 
     def attention_sizes(self, heads_kv: int | Sequence[int], head: int = HEAD) -> None:
-        "One number of KV heads for all layers, or one for each"
+        "The number of KV heads, for all layers or for each"
         self.writer.add_feed_forward_length(N_FF)
         self.writer.add_head_count(N_HEAD)
         self.writer.add_head_count_kv(heads_kv)  # type: ignore[arg-type]
@@ -145,10 +144,10 @@ class _File:
     def noise(
         self, name: str, *shape: int, scale: float | None = None, exact: bool = False
     ) -> None:
-        """A random matrix, by default scaled so that signals keep their size.
+        """A random matrix, by default scaled to preserve signal size.
 
-        ``exact``: as float32, which llama.cpp wants of what is not multiplied
-        as a matrix.
+        ``exact``: as float32, which llama.cpp requires where a tensor is not used
+        in a matrix multiplication.
         """
         scale = shape[-1] ** -0.5 if scale is None else scale
         data = self._random.standard_normal(shape, dtype=np.float32) * scale
@@ -170,7 +169,7 @@ class _File:
         self.noise(f"{layer}.attn_k", N_HEAD_KV * head, N_EMBD)
         self.noise(f"{layer}.attn_v", N_HEAD_KV * head, N_EMBD)
         self.noise(f"{layer}.attn_output", N_EMBD, N_HEAD * head)
-        if norms:  # above 1, so that attention looks at few tokens, not at all
+        if norms:  # above 1, so that attention is on few tokens, not spread over all
             self.norm(f"{layer}.attn_q_norm", head, 2.0)
             self.norm(f"{layer}.attn_k_norm", head, 2.0)
 
@@ -222,7 +221,7 @@ class _File:
 
 
 def _llama(file: _File, n_layer: int = 4) -> None:
-    "Plain attention: the easy case, to compare the others with"
+    "Plain attention: the easy case to compare the others with"
     file.writer.add_block_count(n_layer)
     file.attention_sizes(N_HEAD_KV)
     file.writer.add_rope_dimension_count(HEAD)
@@ -235,7 +234,7 @@ def _llama(file: _File, n_layer: int = 4) -> None:
 
 
 def _gemma3(file: _File, n_layer: int = 6) -> None:
-    "Five layers that look back WINDOW tokens, then one that sees everything"
+    "Five layers with a window of WINDOW tokens, then one with full attention"
     file.writer.add_block_count(n_layer)
     file.attention_sizes(N_HEAD_KV)
     file.writer.add_sliding_window(WINDOW)
@@ -248,7 +247,7 @@ def _gemma3(file: _File, n_layer: int = 6) -> None:
 
 
 def _mamba(file: _File, n_layer: int = 4) -> None:
-    "State only: nothing in memory grows with the tokens"
+    "Recurrent state only: memory does not grow with the tokens"
     file.writer.add_block_count(n_layer)
     file.writer.add_feed_forward_length(0)
     file.writer.add_head_count(0)
@@ -260,7 +259,7 @@ def _mamba(file: _File, n_layer: int = 4) -> None:
 
 
 def _granite_hybrid(file: _File, n_layer: int = 6) -> None:
-    "Mamba 2 layers, every third one attention instead"
+    "Mamba 2 layers; every third layer is attention"
     heads_kv = _every_third(n_layer)
     file.writer.add_block_count(n_layer)
     file.attention_sizes(heads_kv, N_EMBD // N_HEAD)
@@ -283,7 +282,7 @@ def _granite_hybrid(file: _File, n_layer: int = 6) -> None:
 
 
 def _lfm2(file: _File, n_layer: int = 6) -> None:
-    "Short convolutions, every third layer attention instead"
+    "Short convolutions; every third layer is attention"
     heads_kv = _every_third(n_layer)
     file.writer.add_block_count(n_layer)
     file.attention_sizes(heads_kv, N_EMBD // N_HEAD)
@@ -301,7 +300,7 @@ def _lfm2(file: _File, n_layer: int = 6) -> None:
 
 
 def _qwen35(file: _File, n_layer: int = 4) -> None:
-    "Gated delta nets, every other layer attention; positions of several dimensions"
+    "Gated delta nets; every other layer is attention. Multi-dimensional positions"
     file.writer.add_block_count(n_layer)
     file.attention_sizes(N_HEAD_KV)
     file.writer.add_full_attention_interval(2)
@@ -361,7 +360,7 @@ def _layers(n: int) -> list[str]:
 
 
 def _every_third(n: int) -> list[int]:
-    "KV heads of each layer: none where the layer is not an attention layer"
+    "KV heads of each layer, 0 where a layer is not attention"
     return [N_HEAD_KV if i % 3 == 2 else 0 for i in range(n)]
 
 

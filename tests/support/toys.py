@@ -1,8 +1,8 @@
-"""Toy models, loaded, and what becomes of a context that is decoded from nothing.
+"""Loaded toy models, and a context decoded from scratch to compare with.
 
-The idea: what is restored must lead to the same tokens as the whole context decoded
-anew, and be the same state. As the batches differ, and with them the rounding, a
-token may be beaten by ``CLOSE``; with a wrong state it is beaten by far more. States
+The idea: restored state must lead to the same tokens as decoding the whole context
+again, and must be the same state. Other batch sizes round differently, so another token
+may be likelier by up to ``CLOSE``; with a wrong state the margin is far larger. States
 are compared value by value (``off``).
 
 ``synth`` writes the models; this module does not know messages, stores or sessions.
@@ -35,17 +35,17 @@ from . import synth
 
 GREEDY = Sampling(temperature=0)
 SETTINGS = Settings(n_threads=1, n_seq=3)
-CLOSE = 0.05  # logits: those of the likeliest tokens are some 0.2 apart
+CLOSE = 0.05  # in logits; the likeliest tokens are typically 0.2 apart
 _TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # enum ggml_type
 
 WINDOWED = ("gemma3",)
 RECURRENT = ("mamba", "granitehybrid", "lfm2", "qwen35")
-ENDS_ONLY = (*WINDOWED, *RECURRENT)  # resumed only where a state ends
+ENDS_ONLY = (*WINDOWED, *RECURRENT)  # can be resumed only where a state ends
 
 
 @dataclass
 class Toy:
-    "One architecture's model, loaded"
+    "The loaded model of one architecture"
 
     name: str
     load: Load
@@ -60,7 +60,7 @@ class Toy:
         return synth.WINDOW if self.name in WINDOWED else 0
 
     def reachable(self, state: State, kept: int) -> int:
-        "How much of ``kept`` tokens can be gone on from, the last ones a state's"
+        "How many of ``kept`` tokens can be reused, of which the last are a state's"
         if self.cuts_anywhere:
             return kept
         marks = [state.start, *state.marks]
@@ -75,10 +75,10 @@ def architectures(*names: str) -> pytest.MarkDecorator:
 
 @dataclass
 class Decoded:
-    """A context whose tokens were decoded, and what was seen on the way.
+    """A decoded context, and what was observed on the way.
 
-    ``beaten_by`` says for each token of the answer how much likelier another one
-    was: 0 where greedy decoding says the same.
+    ``beaten_by`` has, for each token of the answer, how much likelier another token
+    was: 0 where greedy decoding agrees.
     """
 
     engine: Engine
@@ -95,8 +95,8 @@ def decode(
 ) -> Decoded:
     """Decode a prompt in batches, then the answer's tokens one by one.
 
-    The answer begins at position ``answer``; snapshots are taken at those of the
-    ``marks`` that lie in it. An engine that has ``begun`` with the prompt goes on.
+    The answer begins at position ``answer``; snapshots are taken at the ``marks``
+    inside it. ``begun`` is an engine that already has a part of the prompt.
     """
     engine = begun or Engine(weights, SETTINGS)
     engine.reserve(len(tokens), [Kept(0)])
@@ -115,7 +115,7 @@ def decode(
 
 
 def logits(engine: Engine, index: int) -> Any:
-    "What sampling sees; the engine has no use for showing it"
+    "The logits that sampling sees, which the engine does not expose"
     pointer = engine._llama.llama_get_logits_ith(engine._context, index)
     return np.ctypeslib.as_array(pointer, (engine.weights.n_vocab,))
 
@@ -139,9 +139,9 @@ def snapshot_values(engine: Engine, snapshot: Any, position: int) -> list[Any]:
 
 
 def _arrays(view: memoryview, areas: list[Area], cell: int) -> list[Any]:
-    """Areas as arrays, their rows in order of position.
+    """Areas as arrays, with rows in order of position.
 
-    ``cell`` is how many bytes say what a row's cell is, 0 where rows have none.
+    ``cell`` is the size of a row's cell description in bytes, 0 if there is none.
     """
     order: Any = slice(None)
     if cell:
@@ -159,9 +159,9 @@ def _arrays(view: memoryview, areas: list[Area], cell: int) -> list[Any]:
 
 
 def off(ones: list[Any], others: list[Any]) -> float:
-    """The largest difference of two values, by the root mean square of their layer's.
+    """The largest difference of two values, relative to their layer's RMS.
 
-    Infinite where there are not as many.
+    Infinite if the shapes differ.
     """
     pairs = list(zip(ones, others, strict=True))
     if any(one.shape != other.shape for one, other in pairs):
