@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -116,6 +117,27 @@ def anchors(text: str) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title).strip().lower() for title in titles)
     return {title.replace(" ", "-") for title in plain}
+
+
+def said() -> str:
+    "All texts in the package's code, those with values in them in pieces"
+    texts = []
+    for path in (ROOT / "llm_kvbranch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_in_troubleshooting_are_those_that_are_printed():
+    code, stale = said(), []
+    bullets = re.findall(r"^- (.*?)(?:: |$)", DOCS["troubleshooting.md"], re.MULTILINE)
+    messages = re.findall(r"^- ((?:`[^`]+`(?:, )?)+)", DOCS["troubleshooting.md"], re.M)
+    assert len(messages) == len(bullets) > 30
+    for message in re.findall(r"`([^`]+)`", " ".join(messages)):
+        if not all(piece.strip() in code for piece in message.split("…")):
+            stale.append(message)
+    assert stale == []
 
 
 def test_every_page_is_in_the_table_of_contents():
