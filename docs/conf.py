@@ -24,5 +24,4 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 
 html_theme = "furo"
 html_title = "llm-kvbranch"
-html_static_path = ["_static"]
 copybutton_exclude = ".linenos, .gp, .go"

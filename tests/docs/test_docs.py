@@ -80,9 +80,8 @@ def test_every_environment_variable_is_documented():
 
 
 def test_every_address_is_documented():
-    from llm_kvbranch.web.api.routes import ROUTES
-
     from llm_kvbranch.web.api.openapi import document
+    from llm_kvbranch.web.routes import ROUTES
 
     for path, methods in document()["paths"].items():
         for method in methods:
