@@ -40,7 +40,7 @@ ROUTES: list[tuple[str, Any]] = [
     (r"^/-/kvbranch$", pages.browse),
     (r"^/-/kvbranch/$", pages.browse),
     (r"^/metrics$", status.metrics),
-    (r"^/openapi\.json$", openapi.openapi),
+    (r"^/openapi\.json$", openapi.openapi_json),
     (r"^/-/kvbranch/static/(?P<digest>[0-9a-f]+)/(?P<path>.+)$", static_files.static),
     (r"^/-/kvbranch/(?P<id>[^/]+)$", pages.tree_page),  # last: it matches all others
 ]

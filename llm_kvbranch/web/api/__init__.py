@@ -5,17 +5,17 @@ does not know how answers are generated or what the pages look like.
 """
 
 from . import branches, chat, internal, openapi, schemas, status
-from .endpoint import Call, endpoint, failure_response, json_response
+from .endpoint import Call, failure_response, json_response, view
 
 __all__ = [
     "Call",
     "branches",
     "chat",
-    "endpoint",
     "failure_response",
     "internal",
     "json_response",
     "openapi",
     "schemas",
     "status",
+    "view",
 ]

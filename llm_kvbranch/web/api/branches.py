@@ -19,11 +19,11 @@ from ..door import GENERATE
 from ..errors import RequestError
 from . import schemas
 from .chat import respond
-from .endpoint import Call, endpoint, json_response
+from .endpoint import Call, json_response, view
 from .status import response_in_slot
 
 
-@endpoint("POST", GENERATE, schemas.BranchRequest)
+@view("POST", GENERATE, schemas.BranchRequest)
 async def branch(call: Call) -> Any:
     "Continue a response in a new thread, cut after an excerpt if one is given"
     body = call.body
@@ -48,7 +48,7 @@ async def branch(call: Call) -> Any:
     return await _respond(call, plan)
 
 
-@endpoint("POST", GENERATE, schemas.FocusRequest)
+@view("POST", GENERATE, schemas.FocusRequest)
 async def focus(call: Call) -> Any:
     "Ask about a part of an answer, in a new thread that keeps the whole answer"
     body = call.body
@@ -58,7 +58,7 @@ async def focus(call: Call) -> Any:
     )
 
 
-@endpoint("POST", GENERATE, schemas.ContinueRequest)
+@view("POST", GENERATE, schemas.ContinueRequest)
 async def continue_(call: Call) -> Any:
     "A new turn after a response"
     body = call.body
@@ -67,13 +67,13 @@ async def continue_(call: Call) -> Any:
     )
 
 
-@endpoint("POST", GENERATE, schemas.RetryRequest)
+@view("POST", GENERATE, schemas.RetryRequest)
 async def retry(call: Call) -> Any:
     "Answer the same prompt again"
     return await _respond(call, lambda h: branching.retry(h, call.body.message_id))
 
 
-@endpoint("GET")
+@view("GET")
 async def tree(call: Call) -> Any:
     "The tree that a response is in, or the newest trees"
     args = call.request.args

@@ -17,7 +17,7 @@ from ..door import GENERATE
 from ..errors import RequestError
 from ..serving import Answer, AnswerRequest
 from . import schemas
-from .endpoint import Call, endpoint, json_response
+from .endpoint import Call, json_response, view
 from .openai import (
     about,
     chunk,
@@ -32,7 +32,7 @@ from .openai import (
 from .streams import Event, merged
 
 
-@endpoint("POST", GENERATE, schemas.ChatRequest)
+@view("POST", GENERATE, schemas.ChatRequest)
 async def chat_completions(call: Call) -> Any:
     "Answer messages: OpenAI's chat API"
     body = call.body
@@ -46,7 +46,7 @@ async def chat_completions(call: Call) -> Any:
     return await respond(call, messages=messages, name=name, tools=tools_of(body))
 
 
-@endpoint("POST", GENERATE, schemas.GenerateRequest)
+@view("POST", GENERATE, schemas.GenerateRequest)
 async def generate(call: Call) -> Any:
     "Start a conversation"
     import llm

@@ -82,7 +82,7 @@ async def _refuse(datasette: Any, request: Any, error: Exception) -> Any:
     return error_response(to_request_error(error))
 
 
-def endpoint(
+def view(
     method: str,
     action: str | None = None,
     schema: Any = None,
@@ -97,7 +97,7 @@ def endpoint(
     """
 
     def wrap(function: Endpoint) -> Any:
-        async def view(datasette: Any, request: Any, send: Any, receive: Any) -> Any:
+        async def handle(datasette: Any, request: Any, send: Any, receive: Any) -> Any:
             try:
                 check_method(request, method)
                 log = await _log(datasette, request, action)
@@ -108,10 +108,10 @@ def endpoint(
             except Exception as error:
                 return await (refuse or _refuse)(datasette, request, error)
 
-        view.__name__, view.__doc__ = function.__name__, function.__doc__
+        handle.__name__, handle.__doc__ = function.__name__, function.__doc__
         if refuse is None:  # part of the API, which OpenAPI describes
-            view.method, view.schema = method, schema  # type: ignore[attr-defined]
-        return view
+            handle.method, handle.schema = method, schema  # type: ignore[attr-defined]
+        return handle
 
     return wrap
 

@@ -24,7 +24,7 @@ from ...model import request_of
 from ...models import ModelSettings
 from ..door import GENERATE
 from ..errors import RequestError
-from .endpoint import Call, endpoint, json_response
+from .endpoint import Call, json_response, view
 from .streams import Event
 
 # Limits for answers that are not logged yet and may hold rows in memory until then.
@@ -53,7 +53,7 @@ class TailRequest(BaseModel):
     n: int
 
 
-@endpoint("POST", GENERATE, RunRequest)
+@view("POST", GENERATE, RunRequest)
 async def run(call: Call) -> Any:
     "Answer llm messages, with kvllama's options; the client logs the answer"
     body, server = call.body, call.server
@@ -95,7 +95,7 @@ def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
     return name
 
 
-@endpoint("POST", GENERATE, CommitRequest)
+@view("POST", GENERATE, CommitRequest)
 async def commit(call: Call) -> Any:
     "Store the state of an answer that was logged"
     body, server = call.body, call.server
@@ -109,7 +109,7 @@ async def commit(call: Call) -> Any:
     return json_response({"stored": entry is not None})
 
 
-@endpoint("POST", GENERATE, TailRequest)
+@view("POST", GENERATE, TailRequest)
 async def tail(call: Call) -> Any:
     "The text of the last tokens of a text"
     future = call.server.scheduler.call(

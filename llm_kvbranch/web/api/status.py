@@ -18,10 +18,10 @@ from typing import Any
 from ...store import common_prefix
 from ..door import READ
 from ..serving import Server
-from .endpoint import Call, endpoint, json_response
+from .endpoint import Call, json_response, view
 
 
-@endpoint("GET", READ)
+@view("GET", READ)
 async def models(call: Call) -> Any:
     "The served model"
     server = call.server
@@ -36,13 +36,13 @@ async def models(call: Call) -> Any:
     return json_response({"object": "list", "data": [model]})
 
 
-@endpoint("GET", READ)
+@view("GET", READ)
 async def slots(call: Call) -> Any:
     "What each slot holds"
     return json_response(describe_slots(call.server))
 
 
-@endpoint("GET", READ)
+@view("GET", READ)
 async def metrics(call: Call) -> Any:
     "Counters and gauges, for Prometheus"
     from datasette import Response

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...log import Forest, History, Node, transcript
 from ...log import search as log_search
-from ..api import Call, endpoint, json_response
+from ..api import Call, json_response, view
 from ..errors import RequestError
 from .page_data import (
     describe_columns,
@@ -25,21 +25,21 @@ from .page_data import (
 _MOST = 4  # answers side by side
 
 
-@endpoint("GET")
+@view("GET")
 async def tree(call: Call) -> Any:
     "The whole tree that a response is in"
     slots, wanted = slots_of(call.log.server), _wanted(call)
     return json_response(await call.log.read(lambda h: describe_tree(h, wanted, slots)))
 
 
-@endpoint("GET")
+@view("GET")
 async def path(call: Call) -> Any:
     "The conversation from the root of a tree to a response"
     slots, wanted = slots_of(call.log.server), _wanted(call)
     return json_response(await call.log.read(lambda h: describe_path(h, wanted, slots)))
 
 
-@endpoint("GET")
+@view("GET")
 async def search(call: Call) -> Any:
     "Responses that contain some words, in the log or in one tree"
     args = call.request.args
@@ -58,7 +58,7 @@ async def search(call: Call) -> Any:
     return json_response(await call.log.read(read))
 
 
-@endpoint("GET")
+@view("GET")
 async def compare(call: Call) -> Any:
     "Answers side by side"
     wanted = call.request.args.getlist("id")
@@ -67,7 +67,7 @@ async def compare(call: Call) -> Any:
     return json_response(await call.log.read(lambda h: describe_columns(h, wanted)))
 
 
-@endpoint("GET")
+@view("GET")
 async def export(call: Call) -> Any:
     "A conversation or a tree as a file"
     from datasette.utils.asgi import Response

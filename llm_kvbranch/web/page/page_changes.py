@@ -22,13 +22,13 @@ from ...log import Forest, History, edits, marks
 from ...settings import format_size
 from ...store import Removal
 from ...store import prune as prune_states
-from ..api import Call, endpoint, json_response, schemas
+from ..api import Call, json_response, schemas, view
 from ..door import GENERATE
 from ..errors import RequestError
 from ..serving import Server
 
 
-@endpoint("POST", GENERATE, schemas.MarkRequest)
+@view("POST", GENERATE, schemas.MarkRequest)
 async def mark(call: Call) -> Any:
     "Star a response or write a note on it"
     body = call.body
@@ -45,7 +45,7 @@ async def mark(call: Call) -> Any:
     )
 
 
-@endpoint("POST", GENERATE, schemas.PruneRequest)
+@view("POST", GENERATE, schemas.PruneRequest)
 async def prune(call: Call) -> Any:
     "Delete a response and everything after it, or say what that would delete"
     body, server = call.body, call.server

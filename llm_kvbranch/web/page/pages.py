@@ -20,7 +20,7 @@ from llm.logs import HASH_PREFIX
 
 from ...errors import HistoryError
 from ...log import History, resolve_message, search
-from ..api import Call, endpoint
+from ..api import Call, view
 from ..compat import allowed, csrf_token
 from ..door import GENERATE, HOME
 from ..errors import to_request_error
@@ -60,7 +60,7 @@ async def _refuse(datasette: Any, request: Any, error: Exception) -> Any:
     return await _render(datasette, request, "missing", values, status)
 
 
-page = functools.partial(endpoint, "GET", refuse=_refuse)
+page = functools.partial(view, "GET", refuse=_refuse)
 
 
 @page()

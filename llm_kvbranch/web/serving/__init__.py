@@ -1,8 +1,8 @@
 """The served model: started, listening, answering, logging.
 
 Owns the process of ``llm kvbranch serve`` (``launch``, which only the command
-imports), the scheduler behind all routes, and an answer's way into the log. It does
-not know the formats of requests.
+imports), the scheduler behind all routes, and an answer's way into the log.
+It does not know the formats of requests.
 """
 
 from .answers import Answer, AnswerRequest

@@ -4,6 +4,6 @@ Owns the descriptions of addresses and responses. It does not know how requests 
 answered.
 """
 
-from .document import document, openapi
+from .spec import document, openapi_json
 
-__all__ = ["document", "openapi"]
+__all__ = ["document", "openapi_json"]

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from .. import schemas
-from ..endpoint import Call, endpoint, json_response
+from ..endpoint import Call, json_response, view
 from .page_paths import page_paths
 from .parts import (
     BOOLEAN,
@@ -151,7 +151,7 @@ def _slots() -> dict[str, Any]:
     return object_of(slots=array_of(slot), n_cells=NUMBER, n_used=NUMBER)
 
 
-@endpoint("GET")
-async def openapi(call: Call) -> Any:
+@view("GET")
+async def openapi_json(call: Call) -> Any:
     "This API as an OpenAPI document"
     return json_response(document())
