@@ -252,7 +252,7 @@ class TestPrune:
                 asked = {"id": first, "what": what, "dry_run": dry_run}
                 reply = server.post(PRUNE, asked)
                 assert reply.status == 409, reply.body
-                assert "on its way" in reply.error["message"]
+                assert "running answer" in reply.error["message"]
         server.until_idle()
         until(
             lambda: server.post(PRUNE, {"id": first, "what": what}).status == 200,
