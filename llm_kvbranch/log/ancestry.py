@@ -114,7 +114,7 @@ class Ancestry:
             wanted = (origins | set(found)) - self._loaded
 
     def _load_by_content(self, ids: str) -> list[str]:
-        "Read responses and those in their prompts; the ids that are new"
+        "Read responses and those in their prompts; returns the new ids"
         new = []
         for row in self.db.query(_ANCESTORS, [ids, ids]):
             if row["id"] not in self._tips:
@@ -127,7 +127,7 @@ class Ancestry:
         return new
 
     def _load_origins(self, ids: str) -> set[str]:
-        "Read which responses some were branched from"
+        "Read where responses were branched from; returns the ids of their origins"
         if not self._has_branches:
             return set()
         rows = self.db.query(_ORIGINS, [ids])
@@ -166,7 +166,7 @@ class Ancestry:
         return max(older, key=lambda o: (self._threads[o] == thread, o), default=None)
 
     def context(self, response_id: str) -> list[str]:
-        "A response after all whose answers its prompt continues, the first one first"
+        "The responses whose answers are in a prompt, first one first, and its own"
         ids = [response_id]
         while (previous := self.previous(ids[-1])) is not None:
             ids.append(previous)
@@ -181,13 +181,13 @@ class Ancestry:
         return response_id
 
     def is_whole(self, response_id: str, parent: str) -> bool:
-        "Whether a prompt has the complete answer of another response as its last"
+        "Whether the last answer in a prompt is the complete one of another response"
         self.load([response_id])
         answer = self._last_answers.get(response_id)
         return answer is not None and answer == self._tips.get(parent)
 
     def descendants(self, response_ids: Iterable[str]) -> set[str]:
-        "Some responses, and all that may be below them"
+        "Some responses and all that may be below them in a tree"
         known = set(response_ids)
         new = known
         while new:  # not yet searched for descendants
