@@ -24,6 +24,7 @@ from typing import Any
 from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Engine, Load, Settings, Weights
 from llm_kvbranch.inference.capture import _MEASURED_BYTES, _MEASURED_TOKENS
+from llm_kvbranch.inference.filling import Filler
 from llm_kvbranch.inference.planning import Plan, Planner
 from llm_kvbranch.inference.slots import Slots
 from llm_kvbranch.store.chain import Chain
@@ -113,10 +114,11 @@ class Model:
 
     def fill(self, n: int, chain: Chain) -> Any:
         "Have the context's tokens, by a chain and the rest by decoding"
-        slots = Slots(self.engine, self.store.open, lambda *_: None)
+        slots = Slots(self.engine)
+        filler = Filler(self.engine, slots, self.store, lambda *_: None)
         self.engine.cut(0, 0)
         tokens = self.context(n)
-        work = slots.fill(slots.acquire(tokens), tokens, chain)
+        work = filler.fill(slots.acquire(tokens), tokens, chain)
         filling, _ = alone(work, self.engine)
         return filling
 

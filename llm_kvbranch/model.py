@@ -62,7 +62,8 @@ def request_of(
 
     ``recommended`` is the file's, ``tools`` as tools_of gives them.
     """
-    from .inference import Request, json_grammar
+    from .engine import json_grammar
+    from .inference import Request
 
     more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
     stop = chosen.stop or ()

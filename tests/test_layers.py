@@ -29,7 +29,7 @@ ROOMS = {
     "inference": "errors engine chat store",
     "models": "errors settings engine store",
     "client": "errors settings chat",
-    "model": "errors settings chat inference models client",
+    "model": "errors settings engine chat inference models client",
     "web": "errors settings chat log store inference models client model",
     "cli": "errors settings log store models web",
     "__init__": "model cli",

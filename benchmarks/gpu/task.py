@@ -28,6 +28,7 @@ from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.engine.devices import devices
 from llm_kvbranch.engine.lib import build
 from llm_kvbranch.errors import KVBranchError, StateError
+from llm_kvbranch.inference.filling import Filler
 from llm_kvbranch.inference.slots import Slots
 from llm_kvbranch.store.header import State, fingerprint_of
 from llm_kvbranch.store.store import Store
@@ -180,26 +181,37 @@ def there_and_back(task: Task, engine: Engine, tokens: array[int]) -> dict[str, 
     return result
 
 
+class _TimedFiles:
+    "A store's files; ``opening`` is how many seconds it took to open them"
+
+    def __init__(self, store: Store):
+        self.opening = 0.0
+        self._store = store
+
+    def prefetch(self, entries: Any) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def open(self, *arguments: Any) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            took, opened = timed(
+                lambda: stack.enter_context(self._store.open(*arguments))
+            )
+            self.opening += took
+            yield opened
+
+
 def restore(
     task: Task, store: Store, engine: Engine, tokens: array[int]
 ) -> dict[str, Any]:
     "From a store to the next token: seconds of each step, and what follows"
-    opening = 0.0
-
-    @contextlib.contextmanager
-    def open_state(*arguments: Any) -> Iterator[Any]:
-        nonlocal opening
-        with contextlib.ExitStack() as stack:
-            took, opened = timed(lambda: stack.enter_context(store.open(*arguments)))
-            opening += took
-            yield opened
-
-    slots = Slots(engine, open_state, lambda *_: None)
+    files, slots = _TimedFiles(store), Slots(engine)
+    filler = Filler(engine, slots, files, lambda *_: None)
     slot = slots.acquire(tokens)
     started = time.perf_counter()
     chain = store.longest_prefix(fingerprint(task), tokens).cut(task.n - 1)
     found = time.perf_counter()
-    filling, index = alone(slots.fill(slot, tokens, chain), engine)
+    filling, index = alone(filler.fill(slot, tokens, chain), engine)
     token = draw(engine, tokens, index)
     ended = time.perf_counter()
     if slot.seq or filling.restored != task.n - 1:
@@ -207,8 +219,8 @@ def restore(
         raise StateError(f"{filling.restored} tokens restored: {reasons}")
     restored = filling.restore_ms / 1000
     return {
-        "open": found - started + opening,
-        "set and verify": restored - opening,
+        "open": found - started + files.opening,
+        "set and verify": restored - files.opening,
         "decode": ended - found - restored,
         "all": ended - started,
         "after": goes_on(engine, tokens, token),

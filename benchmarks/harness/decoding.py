@@ -1,16 +1,16 @@
-"""Driving a slot's work by hand, with nothing else in the batch."""
+"""Filling a slot by hand, with nothing else in the batch."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 from llm_kvbranch.engine import Engine
-from llm_kvbranch.inference.slots import Done, Work
+from llm_kvbranch.inference.filling import Decoded, Feeds
 
 Result = TypeVar("Result")
 
 
-def alone(work: Work[Result], engine: Engine) -> tuple[Result, int]:
+def alone(work: Feeds[Result], engine: Engine) -> tuple[Result, int]:
     "What the work returns, and the index of the last logits in the last batch"
     done, index = None, -1
     while True:
@@ -20,4 +20,4 @@ def alone(work: Work[Result], engine: Engine) -> tuple[Result, int]:
             return end.value, index
         assert feed is not None
         (index,) = engine.decode([feed])
-        done = Done(len(feed.tokens))
+        done = Decoded(len(feed.tokens))

@@ -66,7 +66,7 @@ class Decoder:
         n_generated = sum(g.n_generated for g in generations) - before
         for generation in generations:
             if generation.slot is not None:
-                self.session.slots.truncate(generation.slot, generation.answer)
+                self.session.slots.truncate(generation.slot, generation.n_prompt)
         return {
             "tokens": n_generated,
             "seconds": seconds,

@@ -46,7 +46,7 @@ class ToolStream:
     """
 
     def __init__(self, names: Collection[str]):
-        self.said = ""  # what was given out
+        self.text = ""  # what was given out
         self.calls: list[Call] = []
         self._names = frozenset(names)
         self._held = ""
@@ -84,7 +84,7 @@ class ToolStream:
         found = [at for tag in _TAGS if (at := self._held.find(tag)) >= 0]
         if found:
             return min(found)
-        if self.said.strip():
+        if self.text.strip():
             return None
         start = self._held.lstrip()
         if not start:
@@ -96,7 +96,7 @@ class ToolStream:
 
     def _give(self, n: int) -> str:
         given, self._held = self._held[:n], self._held[n:]
-        self.said += given
+        self.text += given
         return given
 
 

@@ -1,38 +1,20 @@
 """One loaded model, and everything between a prompt and its logged answer.
 
-Owns planning (which tokens a prompt is and which of their rows are known), the slots
-and cells of a context, batching, generation, capture of what an answer added, and the
-scheduler that serves many. It does not know llm's models and options, HTTP or the log.
+Owns planning (which tokens a prompt is, and which of their rows are known), the slots
+of a context and how they are filled, batching, generation, the capture of what an
+answer added, and the scheduler that serves many clients. It does not know llm's models
+and options, HTTP, or the log.
 """
 
-from .scheduler import (
-    Scheduler,
-    Ticket,
-)
-from .session import (
-    KV_TYPES,
-    Generation,
-    Load,
-    Request,
-    Rope,
-    Sampling,
-    Session,
-    Settings,
-    json_grammar,
-    open_session,
-)
+from .generation import Generation, Request
+from .scheduler import Scheduler, Ticket
+from .session import Session, open_session
 
 __all__ = [
-    "KV_TYPES",
     "Generation",
-    "Load",
     "Request",
-    "Rope",
-    "Sampling",
     "Scheduler",
     "Session",
-    "Settings",
     "Ticket",
-    "json_grammar",
     "open_session",
 ]

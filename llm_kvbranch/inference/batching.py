@@ -1,8 +1,8 @@
-"""Which of the tokens that generations wait for are decoded next, together.
+"""Which of the tokens that generations need are decoded in the next batch.
 
-The idea: every answer gets its next token in every batch, and what room is left is
-shared by the prompts that are being read. While answers are running, prompts are
-read in pieces that take a tenth of a second, so that no answer stands still.
+The idea: every batch has the next token of every answer. The room that is left is
+shared by the prompts that are being prefilled. While there are answers, prompts are
+prefilled in pieces that take a tenth of a second, so that no answer stands still.
 
 This module decides; it does not touch llama.cpp.
 """
@@ -17,14 +17,14 @@ from typing import Any, Protocol, TypeVar
 
 from ..engine import Feed
 
-_SECONDS = 0.1  # that an answer may wait while prompts are read
-_PATIENCE = 0.3  # seconds that a batch takes to its end, though it was given up
+_SECONDS = 0.1  # that an answer may have to wait for prompts
+_PATIENCE = 0.3  # seconds; a batch that takes longer can be stopped
 _LEAST = 8  # tokens of prompts in a batch: fewer are not much faster
-_MEASURED = 8  # tokens that say something of the rate
+_MEASURED = 8  # tokens; the time of fewer says little about the rate
 
 
 class Reader(Protocol):
-    "What reads a prompt or generates an answer, as far as batches are concerned"
+    "What batching needs to know about a generation"
 
     @property
     def feed(self) -> Feed | None:
@@ -35,35 +35,38 @@ class Reader(Protocol):
         "Whether its prompt is read, and it generates token by token"
 
 
-Who = TypeVar("Who", bound=Reader)
+AnyReader = TypeVar("AnyReader", bound=Reader)
 
 
 class Pace:
-    "How many tokens of prompts may be decoded in one batch with answers"
+    "How many tokens of prompts are prefilled in how much time"
 
     def __init__(self, n_batch: int):
         self._n_batch = n_batch
-        self._rate = 0.0  # tokens a second
+        self._rate = 0.0  # tokens per second
 
     def chunk(self) -> int:
+        "The most tokens of prompts in a batch that has answers too"
         return max(_LEAST, min(self._n_batch, round(self._rate * _SECONDS)))
 
     def takes_long(self, n: int) -> bool:
-        "Whether a batch with so many tokens of prompts may be waited for in vain"
+        "Whether a batch with n tokens of prompts should be one that can be stopped"
         return n > self._rate * _PATIENCE
 
     def measured(self, n: int, seconds: float) -> None:
-        "Told that a batch with so many tokens of prompts took so long"
+        "Record how long a batch with n tokens of prompts took"
         if n >= _MEASURED:
             rate = n / max(seconds, 1e-6)
             self._rate = rate if not self._rate else (self._rate + rate) / 2
 
 
-def choose(readers: Sequence[Who], n_batch: int, chunk: int) -> list[tuple[Who, Feed]]:
-    """The feeds, or beginnings of them, that go into the next batch.
+def choose(
+    readers: Sequence[AnyReader], n_batch: int, chunk: int
+) -> list[tuple[AnyReader, Feed]]:
+    """The feeds, or the beginnings of feeds, that go into the next batch.
 
-    ``n_batch`` is the most tokens of a batch, ``chunk`` the most tokens of prompts
-    in one that has answers, too.
+    A batch has at most ``n_batch`` tokens, and at most ``chunk`` tokens of prompts if
+    it has answers too.
     """
     fed = [(r, r.feed) for r in readers if r.feed is not None]
     answers = [(r, feed) for r, feed in fed if len(feed.tokens) == 1][:n_batch]
@@ -91,11 +94,11 @@ def _beginning(feed: Feed, n: int) -> Feed:
 def interruptible(
     cancelled: Callable[[], bool], takes_long: bool
 ) -> Iterator[Callable[[], bool] | None]:
-    """A stop function for a long decode that Ctrl-C makes true; None for a short one.
+    """A function that stops a decode after Ctrl-C; None for a decode that is short.
 
-    Python delivers KeyboardInterrupt only between its own instructions; a
-    prefill can take seconds inside llama.cpp, which asks this function instead.
-    It asks some hundred times, which takes a twentieth of the time of one token.
+    Python raises KeyboardInterrupt only between its own instructions, but a prefill
+    can spend seconds inside llama.cpp, which calls this function instead. It does so
+    some hundred times, which costs a twentieth of the time of one token.
     """
     if not takes_long:
         yield None

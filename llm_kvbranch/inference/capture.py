@@ -1,9 +1,9 @@
 """From a finished answer to its stored state.
 
-The idea: what an answer added stays in its slot until the answer is logged, or in
-memory if the slot is needed before. When it is logged, the rows that are not stored
-yet are captured and put in the store, and files found bad on the way are written
-again.
+The idea: the rows that an answer added stay in its slot until the answer is logged, or
+are captured into memory if the slot is needed before. When the answer is logged, the
+rows that are not stored yet are put in the store, and files that were found bad on the
+way are written again.
 
 The invariant: nothing is stored before ``commit``, and nothing twice.
 """
@@ -17,19 +17,20 @@ from typing import Any
 
 from ..errors import KVBranchError, StateError
 from ..store import Chain, Entry, State, Store, prefix_digest, tokens_of
-from .cells import Slot
-from .loaded import STORE_ERRORS, LoadedModel
+from .filling import Filling
+from .loaded import LoadedModel
+from .nostore import STORE_ERRORS
 from .planning import Plan
-from .slots import Filling
+from .slots import Slot
 
 # All conversations, and all turns after the same answer, begin with the same few
-# tokens of the chat template. What shares no more with another turn is stored
-# again: else it would need the other's file, and keep it from being evicted or
-# pruned, for next to nothing.
+# tokens of the chat template. Where a state shares no more than that with another
+# turn's, it stores them again: else it would depend on the other's file, and keep it
+# from being evicted or pruned, for next to nothing.
 MIN_SHARED = 64
 
-_MEASURED_TOKENS = 64  # prefilling fewer says little of the rate
-_MEASURED_BYTES = 1 << 18  # restoring less is a matter of opening the file
+_MEASURED_TOKENS = 64  # prefilling fewer says little about the rate
+_MEASURED_BYTES = 1 << 18  # restoring fewer measures how long opening a file takes
 
 
 @dataclass
@@ -41,8 +42,11 @@ class _Captured:
     snapshots: dict[int, bytearray]
 
 
-class Unstored:
-    "What one answer has to store: its plan, its slot, and what went wrong on the way"
+class NewState:
+    """The state that one answer adds, on its way from the slot to the store.
+
+    ``facts`` are the generation's.
+    """
 
     def __init__(
         self,
@@ -52,17 +56,16 @@ class Unstored:
         filling: Filling,
         facts: dict[str, Any],
     ):
-        "``facts`` are the generation's"
         self.model = model
         self._facts = facts
         self.plan = plan
         self.slot = slot
-        self.answer = len(plan.tokens)
+        self.n_prompt = len(plan.tokens)
         self.tokens = tokens_of()  # of prompt and answer, once finished
         self._tip_hash: str | None = None
         self._kept: _Captured | None = None
         self._start = 0  # where its state began when it was finished
-        self._fork = min(filling.resident - filling.shared, self.answer - 1)
+        self._fork = min(filling.resident - filling.shared, self.n_prompt - 1)
         self._misses, self._reads = filling.misses, filling.reads
         lost = [entry for entry, _ in filling.misses if not self._can_heal(entry)]
         plan.chain = plan.chain.before(lost)
@@ -72,95 +75,54 @@ class Unstored:
         return len(self.tokens)
 
     def finish(self, tokens: array[int], tip_hash: str | None) -> tuple[int, int]:
-        "The slot holds the tokens now; where their state begins, and its bytes"
-        model, slot = self.model, self.slot
+        """The answer has ended: the slot holds exactly its prompt's and its tokens.
+
+        Returns where the state to be stored begins, and how many bytes it has.
+        """
+        engine, slot = self.model.engine, self.slot
         self.tokens, self._tip_hash = tokens, tip_hash
         slot.waiting.add(self)
-        start = 0
-        if model.store is not None:
-            with contextlib.suppress(*STORE_ERRORS):
-                start = len(self._stored_prefix(model.store).tokens)
-        self._start = start
+        with contextlib.suppress(*STORE_ERRORS):
+            self._start = len(self._stored_prefix().tokens)
         nbytes = (
-            model.engine.nbytes(slot.seq, start, self.end)
-            + model.engine.snapshot_nbytes(slot.seq)
-            + sum(map(len, slot.snapshots.between(start, self.end).values()))
+            engine.nbytes(slot.seq, self._start, self.end)
+            + engine.snapshot_nbytes(slot.seq)
+            + sum(map(len, slot.snapshots.between(self._start, self.end).values()))
         )
-        return start, nbytes
+        return self._start, nbytes
 
     def detach(self) -> None:
         "Capture the rows into memory: the slot is about to lose them"
         # See _without_chance_share
         fork = min(self._fork, self.end - 1) - MIN_SHARED
-        # In files that stay until it is stored, because they are held
+        # These files are held, so they will still be there
         held = min(self._start, len(self.plan.chain.tokens))
         self._kept = self._capture(max(0, fork, held))
 
-    def _capture(self, start: int) -> _Captured:
-        "The slot's rows from a position on, and what makes them complete"
-        engine, slot = self.model.engine, self.slot
-        rows, snapshots = engine.capture(slot.seq, start, self.end), {}
-        if not engine.cuts_anywhere:
-            snapshots = slot.snapshots.between(start, self.end)
-            snapshots[self.end] = engine.snapshot(slot.seq)
-        return _Captured(start, rows, snapshots)
-
     def commit(self, response_id: str, thread_id: str | None) -> Entry | None:
-        "Store the rows, for the response that was logged; see Generation.commit"
-        model = self.model
-        if model.store is None:
+        """Store the rows for a logged response, unless that fails or was done before.
+
+        A failure is warned of, and returns None.
+        """
+        model, slot, store = self.model, self.slot, self.model.store
+        if store is None:
             return None
+        live = self in slot.waiting
         try:
-            return self._commit(model.store, response_id, thread_id)
+            if live:
+                self._heal(store)
+            captured, chain = self._rows_to_store(live)
+            state = self._describe(captured.start, chain, response_id, thread_id)
+            self._count(store)
+            if not chain.segments:
+                self._release()  # what was restored may be evicted to make room
+            self._check(captured)
+            entry = store.put(state, captured.rows, chain, captured.snapshots)
         except (KVBranchError, *STORE_ERRORS) as error:
-            model.warn(f"{error}. The answer is logged, its state is not kept")
+            model.warn(f"{error}. The answer is logged, but its state is not stored")
             return None
         finally:
             self._release()
-
-    def _commit(
-        self, store: Store, response_id: str, thread_id: str | None
-    ) -> Entry | None:
-        model, slot, plan = self.model, self.slot, self.plan
-        live = self in slot.waiting
-        if live:
-            self._heal(store)
-        stored = self._stored_prefix(store)
-        start = len(stored.tokens)
-        if live:
-            captured = self._capture(start)
-        elif self._kept is not None and self._kept.start <= start:
-            captured = self._kept
-            start, stored = captured.start, stored.cut(captured.start)
-        else:
-            model.warn("The state left memory before its response was logged")
-            return None
-        state = State(
-            response_id=response_id,
-            fingerprint=model.planner.fingerprint,
-            start=start,
-            end=self.end,
-            answer=self.answer,
-            tokens=self.tokens[start:],
-            prefix=prefix_digest(self.tokens, start),
-            parent_id=(
-                stored.segments[-1].entry.state.response_id if stored.segments else None
-            ),
-            input_hash=plan.input_hash,
-            tip_hash=self._tip_hash,
-            render=plan.render,
-            thread_id=thread_id,
-        )
-        self._account(store)
-        if not stored.segments:
-            self._release()  # what was restored may make room for this
-        rows, snapshots = captured.rows, captured.snapshots
-        if not model.engine.is_finite(rows, start, self.end) or not all(
-            model.engine.is_finite_snapshot(data, mark)
-            for mark, data in snapshots.items()
-        ):
-            raise StateError("The state holds values that are no numbers")
-        entry = store.put(state, rows, stored, snapshots)
         if live:
             slot.snapshots.forget_before(self.end)
             if slot.tokens == self.tokens:
@@ -169,13 +131,59 @@ class Unstored:
         self._kept = None
         return entry
 
+    def _rows_to_store(self, live: bool) -> tuple[_Captured, Chain]:
+        "The rows that are not stored yet, and the stored chain that they continue"
+        chain = self._stored_prefix()
+        if live:
+            return self._capture(len(chain.tokens)), chain
+        if self._kept is None or self._kept.start > len(chain.tokens):
+            raise StateError("The state left memory before its response was logged")
+        return self._kept, chain.cut(self._kept.start)
+
+    def _capture(self, start: int) -> _Captured:
+        "The slot's rows from a position on, and the snapshots that complete them"
+        engine, slot = self.model.engine, self.slot
+        rows, snapshots = engine.capture(slot.seq, start, self.end), {}
+        if not engine.cuts_anywhere:
+            snapshots = slot.snapshots.between(start, self.end)
+            snapshots[self.end] = engine.snapshot(slot.seq)
+        return _Captured(start, rows, snapshots)
+
+    def _describe(
+        self, start: int, chain: Chain, response_id: str, thread_id: str | None
+    ) -> State:
+        parents = [segment.entry.state.response_id for segment in chain.segments]
+        return State(
+            response_id=response_id,
+            fingerprint=self.model.planner.fingerprint,
+            start=start,
+            end=self.end,
+            answer=self.n_prompt,
+            tokens=self.tokens[start:],
+            prefix=prefix_digest(self.tokens, start),
+            parent_id=parents[-1] if parents else None,
+            input_hash=self.plan.input_hash,
+            tip_hash=self._tip_hash,
+            render=self.plan.render,
+            thread_id=thread_id,
+        )
+
+    def _check(self, captured: _Captured) -> None:
+        "Raise StateError if rows or snapshots would spread NaN to later answers"
+        engine = self.model.engine
+        if not engine.is_finite(captured.rows, captured.start, self.end) or not all(
+            engine.is_finite_snapshot(data, mark)
+            for mark, data in captured.snapshots.items()
+        ):
+            raise StateError("The state holds NaN or infinite values")
+
     def _release(self) -> None:
         "Let the files that were restored be deleted"
         if self.plan.hold is not None:
             self.plan.hold.release()
 
-    def _account(self, store: Store) -> None:
-        "Count the prompt, and take the measurements that plans are made by"
+    def _count(self, store: Store) -> None:
+        "Count the prompt, and record the rates that plans depend on"
         facts, measured = self._facts, {}
         prefill, opened, read = self.model.planner.rates()
         if facts["prefilled_tokens"] >= _MEASURED_TOKENS:
@@ -187,16 +195,18 @@ class Unstored:
                 measured[name] = amount, sum(seconds for _, seconds in reads)
         store.count_prompt(
             self.model.planner.fingerprint,
-            self.answer,
+            self.n_prompt,
             facts["restored_tokens"],
             measured,
         )
 
-    def _stored_prefix(self, store: Store) -> Chain:
-        "The chain of good files that holds the beginning, up to the answer"
+    def _stored_prefix(self) -> Chain:
+        "The chain of good files that holds the most of the tokens, up to the answer"
         planner, plan = self.model.planner, self.plan
-        seen = store.by_hash("input_hash", [plan.input_hash], planner.fingerprint)
-        chain = planner.stored(self.tokens[: min(self.answer, self.end - 1)], seen)
+        seen = planner.store.by_hash(
+            "input_hash", [plan.input_hash], planner.fingerprint
+        )
+        chain = planner.stored(self.tokens[: min(self.n_prompt, self.end - 1)], seen)
         for segment in chain.segments:
             if not segment.entry.present:
                 chain = chain.cut(segment.start)
@@ -219,12 +229,12 @@ class Unstored:
         state = entry.state
         return (
             self.model.engine.cuts_anywhere
-            and state.end <= self.answer
+            and state.end <= self.n_prompt
             and self.plan.tokens[state.start : state.end] == state.tokens
         )
 
     def _heal(self, store: Store) -> None:
-        "Write the files again whose rows were prefilled because they were bad"
+        "Write bad files again, from the rows that were prefilled in their place"
         for entry, _ in self._misses:
             if self._can_heal(entry):
                 state = replace(entry.state, digest="")

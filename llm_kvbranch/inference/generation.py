@@ -1,11 +1,11 @@
 """One answer, from its plan to its end.
 
-The idea: a generation is a coroutine. It plans its prompt, takes a slot, fills it
-and draws token after token; whatever has to be decoded it yields, so that its
-session can decode it together with what other generations need.
+The idea: a generation is a coroutine. It plans its prompt, takes a slot, fills it and
+generates token after token. What has to be decoded it yields, so that its session can
+decode it in one batch with what other generations need.
 
-The invariant: a slot ends where the text does: a token that goes past a stop
-string, or stops inside a character, is not part of the state.
+The invariant: a slot ends where the text does. A token that goes past a stop string,
+or ends inside a character, is not part of the state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,17 +23,18 @@ from ..chat import Call, ToolStream
 from ..engine import Feed, Sampler, Sampling
 from ..errors import ContextError
 from ..store import Entry, tokens_of
-from .capture import Unstored
-from .cells import HEADROOM, Slot
-from .loaded import STORE_ERRORS, LoadedModel
-from .planning import Plan, Turn, answer_hash, covered, least_tokens
-from .slots import Done, Filling, Work
+from .capture import NewState
+from .filling import Decoded, Feeds, Filling
+from .loaded import LoadedModel
+from .nostore import STORE_ERRORS
+from .planning import Plan, Turn, answer_hash, covered, min_tokens, why_prefilled
+from .slots import HEADROOM, Slot
 from .text import TextStream
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate from. ``messages`` are llm's; ``tools`` as chat templates
+    """What to generate from. ``messages`` are llm's, ``tools`` are as chat templates
     take them. ``n_ctx`` limits prompt and answer together, in tokens.
     """
 
@@ -47,20 +47,16 @@ class Request:
 
 
 class Runner(Protocol):
-    "Who runs generations, many at a time: a session"
+    "Who runs generations, several at a time: a session"
 
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        "Held by whoever uses the model"
+    def start(self, generation: Generation, /) -> None:
+        "Begin to run a generation; raises what prevents that"
 
-    def start(self, generation: Generation) -> None:
-        "Run a generation from now on; raises what keeps it from starting"
-
-    def next_piece(self, generation: Generation) -> str | None:
+    def next_piece(self, generation: Generation, /) -> str | None:
         "The next piece of its text, None at its end"
 
-    def stop(self, generation: Generation) -> None:
-        "Run it no longer"
+    def stop(self, generation: Generation, /) -> None:
+        "End it, if it has not ended"
 
 
 class Generation:
@@ -76,23 +72,23 @@ class Generation:
         self.request = request
         self.facts: dict[str, Any] = {}
         self.finish_reason = "stop"
-        self.limit = 0  # of tokens in prompt and answer together
+        self.n_ctx = 0  # tokens that prompt and answer may have together
         self.tokens = tokens_of()  # of prompt and answer, once finished
-        self.answer = 0
+        self.n_prompt = 0
         self.plan: Plan | None = None
         self.slot: Slot | None = None
-        self.pieces: deque[str] = deque()  # not taken yet
-        self.feed: Feed | None = None  # what it waits for to be decoded
+        self.pieces: deque[str] = deque()  # of text that nobody has taken yet
+        self.feed: Feed | None = None  # what it needs decoded next
         self.ended = False
         self.error: BaseException | None = None
         self.calls: list[Call] = []  # of tools
-        self.said = ""  # all of its text, once finished
+        self.text = ""  # the whole answer, once finished
         self.n_generated = 0
         self._sampler: Sampler | None = None
         self._cancelled = False
         self._started = 0.0
-        self._work: Work[None] | None = None
-        self._unstored: Unstored | None = None
+        self._running: Feeds[None] | None = None
+        self._new_state: NewState | None = None
 
     @property
     def name(self) -> str:
@@ -105,7 +101,7 @@ class Generation:
 
     @property
     def is_answering(self) -> bool:
-        "Whether its prompt is read, and it waits for one token at a time"
+        "Whether its prompt is read, and it generates token by token"
         return self.n_generated > 0
 
     @property
@@ -113,39 +109,52 @@ class Generation:
         return self._cancelled
 
     def cancel(self) -> None:
-        "Stop as soon as possible; callable from any thread"
+        "Stop as soon as possible; may be called from any thread"
         self._cancelled = True
 
     def __iter__(self) -> Generator[str, None, None]:
         try:
-            self.start()
+            self.session.start(self)
             while piece := self.session.next_piece(self):
                 yield piece
         finally:
             self.session.stop(self)
 
     def start(self) -> None:
-        """Plan, take a slot and restore into it.
+        """Plan the prompt, take a slot, and restore what can be reused.
 
-        Raises what makes that impossible, such as a ContextError or a ChatError.
+        Raises what prevents that, such as a ContextError or a ChatError.
         """
         self.session.start(self)
 
+    def commit(self, response_id: str, thread_id: str | None = None) -> Entry | None:
+        """Store the rows that this answer added, under its response's id.
+
+        ``thread_id`` is llm's thread that the response was logged in. Files that were
+        found missing or bad on the way are written again. A failure of the store is
+        warned of, and returns None.
+        """
+        with self.model.lock:
+            new_state, self._new_state = self._new_state, None
+            if new_state is None:
+                return None
+            return new_state.commit(response_id, thread_id)
+
     # -- as a coroutine, driven by the session ---------------------------
 
-    def advance(self, done: Done | None) -> None:
+    def advance(self, done: Decoded | None = None) -> None:
         """Run until something has to be decoded; ``done`` says what was decoded.
 
-        None starts it. An exception ends the generation, which keeps it as ``error``.
+        Without ``done`` it starts. An exception ends it, and is kept as ``error``.
         """
         if self.ended:
             return
         try:
             if done is None:
-                self._work = self._run()
-                self.feed = next(self._work)
-            elif self._work is not None:
-                self.feed = self._work.send(done)
+                self._running = self._run()
+                self.feed = next(self._running)
+            elif self._running is not None:
+                self.feed = self._running.send(done)
         except StopIteration:
             self.close()
         except Exception as error:
@@ -155,7 +164,7 @@ class Generation:
             raise
 
     def draw(self, index: int) -> int:
-        "A token from the logits at an index of the batch just decoded"
+        "Draw a token from the logits at an index of the batch just decoded"
         assert self._sampler is not None
         return self.model.engine.sample(self._sampler, index)
 
@@ -164,112 +173,80 @@ class Generation:
         if self.ended:
             return
         self.ended, self.feed, self.error = True, None, error
-        work, self._work = self._work, None
-        if work is not None:
-            work.close()
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
         if self.slot is not None:
             self.model.slots.release(self.slot)
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
 
-    def _run(self) -> Work[None]:
+    def _run(self) -> Feeds[None]:
         self._started = time.perf_counter()
-        model, slots = self.model, self.model.slots
+        model = self.model
         plan, slot = self._begin()
         expected = min(self.request.max_tokens or HEADROOM, 4 * HEADROOM)
-        n_cells = max(min(self.limit, self.answer + expected), plan.chain.n_cells)
-        filling = yield from slots.fill(slot, plan.tokens, plan.chain, n_cells)
-        unstored = Unstored(model, plan, slot, filling, self.facts)
+        n_cells = max(min(self.n_ctx, self.n_prompt + expected), plan.chain.n_cells)
+        filling = yield from model.filler.fill(slot, plan.tokens, plan.chain, n_cells)
+        new_state = NewState(model, plan, slot, filling, self.facts)
         self._describe(plan, filling)
         token, weights, generated = filling.token, model.engine.weights, tokens_of()
         text, first, ended = TextStream(self.request.stop), 0.0, False
-        said = ToolStream(_names(self.request.tools))
+        shown = ToolStream(_names(self.request.tools))
         while not (ended or self._cancelled or token is None or weights.is_eog(token)):
             generated.append(token)
             self.n_generated += 1
-            piece = said.feed(text.feed(weights.piece(token)))
+            piece = shown.feed(text.feed(weights.piece(token)))
             if not first:
                 first = time.perf_counter()
                 self.facts["ttft_ms"] = ms(first - self._started)
             if piece:
                 self.pieces.append(piece)
-            ended = text.stopped or self._at_limit(len(generated))
+            ended = text.stopped or self._is_full(len(generated))
             if not ended:
                 token = yield from self._next(slot, plan.tokens + generated)
         if len(generated) > 1:
             rate = (len(generated) - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
-        if rest := said.feed(text.end()) + said.end():
+        if rest := shown.feed(text.end()) + shown.end():
             self.pieces.append(rest)
-        self.calls = said.calls
+        self.text, self.calls = shown.text, shown.calls
         if self._cancelled:
             self.finish_reason = "cancelled"
         elif self.calls:
             self.finish_reason = "tool_calls"
-        self.said = said.said
-        tip_hash = answer_hash(said.said, plan.input_hash, self.calls)
-        tokens = self._said(plan, generated, text.text)
-        yield from self._finish(plan, slot, unstored, tokens, tip_hash)
+        tokens = self._spelling(plan, generated, text.text)
+        yield from self._finish(plan, slot, new_state, tokens)
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
         model, request = self.model, self.request
-        self.limit = self._find_limit()
-        weights = model.engine.weights
-        least = least_tokens(
-            request.messages, self.limit, lambda: weights.longest_piece
+        trained = model.engine.n_ctx_train
+        limit = min(request.n_ctx or trained, trained) if trained else request.n_ctx
+        self.n_ctx = limit or 1 << 20
+        n_least = min_tokens(
+            request.messages, self.n_ctx, lambda: model.engine.weights.longest_piece
         )
-        self._refuse(least, "at least ")
+        self._check_length(n_least, "at least ")
         plan = self.plan = model.plan(request.messages, request.tools)
         if plan.hold is not None:
             # Released when the answer is stored, or nobody can store it any more
             weakref.finalize(self, plan.hold.release_later)
-        self.answer = len(plan.tokens)
-        self._refuse(self.answer)
+        self.n_prompt = len(plan.tokens)
+        self._check_length(self.n_prompt)
         self._sampler = model.engine.sampler(request.sampling, plan.tokens)
         slot = self.slot = model.slots.acquire(plan.tokens)
         return plan, slot
 
-    def _next(self, slot: Slot, tokens: array[int]) -> Work[int | None]:
-        "Decode the last token and draw the next; None if there is no need or no room"
-        slots, token = self.model.slots, None
-        while len(slot.tokens) < len(tokens):
-            if self._cancelled:
-                return None
-            try:  # for the next one as well, which may be the last to be decoded
-                slots.grow(slot, len(tokens) + 1, self.limit)
-            except ContextError:
-                self.finish_reason = "context"
-                return None
-            token = yield from slots.decode(slot, tokens)
-        slots.stepped(slot)
-        return token
-
-    def _at_limit(self, n_generated: int) -> bool:
-        "Whether the answer may not get longer"
-        if n_generated == self.request.max_tokens:
-            self.finish_reason = "length"
-        elif self.answer + n_generated >= self.limit:
-            self.finish_reason = "context"
-        else:
-            return False
-        return True
-
-    def _find_limit(self) -> int:
-        "How many tokens prompt and answer may have together"
-        trained, request = self.model.engine.n_ctx_train, self.request
-        limit = min(request.n_ctx or trained, trained) if trained else request.n_ctx
-        return limit or 1 << 20
-
-    def _refuse(self, n_tokens: int, qualified: str = "") -> None:
+    def _check_length(self, n_tokens: int, qualified: str = "") -> None:
         "Raise ContextError if a prompt of so many tokens leaves no room to answer"
-        limit, trained = self.limit, self.model.engine.n_ctx_train
+        limit, trained = self.n_ctx, self.model.engine.n_ctx_train
         if n_tokens < limit:
             return
         raise ContextError(
             f"The prompt is {qualified}{n_tokens:,} tokens long with its history, "
-            f"{self.model.name} takes {limit:,} with the answer. Shorten it"
+            f"{self.name} takes {limit:,} with the answer. Shorten it"
             + (
                 f", or raise n_ctx (up to {trained:,})"
                 if limit < (trained or 0)
@@ -278,46 +255,58 @@ class Generation:
         )
 
     def _describe(self, plan: Plan, filling: Filling) -> None:
+        "The facts that are known before the first token"
         reused = filling.resident + filling.restored
-        reasons = [reason for _, reason in filling.misses]
-        if plan.miss_reason:
-            reasons.append(plan.miss_reason)
-        elif plan.choice:
-            reasons.append(plan.choice)
-        elif not reasons and reused < min(plan.n_known, self.answer - 1):
-            reasons.append(
-                plan.lack
-                or (
-                    "an earlier answer left no state"
-                    if self.model.engine.cuts_anywhere
-                    else "this kind of model goes on from a snapshot, and the last "
-                    "one comes before this point"
-                )
-            )
+        reason = why_prefilled(plan, [why for _, why in filling.misses], reused)
         self.facts.update(
-            prompt_tokens=self.answer,
+            prompt_tokens=self.n_prompt,
             restored_tokens=reused,
             resident_tokens=filling.resident,
-            prefilled_tokens=self.answer - reused,
+            prefilled_tokens=self.n_prompt - reused,
             imported_tokens=sum(
                 s.end - s.start for s in plan.chain.segments if s.entry.state.origin
             )
             or None,
             generated_tokens=0,
             device=self.model.engine.weights.placement,
-            miss_reason="; ".join(dict.fromkeys(reasons)) or None,
+            miss_reason=reason,
             restore_ms=ms(filling.restore_ms / 1e3),
             prefill_ms=ms(filling.prefill_ms / 1e3),
             ttft_ms=None,
             decode_tps=None,
         )
-        counted = filling.misses or reasons == [plan.choice]
-        if reasons and not counted and self.model.store is not None:
+        # Files that could not be used were counted when they were found
+        if reason and reason != plan.choice and not filling.misses:
             with contextlib.suppress(*STORE_ERRORS):
-                self.model.store.count_miss(reasons[0])
+                self.model.planner.store.count_miss(reason)
 
-    def _said(self, plan: Plan, generated: array[int], text: str) -> array[int]:
-        "The tokens of prompt and answer, which end where the text does"
+    def _next(self, slot: Slot, tokens: array[int]) -> Feeds[int | None]:
+        "Decode the last token and draw the next; None if cancelled or out of room"
+        model, token = self.model, None
+        while len(slot.tokens) < len(tokens):
+            if self._cancelled:
+                return None
+            try:  # room for the next one too, which may be the last to be decoded
+                model.slots.grow(slot, len(tokens) + 1, self.n_ctx)
+            except ContextError:
+                self.finish_reason = "context"
+                return None
+            token = yield from model.filler.decode(slot, tokens)
+        model.filler.token_decoded(slot)
+        return token
+
+    def _is_full(self, n_generated: int) -> bool:
+        "Whether the answer may not get longer"
+        if n_generated == self.request.max_tokens:
+            self.finish_reason = "length"
+        elif self.n_prompt + n_generated >= self.n_ctx:
+            self.finish_reason = "context"
+        else:
+            return False
+        return True
+
+    def _spelling(self, plan: Plan, generated: array[int], text: str) -> array[int]:
+        "The tokens of the prompt, and of the answer up to where its text ends"
         piece = self.model.engine.weights.piece
         n, n_text = covered(generated, piece, text)
         if n_text == len(text):
@@ -327,25 +316,21 @@ class Generation:
         return plan.tokens + generated[:n]
 
     def _finish(
-        self,
-        plan: Plan,
-        slot: Slot,
-        unstored: Unstored,
-        tokens: array[int],
-        tip_hash: str | None,
-    ) -> Work[None]:
-        "Make the slot end where the answer does, and remember what to store"
-        model, slots = self.model, self.model.slots
-        slots.truncate(slot, len(tokens))
-        if len(slot.tokens) < min(len(plan.chain.tokens), self.answer):
-            yield from slots.fill(slot, tokens, plan.chain, logits=False)
-        yield from slots.decode(slot, tokens, logits=False)
+        self, plan: Plan, slot: Slot, new_state: NewState, tokens: array[int]
+    ) -> Feeds[None]:
+        "Make the slot end where the answer does, and note what is to be stored"
+        model = self.model
+        model.slots.truncate(slot, len(tokens))
+        if len(slot.tokens) < min(len(plan.chain.tokens), self.n_prompt):
+            yield from model.filler.fill(slot, tokens, plan.chain, logits=False)
+        yield from model.filler.decode(slot, tokens, logits=False)
         self.tokens = tokens
+        tip_hash = answer_hash(self.text, plan.input_hash, self.calls)
         model.planner.remember(
-            Turn(tokens, self.answer, plan.render, plan.input_hash, tip_hash)
+            Turn(tokens, self.n_prompt, plan.render, plan.input_hash, tip_hash)
         )
-        self._unstored = unstored
-        start, nbytes = unstored.finish(tokens, tip_hash)
+        self._new_state = new_state
+        start, nbytes = new_state.finish(tokens, tip_hash)
         self.facts.update(
             generated_tokens=self.n_generated,
             finish_reason=self.finish_reason,
@@ -353,19 +338,6 @@ class Generation:
             state_end=self.end,
             state_bytes=nbytes,
         )
-
-    def commit(self, response_id: str, thread_id: str | None = None) -> Entry | None:
-        """Store the rows that this answer added, under its response's id.
-
-        ``thread_id`` is llm's thread that the response was logged in.
-        Also writes the files again that were found missing or bad on the way.
-        Never raises for the store's sake: it warns and returns None.
-        """
-        with self.session.lock:
-            unstored, self._unstored = self._unstored, None
-            if unstored is None:
-                return None
-            return unstored.commit(response_id, thread_id)
 
 
 def _names(tools: Sequence[dict[str, Any]]) -> list[str]:

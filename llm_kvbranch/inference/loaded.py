@@ -11,22 +11,21 @@ This module does not know who runs answers, llm's models or options, or the log.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine import Engine, Load
-from ..errors import ChatError, StateError, StoreError
-from ..store import Check, Entry, Store, is_damage
+from ..errors import ChatError
+from ..store import Entry, Store, is_damage
+from .filling import Filler
+from .nostore import STORE_ERRORS, NoStore
 from .planning import Plan, Planner, covered
 from .slots import Slots
 
-STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
-
 
 class LoadedModel:
-    """A model's context, its slots and its store.
+    """A model's context, its slots, and the store that its planner looks into.
 
     ``load`` says which files were loaded and where to; ``name`` is what the model is
     called. ``warn`` is given one line about anything that went wrong without
@@ -37,19 +36,23 @@ class LoadedModel:
         self,
         engine: Engine,
         planner: Planner,
-        store: Store | None,
         warn: Callable[[str], None],
         load: Load,
         name: str | None = None,
     ):
         self.engine = engine
         self.planner = planner
-        self.store = store
         self.warn = warn
         self.load = load
         self.name = name or load.path.stem
         self.lock = threading.RLock()
-        self.slots = Slots(engine, self._open_state, self._lost, self._prefetch)
+        self.slots = Slots(engine)
+        self.filler = Filler(engine, self.slots, planner.store, self._lost)
+
+    @property
+    def store(self) -> Store | None:
+        store = self.planner.store
+        return None if isinstance(store, NoStore) else store
 
     def plan(
         self, messages: Sequence[Any], tools: Sequence[dict[str, Any]] = ()
@@ -60,35 +63,23 @@ class LoadedModel:
         """
         if tools and not self.planner.chat.takes_tools:
             raise ChatError(
-                f"{self.name} was not taught to call tools, says its chat template: "
+                f"{self.name} does not support tools (its chat template has none): "
                 "choose another model, or leave the tools out"
             )
-        try:
+        n_errors, failed = 0, False
+        for _ in range(4):
             try:
-                return self._plan_and_hold(messages, tools)
-            except sqlite3.DatabaseError as error:
-                if self.store is None or not is_damage(error):
-                    raise
-                self.warn("The index of the state store was damaged: made again")
-                self.store.rebuild()
-                return self._plan_and_hold(messages, tools)
-        except STORE_ERRORS as error:
-            self._give_up_store(error)
-            plan = self.planner.plan(messages, tools)
+                plan = self.planner.plan(messages, tools)
+                plan.hold = self.planner.store.hold(plan.chain)
+            except STORE_ERRORS as error:
+                failed = not self._recover(error, may_rebuild=not n_errors)
+                n_errors += 1
+                continue
+            if plan.hold is not None or not plan.chain.segments:
+                break
+            # A file was deleted or replaced in the meantime: plan again
+        if failed:
             plan.miss_reason = "the state store cannot be read"
-            return plan
-
-    def _plan_and_hold(
-        self, messages: Sequence[Any], tools: Sequence[dict[str, Any]]
-    ) -> Plan:
-        "Plan again if a file was removed in the meantime"
-        for _ in range(3):
-            plan = self.planner.plan(messages, tools)
-            if self.store is None:
-                break
-            plan.hold = self.store.hold(plan.chain)
-            if plan.hold is not None:
-                break
         return plan
 
     def tail(self, text: str, n_tokens: int) -> str:
@@ -109,24 +100,28 @@ class LoadedModel:
         _, upto = covered(tokens[:end], vocab.piece, text)
         return before, upto
 
-    def _open_state(
-        self, entry: Entry, marks: Sequence[int], check: Check | None = None
-    ) -> Any:
-        if self.store is None:
-            raise StateError("the state store cannot be read")
-        return self.store.open(entry, marks, check)
-
-    def _prefetch(self, entries: list[Entry]) -> None:
-        if self.store is not None:
-            self.store.prefetch(entries)
-
     def _lost(self, entry: Entry, reason: str) -> None:
-        if self.store is not None:
-            try:
-                self.store.lost(entry, reason)
-            except STORE_ERRORS as error:
-                self._give_up_store(error)
+        "Record that a file could not be used"
+        try:
+            self.planner.store.lost(entry, reason)
+        except STORE_ERRORS as error:
+            self._close_store(error)
 
-    def _give_up_store(self, error: BaseException) -> None:
-        self.warn(f"{error}. Going on without stored state")
-        self.store = self.planner.store = None
+    def _recover(self, error: BaseException, may_rebuild: bool) -> bool:
+        "Rebuild a damaged index, or else close the store; whether there still is one"
+        store = self.store
+        if store is not None and may_rebuild and is_damage(error):
+            try:
+                store.rebuild()
+            except STORE_ERRORS as failure:
+                error = failure
+            else:
+                self.warn("The index of the state store was damaged: it was rebuilt")
+                return True
+        self._close_store(error)
+        return False
+
+    def _close_store(self, error: BaseException) -> None:
+        "Use a store that failed no longer"
+        self.warn(f"{error}. Continuing without stored state")
+        self.planner.store = self.filler.store = NoStore()

@@ -1,15 +1,15 @@
 """Which tokens a prompt is, and which of their rows are already known.
 
-The idea: nobody says what a prompt continues. Its messages are looked up by
-llm's content hashes: the deepest assistant turn that a stored state answers for
-gives exact token ids, also when the turn was cut (a branch at an excerpt). What
-is left is tokenised. The whole is then matched against the store token by
-token, which finds shared documents and repeated prompts as well.
+The idea: nobody says what a prompt continues. Its messages are looked up by llm's
+content hashes: the deepest assistant turn whose state is stored gives exact token
+ids, also if the turn was cut (a branch at an excerpt). The rest is tokenised. All of
+it is then matched against the store token by token, which also finds shared documents
+and repeated prompts.
 
-The invariant: a chain in a plan holds exactly the plan's first tokens. Where
-something that could have been reused is not, ``miss_reason`` says why.
+The invariant: the chain of a plan holds exactly the plan's first tokens. Where
+something that could have been reused is not, ``why_prefilled`` names the reason.
 
-This module decides, it does not touch llama.cpp's memory or any file.
+This module decides; it does not touch llama.cpp's memory or any file.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..chat import Call, Chat, message_text
-from ..store import Chain, Entry, Hold, Store, common_prefix, tokens_of
+from ..store import Chain, Entry, Hold, common_prefix, tokens_of
+from .nostore import NoStore, States
 from .resume import resumable
 
-# A cut inside a token leaves this many characters of it at the most
+# A cut inside a token leaves at most this many characters of it
 _STRADDLE = 48
 _MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
-_TWO_TEXTS = ("A", "1")  # which no tokens begin with alike
-_SUSPICIOUS = 16  # characters for each token that there is room for
+_TWO_TEXTS = ("A", "1")  # no token begins both
+_SUSPICIOUS = 16  # characters for each token that fits: longer prompts are estimated
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
 
 @dataclass
 class Plan:
-    """The tokens of a prompt and the stored chain that holds their beginning.
+    """The tokens of a prompt, and the stored chain that holds their beginning.
 
-    At least the last token is left to decode: its logits choose the answer.
-    ``n_known`` is how many of the tokens belong to known turns, and so should
-    not have to be read again. ``choice`` says so where prefilling was preferred
-    to restoring, ``lack`` why a known turn has no state. ``known_hash`` is the
-    input hash of the turn that the prompt goes on from. ``hold`` keeps the
-    chain's files from being deleted.
+    The chain never covers the last token: its logits give the answer's first token.
+    ``n_known`` is how many tokens belong to known turns, which should not have to be
+    prefilled. ``known_hash`` is the input hash of the turn that the prompt continues.
+    ``hold`` keeps the chain's files from being deleted. For ``why_prefilled``:
+    ``miss_reason`` says why a known turn was not recognised, ``choice`` that
+    prefilling was preferred, ``lack`` why a known turn has no state.
     """
 
     tokens: array[int]
@@ -53,21 +54,34 @@ class Plan:
     n_known: int = 0
     miss_reason: str | None = None
     choice: str | None = None
-    lack: str | None = None
+    lack: str = ""
     known_hash: str | None = None
     hold: Hold | None = None
 
 
+def why_prefilled(plan: Plan, lost: Sequence[str], n_reused: int) -> str | None:
+    """Why tokens were prefilled that a store could have had; None if none were.
+
+    ``lost`` are the reasons for which files could not be used, ``n_reused`` is how
+    many tokens were in memory or restored.
+    """
+    reasons = list(lost)
+    if reason := plan.miss_reason or plan.choice:
+        reasons.append(reason)
+    elif not reasons and n_reused < min(plan.n_known, len(plan.tokens) - 1):
+        reasons.append(plan.lack)
+    return "; ".join(dict.fromkeys(reasons)) or None
+
+
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and its answer as exact token ids.
+    """A prompt of ``n_prompt`` tokens and its answer, as exact token ids.
 
-    ``answer`` is the position of the first generated token. The hashes are
-    llm's, of the prompt's chain and of the answer.
+    The hashes are llm's: of the prompt's chain, and of the answer.
     """
 
     tokens: array[int]
-    answer: int
+    n_prompt: int
     render: str
     input_hash: str | None
     tip_hash: str | None
@@ -80,24 +94,23 @@ class _Known:
     index: int
     tokens: array[int]
     n_text: int
-    whole: bool  # with all that the model said beside its text
+    whole: bool  # with the message's tool calls, if it has any
     entry: Entry | None = None
 
 
 class Planner:
     """Plans prompts for one model and one kind of state (fingerprint).
 
-    ``piece`` gives a token's bytes. ``cuts_anywhere`` is the architecture's
-    resume rule: True, any position can be resumed from; False, only where the files'
-    snapshots and the ``window`` of tokens allow it. ``machine`` names what prefill
-    rates are measured for.
+    ``piece`` gives the bytes of a token. ``cuts_anywhere`` says whether a sequence can
+    be continued from any position, or only where snapshots and the ``window`` (in
+    tokens) allow it. ``machine`` names what prefill rates are measured on.
     """
 
     def __init__(
         self,
         chat: Chat,
         piece: Callable[[int], bytes],
-        store: Store | None,
+        store: States | None,
         fingerprint: str,
         cuts_anywhere: bool,
         window: int = 0,
@@ -105,7 +118,7 @@ class Planner:
     ):
         self.chat = chat
         self.piece = piece
-        self.store = store
+        self.store: States = NoStore() if store is None else store
         self.fingerprint = fingerprint
         self.cuts_anywhere = cuts_anywhere
         self.window = window
@@ -113,7 +126,7 @@ class Planner:
         self._recent: deque[Turn] = deque(maxlen=_MAX_RECENT)
 
     def remember(self, turn: Turn) -> None:
-        "Keep a turn's token ids in memory: it may go on before it is stored"
+        "Keep a turn's token ids in memory: it may be continued before it is stored"
         self._recent.append(turn)
 
     def plan(
@@ -138,53 +151,51 @@ class Planner:
             )
             if tokens is None:
                 known = None
-                reason = "the chat template does not go on from the last answer"
+                reason = "the chat template does not continue from the last answer"
         if tokens is None:
             tokens = self.chat.encode(messages, tools)
-        chain, seen = Chain(), []
-        if self.store is not None:
-            seen = self.store.by_hash("input_hash", [last], self.fingerprint)
-            also = [known.entry] if known is not None and known.entry else []
-            chain = self.stored(tokens[:-1], [*seen, *also])
+        seen = self.store.by_hash("input_hash", [last], self.fingerprint)
+        also = [known.entry] if known is not None and known.entry else []
+        chain = self.stored(tokens[:-1], [*seen, *also])
         plan = Plan(tokens, chain, render, last, 0, reason)
         if known is not None:
             plan.known_hash = hashes[known.index - 1] if known.index else None
             plan.n_known = len(known.tokens)
-            plan.lack = self._why_gone(known.entry, plan)
+            plan.lack = self._why_no_state(known.entry, plan)
         asked = next((entry for entry in seen if entry.state.render == render), None)
-        if asked is not None:  # the very same: there is nothing new in it
+        if asked is not None:  # the same prompt was answered before: all is known
             plan.n_known, plan.miss_reason = len(tokens), None
-            plan.lack = self._why_gone(asked, plan)
+            plan.lack = self._why_no_state(asked, plan)
         self._choose(plan)
         return plan
 
     def ahead(
-        self, messages: Sequence[Any], said: str, tools: Sequence[dict[str, Any]] = ()
+        self, messages: Sequence[Any], text: str, tools: Sequence[dict[str, Any]] = ()
     ) -> array[int]:
-        """The tokens of messages, what was said to them, and how any next turn begins.
+        """The tokens of messages, their answer, and what any next turn begins with.
 
-        Empty where that cannot be told: of an answer that was just given, it can.
+        ``text`` is the answer, which was just given; empty if that is not known.
         """
         import llm
 
-        messages = [*messages, llm.assistant(said)]
+        messages = [*messages, llm.assistant(text)]
         index, answer = len(messages) - 1, chain_hashes(messages)[-1]
         turn = next((t for t in reversed(self._recent) if t.tip_hash == answer), None)
         if turn is None:
             return tokens_of()
         one, other = (
             self.chat.encode_after(
-                [*messages, llm.user(text)], index, turn.tokens, "", tools, True
+                [*messages, llm.user(any_text)], index, turn.tokens, "", tools, True
             )
-            for text in _TWO_TEXTS
+            for any_text in _TWO_TEXTS
         )
         if one is None or other is None:
             return tokens_of()
         return one[: common_prefix(one, other)]
 
     def _choose(self, plan: Plan) -> None:
-        "Leave out what is read again sooner than it is restored, by measured rates"
-        if self.store is None or not plan.chain.segments:
+        "Leave out what is sooner prefilled than restored, by measured rates"
+        if not plan.chain.segments:
             return
         prefill, opened, read = map(self.store.rate, self.rates())
         if not (prefill and opened and read):
@@ -206,24 +217,25 @@ class Planner:
         if cost + _SLACK < options[-1][0]:
             again = len(plan.chain.tokens) - upto
             plan.chain = plan.chain.cut(upto)
-            plan.choice = f"{again:,} tokens are read again sooner than restored"
+            plan.choice = (
+                f"reading {again:,} tokens again is faster than restoring them"
+            )
 
     def rates(self) -> tuple[str, str, str]:
-        """Names of the rates that plans depend on.
+        """Names of the measured rates that plans depend on.
 
-        Tokens prefilled, files opened and bytes restored, each for a second.
+        Tokens prefilled, files opened, and bytes restored per second.
         """
         return f"prefill {self.fingerprint} {self.machine}", "open", "read"
 
     def stored(self, tokens: array[int], seen: Sequence[Entry]) -> Chain:
-        "The chain that holds the most of some tokens and can be resumed from"
-        assert self.store is not None
+        "The chain that holds the most of the tokens and can be continued from"
         return self.store.longest_prefix(
             self.fingerprint, tokens, seen, self._resumable
         )
 
     def _resumable(self, chain: Chain) -> Chain:
-        "The longest beginning of a chain that this architecture can resume from"
+        "The longest beginning of a chain that this architecture can continue from"
         if self.cuts_anywhere:
             return chain
         return chain.cut(resumable(chain.segments, self.window))
@@ -258,8 +270,7 @@ class Planner:
     ) -> dict[str, list[Turn | Entry]]:
         "Turns in memory and entries of the store, by one of their hashes"
         candidates: list[Turn | Entry] = list(self._recent)
-        if self.store is not None:
-            candidates += self.store.by_hash(column, hashes, self.fingerprint)
+        candidates += self.store.by_hash(column, hashes, self.fingerprint)
         found: dict[str, list[Turn | Entry]] = {}
         for candidate in candidates:
             facts = candidate.state if isinstance(candidate, Entry) else candidate
@@ -270,43 +281,48 @@ class Planner:
     def _match(
         self, index: int, candidate: Turn | Entry, text: str, tip: str
     ) -> _Known | None:
-        "How far a candidate's answer says the same as the message at an index"
-        turn = candidate.state if isinstance(candidate, Entry) else candidate
+        "How much of the message at an index a candidate's answer spells"
         if isinstance(candidate, Entry):
-            answer = turn.tokens[turn.answer - candidate.state.start :]
+            state = candidate.state
+            n_prompt, tip_hash = state.answer, state.tip_hash
+            answer = state.tokens[n_prompt - state.start :]
         else:
-            answer = turn.tokens[turn.answer :]
+            n_prompt, tip_hash = candidate.n_prompt, candidate.tip_hash
+            answer = candidate.tokens[n_prompt:]
         n, n_text = covered(answer, self.piece, text)
         if text and not n and not self._begins(answer, text):
             return None
-        whole = turn.tip_hash == tip and n_text == len(text)
+        whole = tip_hash == tip and n_text == len(text)
         if whole:
-            n = len(answer)  # with calls of tools, and control tokens at its end
+            n = len(answer)  # with tool calls, and control tokens at its end
         if not isinstance(candidate, Entry):
-            return _Known(index, turn.tokens[: turn.answer + n], n_text, whole)
-        assert self.store is not None
-        known = self.store.chain(candidate).tokens[: turn.answer + n]
+            return _Known(index, candidate.tokens[: n_prompt + n], n_text, whole)
+        known = self.store.chain(candidate).tokens[: n_prompt + n]
         if not known:
             return None  # a link of its chain is unknown
         return _Known(index, known, n_text, whole, candidate)
 
     def _begins(self, answer: array[int], text: str) -> bool:
-        "Whether a text ends within the first token of an answer, or character"
+        "Whether a text ends inside the first token or character of an answer"
         spelled = b"".join(map(self.piece, answer[:_STRADDLE]))
         return spelled.decode("utf-8", "replace").startswith(text)
 
-    def _why_gone(self, entry: Entry | None, plan: Plan) -> str | None:
-        "Why what an entry knows of a prompt has no rows, where that was recorded"
+    def _why_no_state(self, entry: Entry | None, plan: Plan) -> str:
+        "Why known tokens of a prompt have no rows; ``entry`` knows them"
         at, n = len(plan.chain.tokens), plan.n_known
-        if self.store is None or entry is None or at >= n - 1:
-            return None
-        for segment in self.store.chain(entry).cut(n).segments:
-            if segment.end > at and segment.entry.gone:
-                return segment.entry.gone
-        return None
+        if entry is not None and at < n - 1:
+            for segment in self.store.chain(entry).cut(n).segments:
+                if segment.end > at and segment.entry.gone:
+                    return segment.entry.gone
+        if self.cuts_anywhere:
+            return "an earlier answer left no state"
+        return (
+            "this kind of model continues from a snapshot, and the last one comes "
+            "before this point"
+        )
 
     def _why_unknown(self, tip: str) -> str:
-        if self.store is None:
+        if isinstance(self.store, NoStore):
             return "there is no state store"
         entries = self.store.by_hash("tip_hash", [tip])
         if any(entry.state.fingerprint == self.fingerprint for entry in entries):
@@ -325,7 +341,6 @@ class Planner:
         return f"the state was made with other settings: {', '.join(changed)}"
 
     def _fields(self, fingerprint: str) -> dict[str, str]:
-        assert self.store is not None
         fields = self.store.describe(fingerprint)
         return dict(json.loads(fields)) if fields else {}
 
@@ -343,9 +358,9 @@ def chain_hashes(messages: Sequence[Any]) -> list[str]:
 def answer_hash(
     text: str, input_hash: str | None, calls: Sequence[Call] = ()
 ) -> str | None:
-    """The hash under which llm will log an answer of text, and of calls after it.
+    """The hash under which llm will log an answer of text and the calls after it.
 
-    llm makes no message of an empty answer: its tip is the prompt's.
+    llm makes no message of an empty answer: its hash is the prompt's.
     """
     from llm.logs import message_hash
     from llm.parts import Message, Part, TextPart, ToolCallPart
@@ -360,14 +375,12 @@ def answer_hash(
     return message_hash(Message(role="assistant", parts=parts), input_hash)
 
 
-def least_tokens(
-    messages: Sequence[Any], limit: int, longest: Callable[[], int]
-) -> int:
-    """Tokens that a prompt has at least; 0 unless that may be more than a limit.
+def min_tokens(messages: Sequence[Any], limit: int, longest: Callable[[], int]) -> int:
+    """How many tokens a prompt has at least; 0 if it looks shorter than ``limit``.
 
-    ``longest`` gives the bytes of the vocabulary's longest token. To tokenise megabytes
-    takes seconds. Answers are not counted: a template may leave out what they begin
-    with.
+    A cheap bound, because tokenising megabytes takes seconds. ``longest`` gives the
+    bytes of the vocabulary's longest token. Answers are not counted: a template may
+    leave out their beginning.
     """
     texts = [message_text(m) for m in messages if m.role != "assistant"]
     if sum(map(len, texts)) <= _SUSPICIOUS * limit:
@@ -379,10 +392,10 @@ def least_tokens(
 def covered(
     tokens: array[int], piece: Callable[[int], bytes], text: str
 ) -> tuple[int, int]:
-    """How many leading tokens spell a beginning of a text: (tokens, characters).
+    """How many leading tokens spell the beginning of a text: (tokens, characters).
 
-    Counts whole characters only, so both numbers name a place where tokens and
-    text can be cut together; a token that goes past the end is not counted.
+    Only whole characters count, so tokens and text can both be cut there. A token
+    that goes past the end of the text does not count.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     at, best = 0, (0, 0)

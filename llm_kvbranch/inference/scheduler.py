@@ -1,11 +1,10 @@
-"""Many askers, one engine: a thread that decodes for all of them.
+"""Many clients, one engine: a thread that decodes for all of them.
 
-The idea: one thread owns a session. It lets waiting requests in as slots become
-free, one of each client in turn, decodes a batch, and hands out the text that came
-of it. Whatever else needs the session (storing a state, counting tokens) is done
-between two batches.
+The idea: one thread owns a session. It admits waiting requests as slots become free,
+one of each client in turn, decodes a batch, and hands out the new text. Whatever else
+needs the session (storing a state, counting tokens) is done between two batches.
 
-The invariant: every ticket comes to an end, and is told so exactly once. Nothing
+The invariant: every ticket ends, and its listener is told so exactly once. Nothing
 runs on after its ticket was cancelled.
 
 This module does not know HTTP, llm's models or the log.
@@ -29,8 +28,8 @@ from .generation import Generation, Request
 from .session import Session
 
 Result = TypeVar("Result")
-_IDLE = 0.02  # seconds after which nobody is expected to ask just now
-_COURTESY = 0.001  # seconds that the event loop takes to send a few words
+_IDLE = 0.02  # seconds without a request before the next turn is read ahead
+_COURTESY = 0.001  # seconds that the event loop needs to send a few words
 Listener = Callable[["Ticket", list[str]], None]
 
 
@@ -38,8 +37,9 @@ Listener = Callable[["Ticket", list[str]], None]
 class Ticket:
     """A request on its way; ``generation`` is its answer.
 
-    ``listener(ticket, pieces)`` is called in the engine's thread with new text, and a
-    last time when ``ended`` is true. ``error`` is what it failed with then.
+    ``listener(ticket, pieces)`` is called in the engine's thread with new text, for
+    the last time when ``ended`` is true. ``error`` is then what it failed with, if it
+    did.
     """
 
     generation: Generation
@@ -60,8 +60,8 @@ class Ticket:
 class Scheduler:
     """Runs a session's generations in a thread of its own.
 
-    ``n_waiting`` is how many requests may wait for a slot; more are refused with an
-    OverloadedError. All methods but those of asyncio may be called from any thread.
+    ``n_waiting`` is how many requests may wait for a slot: more are refused with an
+    OverloadedError. All methods that are not async may be called from any thread.
     """
 
     def __init__(self, session: Session, n_waiting: int = 64):
@@ -74,10 +74,10 @@ class Scheduler:
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._running: list[Ticket] = []
         self._cancelled: list[Ticket] = []
-        self._full_at: int | None = None  # generations answering when one had no room
+        self._full_at: int | None = None  # _n_answering when a request had no room
         self._ahead: Generation | None = None  # the last one, if it ended well
         self._stopping = False
-        self._seconds = 1.0  # that an answer has taken lately
+        self._seconds = 1.0  # that answers took lately, on average
         self._thread = threading.Thread(
             target=self._loop, name="kvbranch-engine", daemon=True
         )
@@ -86,7 +86,7 @@ class Scheduler:
     # -- asking ----------------------------------------------------------
 
     def submit(self, request: Request, listener: Listener, client: str = "") -> Ticket:
-        "Ask; raises OverloadedError when too many wait already"
+        "Queue a request; raises OverloadedError when too many are waiting"
         generation = self.session.generate(request)
         ticket = Ticket(generation, listener, client, next(self._numbers))
         with self._wake:
@@ -95,8 +95,8 @@ class Scheduler:
             if self.n_waiting_now() >= self.n_waiting + self._n_idle():
                 self.counts["refused"] += 1
                 raise OverloadedError(
-                    f"{self.n_waiting_now()} requests are waiting already, which is "
-                    "the most: try again later",
+                    f"{self.n_waiting_now()} requests are already waiting, which is "
+                    "the limit: try again later",
                     self.seconds_to_wait(),
                 )
             self._queues.setdefault(client, deque()).append(ticket)
@@ -105,7 +105,7 @@ class Scheduler:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        "End a request as soon as possible; without effect on one that has ended"
+        "End a request as soon as possible; does nothing if it has ended"
         ticket.generation.cancel()
         with self._wake:
             self._cancelled.append(ticket)
@@ -114,17 +114,18 @@ class Scheduler:
     async def stream(
         self, request: Request, client: str = ""
     ) -> AsyncGenerator[tuple[Ticket, str], None]:
-        """Pieces of an answer, with their ticket; the first one is empty.
+        """Pieces of an answer, with their ticket.
 
-        It comes when the request is accepted. Leaving the generator cancels.
+        The first piece is empty, and comes when the request is accepted. Closing the
+        generator cancels the request.
         """
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[list[str], bool]] = asyncio.Queue()
 
-        def tell(ticket: Ticket, pieces: list[str]) -> None:
+        def listen(ticket: Ticket, pieces: list[str]) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, (pieces, ticket.ended))
 
-        ticket = self.submit(request, tell, client)
+        ticket = self.submit(request, listen, client)
         try:
             yield ticket, ""
             ended = False
@@ -139,7 +140,7 @@ class Scheduler:
                 self.cancel(ticket)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        "Have a function called between two batches, by the engine's thread"
+        "Call a function in the engine's thread, between two batches"
         future: Future[Result] = Future()
         with self._wake:
             if self._stopping:
@@ -165,13 +166,13 @@ class Scheduler:
         return {slot.seq: ticket for slot, ticket in running if slot is not None}
 
     def requests(self) -> list[Request]:
-        "What is being answered, or waits for it"
+        "The requests that are running or waiting"
         with self._wake:
             waiting = [ticket for queue in self._queues.values() for ticket in queue]
         return [ticket.generation.request for ticket in (*self._running, *waiting)]
 
     def seconds_to_wait(self) -> int:
-        "When a refused request may be let in, by how long answers took lately"
+        "How long a refused request should wait, by how long answers took lately"
         n = max(1, self.session.engine.settings.n_seq)
         return max(1, round(self._seconds * (1 + self.n_waiting_now()) / n))
 
@@ -210,17 +211,17 @@ class Scheduler:
         self._give_up()
 
     def _read_ahead(self) -> None:
-        "Make use of a time in which nobody waits"
+        "While nobody waits, prepare for the next turn after the last answer"
         generation, self._ahead = self._ahead, None
         if generation is not None:
-            with contextlib.suppress(Exception):  # it was not asked for
+            with contextlib.suppress(Exception):  # nobody asked for it
                 if not self.session.read_ahead(generation, self._is_wanted):
                     self._ahead = generation
 
     def _step(self) -> None:
         try:
             self.session.step()
-        except Exception as error:  # not of one generation: then it would keep it
+        except Exception as error:  # one that belongs to no single generation
             for ticket in self._running:
                 ticket.generation.close(error)
         self._hand_out()
@@ -233,7 +234,7 @@ class Scheduler:
         return bool(self._calls or self._cancelled or self._running or can_start)
 
     def _admit(self) -> None:
-        "Let requests in while there are slots, one of each client in turn"
+        "Start waiting requests while slots are idle, one of each client in turn"
         if self._full_at is not None and self._full_at == self._n_answering():
             return
         self._full_at = None
@@ -249,7 +250,7 @@ class Scheduler:
             try:
                 self.session.start(ticket.generation)
             except BusyError as error:
-                if self._running:  # first in line when one of them has ended
+                if self._running:  # it will be first in line when one of them ends
                     self._put_back(ticket)
                     self._full_at = self._n_answering()
                     return
@@ -260,7 +261,7 @@ class Scheduler:
                 self._running.append(ticket)
 
     def _n_answering(self) -> int:
-        "Changes when there may be room that was not there before"
+        "A number that changes when there may be new room"
         return sum(1 + t.generation.is_answering for t in self._running)
 
     def _put_back(self, ticket: Ticket) -> None:
@@ -286,10 +287,10 @@ class Scheduler:
         self._end(ticket)
 
     def _hand_out(self) -> None:
-        """Give each its new text, and an end to those that have ended.
+        """Give each listener its new text, and end the tickets that have ended.
 
-        llama.cpp's threads then take all processors again. Who waits for a first word
-        is let through before, or would get it with the second.
+        llama.cpp's threads take all processors again right after. So a first word is
+        given a moment to be sent; otherwise it would arrive with the second.
         """
         begun = False
         for ticket in list(self._running):
@@ -302,7 +303,7 @@ class Scheduler:
                 self._full_at = None
                 self._end(ticket, generation.error, pieces)
             elif pieces:
-                _tell(ticket, pieces)
+                _notify(ticket, pieces)
         if begun:
             time.sleep(_COURTESY)
 
@@ -322,17 +323,17 @@ class Scheduler:
             facts.update(served=True, queue_ms=ticket.queue_ms)
             self._seconds += 0.2 * (now - ticket.started - self._seconds)
             self._ahead = ticket.generation
-        _tell(ticket, pieces or [])
+        _notify(ticket, pieces or [])
 
     def _give_up(self) -> None:
-        "The end of everything that is running, waiting or asked for"
+        "End everything that is running, waiting or to be called"
         with self._wake:
             waiting = [t for queue in self._queues.values() for t in queue]
             self._queues.clear()
             calls, self._calls = self._calls, deque()
         for ticket in self._running:
             ticket.generation.cancel()
-        for _ in range(2 * len(self._running) + 2):  # answers are brought to an end
+        for _ in range(2 * len(self._running) + 2):  # until all answers have ended
             if self._running:
                 self._step()
         for ticket in (*self._running, *waiting):
@@ -343,8 +344,8 @@ class Scheduler:
             future.set_exception(OverloadedError("The server is shutting down", 1))
 
 
-def _tell(ticket: Ticket, pieces: list[str]) -> None:
-    "A listener that fails, as when its event loop has ended, fails nobody else"
+def _notify(ticket: Ticket, pieces: list[str]) -> None:
+    "Call a listener; one that fails, as when its event loop has ended, harms no other"
     with contextlib.suppress(Exception):
         ticket.listener(ticket, pieces)
 

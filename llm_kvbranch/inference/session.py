@@ -1,11 +1,12 @@
-"""One model in memory: its context, its slots and its store.
+"""Generations that run on a loaded model, several at a time.
 
-The idea: whoever wants the next piece of an answer decodes a batch for all
-generations that are running. A command does so until its answer is complete, a
-server in a thread of its own.
+The idea: whoever wants the next piece of an answer decodes a batch for all running
+generations. A command does so until its answer is complete, a server in a thread of
+its own.
 
-The invariant: no failure of the store fails a prompt. It is warned of, and the
-answer comes all the same.
+The invariant: all tokens of a batch are drawn before any generation goes on, because
+what one does next may replace the logits. An error ends only the generation it belongs
+to.
 
 This module does not know llm's models, options or log.
 """
@@ -19,39 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..chat import Chat
-from ..engine import (
-    KV_TYPES,
-    Engine,
-    Feed,
-    Load,
-    Rope,
-    Sampling,
-    Settings,
-    Weights,
-    json_grammar,
-)
+from ..engine import Engine, Feed, Load, Settings, Weights
 from ..errors import KVBranchError
 from ..store import Store, fingerprint_of
 from . import batching
 from .batching import Pace, interruptible
+from .filling import Decoded
 from .generation import Generation, Request
-from .loaded import STORE_ERRORS, LoadedModel
-from .planning import Planner, chain_hashes
-from .slots import Done
-
-__all__ = [
-    "KV_TYPES",
-    "Generation",
-    "Load",
-    "Request",
-    "Rope",
-    "Sampling",
-    "Session",
-    "Settings",
-    "chain_hashes",
-    "json_grammar",
-    "open_session",
-]
+from .loaded import LoadedModel
+from .nostore import STORE_ERRORS
+from .planning import Planner
 
 
 class Session(LoadedModel):
@@ -64,12 +42,11 @@ class Session(LoadedModel):
         self,
         engine: Engine,
         planner: Planner,
-        store: Store | None,
         warn: Callable[[str], None],
         load: Load,
         name: str | None = None,
     ):
-        super().__init__(engine, planner, store, warn, load, name)
+        super().__init__(engine, planner, warn, load, name)
         self.running: list[Generation] = []
         self.pace = Pace(engine.settings.n_batch)
 
@@ -80,7 +57,7 @@ class Session(LoadedModel):
     def start(self, generation: Generation) -> None:
         "Plan a generation, restore what it can reuse, and run it from now on"
         with self.lock:
-            generation.advance(None)
+            generation.advance()
             if generation.error is not None:
                 raise generation.error
             if not generation.ended:
@@ -105,11 +82,11 @@ class Session(LoadedModel):
                 self.step()
 
     def step(self) -> None:
-        """Decode one batch of what the running generations wait for.
+        """Decode one batch of what the running generations need.
 
-        Those whose text nobody has taken yet are left out: an answer that nobody
-        reads is not computed either. An error ends the generation that it belongs
-        to, which keeps it; only KeyboardInterrupt and the like are raised.
+        Generations whose last text nobody has taken yet are left out: an answer that
+        nobody reads is not computed. An error ends its generation, which keeps it;
+        only KeyboardInterrupt and the like are raised.
         """
         with self.lock:
             try:
@@ -126,7 +103,7 @@ class Session(LoadedModel):
                 )
                 if batch:
                     self._decode(batch)
-                self._advance([(generation, Done()) for generation in waiting])
+                self._advance([(generation, Decoded()) for generation in waiting])
             finally:
                 self._forget_ended()
 
@@ -152,7 +129,7 @@ class Session(LoadedModel):
         self.pace.measured(n - len(feeds), each * n)
         tokens, interrupt = self._draw(batch, indices)
         done = [
-            (g, Done(len(feed.tokens), token, len(feed.tokens) * each))
+            (g, Decoded(len(feed.tokens), token, len(feed.tokens) * each))
             for (g, feed), token in zip(batch, tokens, strict=True)
         ]
         self._advance(done, interrupt)
@@ -160,10 +137,10 @@ class Session(LoadedModel):
     def _draw(
         self, batch: list[tuple[Generation, Feed]], indices: list[int]
     ) -> tuple[list[int | None], BaseException | None]:
-        """Draw the next tokens of all generations; an error ends only its own.
+        """Draw the next token of each generation that wants one, else None.
 
-        All of them before any generation goes on: what one does next may replace the
-        logits, or the context that they are in. Also returns an interrupt.
+        An error ends its generation only. Also returns an interrupt, to be raised when
+        the other generations have their tokens.
         """
         tokens: list[int | None] = []
         interrupt = None
@@ -182,34 +159,34 @@ class Session(LoadedModel):
     def _failed(
         self, batch: list[tuple[Generation, Feed]], error: BaseException
     ) -> None:
-        "A batch was interrupted, to be tried again, or cannot be decoded"
+        "Give up a batch that cannot be decoded; try one again that was interrupted"
         if isinstance(error, Exception):
             for generation, _ in batch:
                 generation.close(error)
             return
-        self._advance([(generation, Done()) for generation, _ in batch])
+        self._advance([(generation, Decoded()) for generation, _ in batch])
         if not _is_given_up(batch):
             raise error
 
     def _advance(
         self,
-        done: list[tuple[Generation, Done]],
+        done: list[tuple[Generation, Decoded]],
         interrupt: BaseException | None = None,
     ) -> None:
-        "Advance generations, all of them even if one is interrupted; then raise that"
-        for generation, what in done:
+        "Advance all generations, even if one is interrupted; then raise the interrupt"
+        for generation, decoded in done:
             try:
-                generation.advance(what)
+                generation.advance(decoded)
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
 
     def warm_up(self) -> None:
-        """Do what is done once, and would keep the first answer waiting.
+        """Do now what would delay the first answer.
 
-        The chat template is compiled, and a token decoded: llama.cpp maps the weights,
-        and reads them when they are used for the first time.
+        The chat template is compiled. A token is decoded, because llama.cpp reads the
+        weights from disk only when they are first used.
         """
         import llm
 
@@ -223,11 +200,12 @@ class Session(LoadedModel):
                 self.engine.cut(0, 0)
 
     def read_ahead(self, generation: Generation, stop: Callable[[], bool]) -> bool:
-        """Decode what any turn after an answer begins with, while nobody waits.
+        """While nobody waits, decode what any turn after an answer begins with.
 
-        That is the end of the answer's turn and the beginning of the user's, a fourth
-        of the tokens of a short question. False if ``stop`` was true before the end.
-        Not where only snapshots can be gone back to: it would be in a branch's way.
+        That is the end of the answer's turn and the beginning of the user's, a quarter
+        of the tokens of a short question. False if ``stop`` became true before the end.
+        Not done where a sequence can only be continued from snapshots: a branch would
+        have to go back further.
         """
         slot, request = generation.slot, generation.request
         with self.lock:
@@ -235,23 +213,23 @@ class Session(LoadedModel):
                 return True
             if slot.busy or slot.tokens != generation.tokens:
                 return True
-            said = generation.said
-            tokens = self.planner.ahead(request.messages, said, request.tools)
+            text = generation.text
+            tokens = self.planner.ahead(request.messages, text, request.tools)
             begin, end = len(slot.tokens), len(tokens)
             if not begin < end <= begin + self.engine.n_ctx - self.slots.n_used():
                 return True
             try:
                 feed = Feed(slot.seq, begin, tokens[begin:], logits=False)
                 self.engine.decode([feed], stop)
-                slot.add(tokens[begin:])
-            except (KVBranchError, KeyboardInterrupt):  # the latter by stop
+                slot.append(tokens[begin:])
+            except (KVBranchError, KeyboardInterrupt):  # stop raises the latter
                 self.slots.truncate(slot, begin)
                 return not stop()
             return True
 
 
 def _is_given_up(batch: list[tuple[Generation, Feed]]) -> bool:
-    "Whether nobody waits for a batch any more; answers are brought to their end"
+    "Whether a batch is only for cancelled prompts; begun answers are finished"
     return all(g.cancelled and not g.is_answering for g, _ in batch)
 
 
@@ -265,12 +243,13 @@ def open_session(
     name: str | None = None,
     template: str | None = None,
 ) -> Session:
-    """Load a model, unless it is given loaded, and open its state store.
+    """Load a model, unless its weights are given, and open its state store.
 
-    ``budget`` is what the store may take, in bytes; 0 is no store. ``name`` is
-    what the model is called, ``template`` a chat template in place of its own.
-    Raises ModelLoadError. A store that cannot be opened is warned of, and the
-    session goes on without one.
+    ``root`` is the store's directory, None for no store. ``budget`` is how many bytes
+    the store may take: 0 for no store, None for the default. ``name`` is what the model
+    is called, ``template`` a chat template to use instead of the model's own. Raises
+    ModelLoadError. If the store cannot be opened, ``warn`` is called, and the session
+    has none.
     """
     store, fingerprint = None, ""
     weights = weights or Weights(load)
@@ -285,7 +264,7 @@ def open_session(
             fingerprint = fingerprint_of(fields)
             store.describe(fingerprint, json.dumps({**fields, "name": name}))
         except STORE_ERRORS as error:
-            warn(f"{error}. Going on without stored state")
+            warn(f"{error}. Continuing without stored state")
             store = None
     planner = Planner(
         Chat(weights, template),
@@ -296,4 +275,4 @@ def open_session(
         engine.window,
         f"{weights.load.n_gpu_layers} {settings.n_threads or ''}",
     )
-    return Session(engine, planner, store, warn, load, name)
+    return Session(engine, planner, warn, load, name)

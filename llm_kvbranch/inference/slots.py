@@ -1,322 +1,268 @@
-"""What fills the sequences of a context: rows from memory, from disk, and decoded.
+"""The slots of a context: which rows each sequence holds, and how large the context is.
 
-The idea: filling a slot with tokens keeps what it has in common with them, shares
-what another slot has, restores what is stored, and prefills the rest. Where rows
-alone are not enough to go on from, snapshots are taken on the way and used to go
-back.
+The idea: a slot is a sequence of the context, together with the token ids of its
+rows. Slots that begin with the same tokens share the cells of those rows. The context
+is only as large as all slots need; when they need more, it is made again, larger,
+around the same rows.
 
-What has to be decoded is not decoded here: it is yielded as feeds, of which any
-beginning may be decoded next, in a batch with those of other slots.
+The invariant: unless a slot is busy, ``slot.tokens`` are exactly the rows of its
+sequence, also after an error or Ctrl-C. Rows that may still be logged are handed over
+before they are lost.
 
-This module does not know messages, responses or where states are kept.
+This module does not know where rows come from.
 """
 
 from __future__ import annotations
 
-import time
+import contextlib
+import itertools
+import weakref
 from array import array
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Protocol
 
-from ..engine import Engine, Feed
-from ..errors import ContextError, StateError
-from ..store import Chain, Check, Entry, Segment, State, common_prefix
-from .cells import Cells, Slot
-from .resume import Step, resumable, steps
+from ..engine import Engine, Kept
+from ..errors import BusyError, ContextError, StateError
+from ..store import common_prefix, tokens_of
+from .resume import GRID, Snapshots
 
-BEING_WRITTEN = "state was just being written by another process"
-_WORTH_WAITING = 32  # tokens that someone else is reading just now
-
-OpenState = Callable[
-    [Entry, Sequence[int], Check | None],
-    AbstractContextManager[tuple[memoryview, dict[int, memoryview]]],
-]
+HEADROOM = 512  # cells reserved for an answer whose length is not known
 
 
-@dataclass(frozen=True)
-class Done:
-    """What became of a feed: its first ``n`` tokens were decoded.
+class Waiting(Protocol):
+    "An answer whose rows are in a slot and not stored yet"
 
-    ``token`` was drawn from the logits of the last one, if that was decoded and its
-    logits were wanted; ``seconds`` is the feed's share of the batch's time.
+    @property
+    def end(self) -> int:
+        "Position after its last token"
+
+    def detach(self) -> None:
+        "Called before the slot loses the rows"
+
+
+@dataclass(eq=False)
+class Slot:
+    """A sequence of the context and the token ids of its rows.
+
+    ``cells`` has the number of each row's cell: sequences that share a row have the
+    same number there. ``response_id`` is the logged response that the slot ends with,
+    if any. ``target`` are the tokens that it is being filled with, None while it is
+    not. ``reserved`` is how many tokens it may hold before it must reserve again.
     """
 
-    n: int = 0
-    token: int | None = None
-    seconds: float = 0.0
+    seq: int
+    tokens: array[int] = field(default_factory=tokens_of)
+    cells: array[int] = field(default_factory=lambda: array("q"))
+    target: array[int] | None = None
+    reserved: int = 0
+    response_id: str | None = None
+    busy: bool = False
+    used: int = 0
+    waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    snapshots: Snapshots = field(default_factory=Snapshots)
+
+    def append(self, tokens: array[int]) -> None:
+        "Record rows of more tokens, in new cells"
+        self.tokens += tokens
+        self.cells.extend(itertools.islice(_cells, len(tokens)))
+
+    def share(self, other: Slot, end: int) -> None:
+        "Record that the rows of another slot are in this one too, up to ``end``"
+        begin = len(self.tokens)
+        self.tokens += other.tokens[begin:end]
+        self.cells += other.cells[begin:end]
+
+    def drop(self, n: int) -> None:
+        "Record that there are no rows from n on"
+        if n < len(self.tokens):
+            self.response_id = None
+        del self.tokens[n:]
+        del self.cells[n:]
 
 
-Result = TypeVar("Result")
-# Feeds to be decoded, or None while there is something to wait for
-Work = Generator[Feed | None, Done, Result]
+_cells = itertools.count()
 
 
-@dataclass
-class Filling:
-    "How a slot was filled: tokens in memory, tokens restored, misses"
+class Slots:
+    """All slots of a context. Calls must not overlap.
 
-    resident: int = 0
-    shared: int = 0  # of the resident ones: rows of other slots
-    restored: int = 0
-    misses: list[tuple[Entry, str]] = field(default_factory=list)
-    reads: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds)
-    restore_ms: float = 0.0
-    prefill_ms: float = 0.0
-    token: int | None = None  # drawn after the last one
-
-
-class Slots(Cells):
-    """All slots of an engine. The caller sees to it that calls do not overlap.
-
-    ``open_state`` gives an entry's payload, which is verified when a check, if given,
-    is settled, and its snapshots at some positions, or raises StateError; ``lost`` is
-    told of entries that could not be restored, and why, and ``prefetch`` of those that
-    will be opened after another.
+    ``max_cells`` limits the context, in cells; None for what memory allows.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        open_state: OpenState,
-        lost: Callable[[Entry, str], None],
-        prefetch: Callable[[list[Entry]], None] = lambda _: None,
-    ):
-        super().__init__(engine)
-        self._open_state = open_state
-        self._lost = lost
-        self._prefetch = prefetch
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.max_cells: int | None = None
+        self._clock = itertools.count(1)
+        # Closer snapshots add nothing: one of a window holds all since the one before
+        self._grid = max(GRID, engine.window)
+        self._slots = [
+            Slot(seq, snapshots=Snapshots(self._grid))
+            for seq in range(engine.settings.n_seq)
+        ]
 
-    def fill(
-        self,
-        slot: Slot,
-        tokens: array[int],
-        chain: Chain,
-        n_cells: int = 0,
-        logits: bool = True,
-    ) -> Work[Filling]:
-        """Make the slot hold exactly the tokens.
+    def all(self) -> list[Slot]:
+        return list(self._slots)
 
-        ``chain`` says which of them are stored. Room for ``n_cells`` tokens is made
-        in the slot. With ``logits`` a token is drawn after the last one. Raises
-        ContextError when there is no room.
+    def acquire(self, tokens: array[int]) -> Slot:
+        """The idle slot that is best for some tokens, busy from now on.
+
+        Raises BusyError when all slots are busy.
         """
-        filling = Filling()
-        started = time.perf_counter()
-        held = self.engine.length(slot.seq)  # fewer, should a context be lost
-        resident = min(common_prefix(slot.tokens, tokens), held, len(tokens) - 1)
-        self._settle(slot, resident)
-        self.truncate(slot, resident)
-        slot.target = tokens
-        try:
-            filling.shared = self._share(slot, tokens)
-            filling.resident = len(slot.tokens)
-            self.reserve(slot, max(n_cells, len(tokens)))
-            filling.restore_ms += _ms_since(started)
-            if self.engine.cuts_anywhere:
-                yield from self._restore_chain(slot, tokens, chain, filling)
-            else:
-                started = time.perf_counter()
-                self._restore_whole(slot, tokens, chain, filling)
-                filling.restore_ms += _ms_since(started)
-            filling.token = yield from self.prefill(slot, tokens, filling, logits)
-        finally:
-            slot.target = None
-        return filling
-
-    def _restore_chain(
-        self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
-    ) -> Work[None]:
-        "Restore what can be, and prefill between"
-        wanted = [s.entry for s in chain.segments if s.end > len(slot.tokens)]
-        self._prefetch(wanted[1:])  # while the first is read
-        for segment in chain.segments:
-            if segment.end <= len(slot.tokens):
-                continue
-            started = time.perf_counter()
-            lost = ""
-            try:
-                self._restore(slot, tokens, segment, filling)
-            except ContextError as error:  # room for the whole file, that is
-                filling.misses.append((segment.entry, str(error)))
-                break
-            except StateError as error:
-                lost = str(error)
-                filling.misses.append((segment.entry, lost))
-                self._lost(segment.entry, lost)
-            filling.restore_ms += _ms_since(started)
-            if lost:
-                missing = tokens[: segment.end]
-                yield from self.decode(slot, missing, filling, logits=False)
-
-    def _restore_whole(
-        self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
-    ) -> None:
-        """Restore a chain's rows, and by snapshots what makes them complete.
-
-        If a file fails, what came before it is restored as if that were all.
-        """
-        window, resident = self.engine.window, len(slot.tokens)
-        while len(chain.tokens) > resident:
-            todo = steps(chain.segments, window, resident)
-            segment = chain.segments[0]
-            try:
-                for segment in chain.segments:
-                    if segment.end > len(slot.tokens) and not self._restore(
-                        slot, tokens, segment, filling, todo
-                    ):
-                        break
-            except (ContextError, StateError) as error:
-                filling.misses.append((segment.entry, str(error)))
-                if isinstance(error, StateError):
-                    self._lost(segment.entry, str(error))
-                self._clear(slot)
-                filling.resident = filling.shared = resident = 0
-                chain = chain.before([segment.entry])
-                chain = chain.cut(resumable(chain.segments, window))
-            else:
-                break
-        filling.restored = len(slot.tokens) - filling.resident
-
-    def _restore(
-        self,
-        slot: Slot,
-        tokens: array[int],
-        segment: Segment,
-        filling: Filling,
-        todo: Sequence[Step] = (),
-    ) -> bool:
-        """Append a segment's rows to the slot, and take the steps that are its own.
-
-        False where they could not be taken to the end: the slot then holds what can
-        be gone on from. Raises StateError.
-        """
-        if not segment.entry.present:
-            raise StateError(segment.entry.gone or BEING_WRITTEN)
-        self.reserve(slot, len(slot.tokens) + segment.size)
-        begun, begin = time.perf_counter(), len(slot.tokens)
-        state = segment.entry.state
-        own = [step for step in todo if step.segment is segment]
-        marks = [step.mark for step in own]
-        check = Check()
-        with self._open_state(segment.entry, marks, check) as (payload, snapshots):
-            if state.origin is not None:
-                check.settle()
-                if not self._is_finite(state, payload, snapshots):
-                    raise StateError("state payload holds values that are no numbers")
-            self.engine.restore(
-                *(slot.seq, payload, state.start, state.end, segment.end, begin),
-                check=check.settle,
+        idle = [slot for slot in self._slots if not slot.busy]
+        if not idle:
+            raise BusyError(
+                f"{len(self._slots)} generations are running, which is the limit: "
+                "wait for one to finish, or ask for fewer at once"
             )
-            slot.add(tokens[begin : segment.end])
-            for step in own:
-                if not self._take(slot, step, snapshots[step.mark]):
-                    return False
-        took = time.perf_counter() - begun
-        filling.reads.append((segment.entry.nbytes, took))
-        filling.restored += segment.end - begin
-        return True
 
-    def _take(self, slot: Slot, step: Step, snapshot: memoryview) -> bool:
-        "Do what a step says, the rows being there"
-        engine = self.engine
-        if step.begin is None:
-            engine.resume(slot.seq, snapshot, step.mark, cut=False)
-        elif not engine.slide(slot.seq, snapshot, step.mark, step.begin, step.upto):
-            slot.drop(step.begin)
-            return False
-        return True
+        def worth(slot: Slot) -> tuple[int, bool, int]:
+            "Rows it can keep, if at least half of them; else empty or old slots"
+            kept, whole = common_prefix(slot.tokens, tokens), len(slot.tokens)
+            if not self.engine.cuts_anywhere and kept < whole:
+                kept = slot.snapshots.last(kept) or 0
+            return kept if 2 * kept >= whole else 0, not slot.tokens, -slot.used
 
-    def _is_finite(
-        self, state: State, payload: memoryview, snapshots: dict[int, memoryview]
-    ) -> bool:
-        return self.engine.is_finite(payload, state.start, state.end) and all(
-            self.engine.is_finite_snapshot(snapshot, mark)
-            for mark, snapshot in snapshots.items()
+        slot = max(idle, key=worth)
+        slot.busy, slot.response_id = True, None
+        slot.used = next(self._clock)
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        "Make a slot idle, with the tokens that its sequence really holds"
+        held = self.engine.length(slot.seq)
+        if held != len(slot.tokens):
+            self.truncate(slot, min(held, len(slot.tokens)))
+        slot.busy, slot.reserved = False, 0
+
+    # -- rows ------------------------------------------------------------
+
+    def share_prefix(self, slot: Slot, tokens: array[int]) -> int:
+        """Share the rows of the slot that has the most of the tokens.
+
+        All but the last token, whose logits are needed. Returns how many rows the slot
+        gained.
+        """
+        begin, end = len(slot.tokens), len(slot.tokens)
+        for other in self._slots:
+            n = min(common_prefix(other.tokens, tokens), len(tokens) - 1)
+            if not self.engine.cuts_anywhere:
+                n = other.snapshots.last(n) or 0
+            if other is not slot and n > end and n <= self.engine.length(other.seq):
+                donor, end = other, n
+        if end > begin:
+            self.engine.share(donor.seq, slot.seq, begin, end)
+            slot.share(donor, end)
+            if not self.engine.cuts_anywhere:
+                slot.snapshots.add(end, donor.snapshots.taken[end], keep=True)
+                return max(0, self._roll_back(slot, end) - begin)
+        return end - begin
+
+    def truncate(self, slot: Slot, n: int) -> None:
+        """Forget the slot's rows from n on, or from the last snapshot before n.
+
+        Afterwards the slot holds n tokens or fewer.
+        """
+        if self.engine.cut(slot.seq, n):
+            slot.drop(n)
+            slot.snapshots.forget_after(n)
+        else:
+            self._roll_back(slot, n)
+
+    def _roll_back(self, slot: Slot, n: int) -> int:
+        "Go back to the last snapshot up to n, or to the start; the position reached"
+        slot.snapshots.forget_after(n)
+        at = slot.snapshots.last(n)
+        if at is not None:
+            with contextlib.suppress(StateError):
+                snapshot = memoryview(slot.snapshots.taken[at])
+                self.engine.resume(slot.seq, snapshot, at)
+                slot.drop(at)
+                return at
+        self.clear(slot)
+        return 0
+
+    def clear(self, slot: Slot) -> None:
+        self.engine.cut(slot.seq, 0)
+        slot.drop(0)
+        slot.snapshots = Snapshots(self._grid)
+
+    def hand_over(self, slot: Slot, n: int) -> None:
+        "Before rows from n on are lost: hand over those that may still be logged"
+        waiting: list[Waiting] = list(slot.waiting)
+        for one in waiting:
+            if n < one.end or not self.engine.cuts_anywhere:
+                one.detach()
+                slot.waiting.discard(one)
+
+    # -- room ------------------------------------------------------------
+
+    def reserve(self, slot: Slot, n: int) -> None:
+        """Make room for n tokens in the slot.
+
+        Idle slots lose their rows before the context grows, the least recently used
+        first: they can be restored from disk, which is cheaper than memory. Raises
+        ContextError when there is no room, BusyError when another generation has to
+        end first.
+        """
+        before, slot.reserved = slot.reserved, max(slot.reserved, n)
+        idle = [s for s in self._slots if s.tokens and not s.busy and s is not slot]
+        for other in sorted(idle, key=lambda s: s.used):
+            if self._n_cells() <= self.engine.n_ctx:
+                break
+            self.hand_over(other, 0)
+            self.truncate(other, 0)
+        try:
+            if (needed := self._n_cells()) > self.engine.n_ctx:
+                self._enlarge(needed)
+        except ContextError:
+            slot.reserved = before
+            raise
+
+    def grow(self, slot: Slot, n: int, most: int) -> None:
+        """Make room for n tokens in the slot, and for more if that can be had.
+
+        ``most`` is how many tokens it will ever hold. Raises like reserve.
+        """
+        if n <= slot.reserved:
+            return
+        try:
+            self.reserve(slot, min(most, n + max(HEADROOM, n // 2)))
+        except ContextError:
+            self.reserve(slot, n)
+
+    def n_used(self) -> int:
+        "Cells that the slots' rows take"
+        rows = [slot.cells for slot in self._slots if slot.cells]
+        return len(set().union(*rows)) if len(rows) > 1 else sum(map(len, rows))
+
+    def _n_cells(self) -> int:
+        "Cells that rows take, and those that busy slots have reserved"
+        return self.n_used() + sum(
+            max(0, s.reserved - len(s.tokens)) for s in self._slots
         )
 
-    def decode(
-        self,
-        slot: Slot,
-        tokens: array[int],
-        filling: Filling | None = None,
-        logits: bool = True,
-    ) -> Work[int | None]:
-        "Decode what the slot lacks of the tokens; the token drawn after the last one"
-        token = None
-        while (begin := len(slot.tokens)) < len(tokens):
-            end = min(begin + self.engine.settings.n_batch, len(tokens))
-            token = yield from self._feed(slot, tokens, end, filling, logits)
-        return token
-
-    def prefill(
-        self, slot: Slot, tokens: array[int], filling: Filling, logits: bool = True
-    ) -> Work[int | None]:
-        """The same for a prompt.
-
-        What another slot is reading just now is waited for, and snapshots are taken
-        where the like of the prompt may be gone on from.
-        """
-        token, first, worth = None, len(slot.tokens), _WORTH_WAITING
-        while (begin := len(slot.tokens)) < len(tokens):
-            if self._is_read_elsewhere(slot, tokens, worth):
-                worth = 1  # to the end, having waited so long
-                yield None
-                n = self._share(slot, tokens)
-                filling.shared += n
-                filling.resident += n
+    def _enlarge(self, n_cells: int) -> None:
+        "Make the context larger; rows that slots share stay shared"
+        if self.max_cells is not None and n_cells > self.max_cells:
+            if sum(slot.busy for slot in self._slots) > 1:
+                raise BusyError(
+                    f"Running generations take the context of {self.max_cells:,} "
+                    "tokens: wait for one to finish, or raise the limit"
+                )
+            raise ContextError(
+                f"{n_cells:,} tokens do not fit the context of {self.max_cells:,}: "
+                "raise the limit, or shorten the prompt"
+            )
+        live: list[Kept] = []
+        before: list[Slot] = []
+        for slot in self._slots:
+            if not slot.tokens:
                 continue
-            stop = len(tokens)
-            if not self.engine.cuts_anywhere:
-                stop = slot.snapshots.next_stop(begin, first, len(tokens))
-            end = min(begin + self.engine.settings.n_batch, stop)
-            token = yield from self._feed(slot, tokens, end, filling, logits)
-            if len(slot.tokens) == stop < len(tokens):
-                self._snap(slot, stop == len(tokens) - 1)
-        return token
-
-    def _feed(
-        self,
-        slot: Slot,
-        tokens: array[int],
-        end: int,
-        filling: Filling | None,
-        logits: bool,
-    ) -> Work[int | None]:
-        "Decode the next tokens of a slot up to an end, or some of them"
-        begin = len(slot.tokens)
-        wanted = logits and end == len(tokens)
-        done = yield Feed(slot.seq, begin, tokens[begin:end], wanted)
-        slot.add(tokens[begin : begin + done.n])
-        if filling is not None:
-            filling.prefill_ms += done.seconds * 1000
-        return done.token
-
-    def _is_read_elsewhere(self, slot: Slot, tokens: array[int], worth: int) -> bool:
-        "Whether another slot is ahead in reading the same, or that many tokens of it"
-        for other in self._slots:
-            if other is slot or other.target is None:
-                continue
-            n = min(common_prefix(other.target, tokens), len(tokens) - 1)
-            if n - len(slot.tokens) < worth:
-                continue
-            if not self.engine.cuts_anywhere and n < len(tokens) - 1:
-                continue  # it would leave no snapshot where they part
-            ahead = min(len(other.tokens), n), -other.used
-            if ahead > (len(slot.tokens), -slot.used):
-                return True
-        return False
-
-    def stepped(self, slot: Slot) -> None:
-        "Told that a token of an answer was decoded"
-        if not self.engine.cuts_anywhere and slot.snapshots.is_due(len(slot.tokens)):
-            self._snap(slot)
-
-    def _snap(self, slot: Slot, keep: bool = False) -> None:
-        data = self.engine.snapshot(slot.seq)
-        slot.snapshots.add(len(slot.tokens), data, keep)
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000
+            shares = [(common_prefix(s.cells, slot.cells), s.seq) for s in before]
+            n, donor = max(shares, default=(0, -1))
+            live.append(Kept(slot.seq, donor, n))
+            before.append(slot)
+        self.engine.reserve(n_cells, live)
+        if not self.engine.cuts_anywhere:  # now each has cells of its own
+            for slot in self._slots:
+                slot.cells = array("q", itertools.islice(_cells, len(slot.tokens)))

@@ -148,7 +148,7 @@ class TestNoSplice:
         plan = second.generation.plan
         assert plan.tokens == session.planner.chat.encode(second.messages)
         assert "the chat template" in second.facts["miss_reason"]
-        assert second.facts["restored_tokens"] <= first.generation.answer
+        assert second.facts["restored_tokens"] <= first.generation.n_prompt
 
 
 class SpacingVocab(FakeVocab):

@@ -448,7 +448,7 @@ def session_of(name, root, script=()) -> Session:
         "fake",
         engine.cuts_anywhere,
     )
-    return Session(engine, planner, planner.store, print, Load(Path("fake.gguf")))
+    return Session(engine, planner, print, Load(Path("fake.gguf")))
 
 
 def wrote(name, root, text, messages, ended=True) -> Answer:
@@ -517,7 +517,7 @@ class TestFollowUp:
             cut = Answer(session_of(name, tmp_path), messages)
             known = cut.generation.plan.n_known
             assert cut.facts["miss_reason"] is None
-            assert cut.facts["restored_tokens"] == known > first.generation.answer
+            assert cut.facts["restored_tokens"] == known > first.generation.n_prompt
             tokens = cut.generation.plan.tokens
             assert tokens[:known] == first.generation.tokens[:known]
             after = spell(cut.session.engine.weights, tokens[known:])

@@ -50,7 +50,7 @@ NO_CALLS = [
 def read(pieces, names=NAMES):
     stream = ToolStream(names)
     given = [stream.feed(piece) for piece in pieces] + [stream.end()]
-    assert "".join(given) == stream.said
+    assert "".join(given) == stream.text
     return stream, "".join(given)
 
 
@@ -85,7 +85,7 @@ class TestCalls:
 
     def test_after_text(self):
         stream, given = read(["Let me ", "see.\n\n<tool_", f"call>{JSON}</tool_call>"])
-        assert given == stream.said == "Let me see."
+        assert given == stream.text == "Let me see."
         assert len(stream.calls) == 1
 
 

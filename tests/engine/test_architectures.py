@@ -36,7 +36,6 @@ from llm_kvbranch.chat.template import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Weights
 from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import StateError
-from llm_kvbranch.inference.cells import HEADROOM
 from llm_kvbranch.inference.planning import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
 from llm_kvbranch.inference.session import (
@@ -45,6 +44,7 @@ from llm_kvbranch.inference.session import (
     Session,
     open_session,
 )
+from llm_kvbranch.inference.slots import HEADROOM
 from llm_kvbranch.store.chain import Entry
 from llm_kvbranch.store.maintenance import verify
 
@@ -98,7 +98,7 @@ class Turn:
 
     @property
     def answer(self) -> list[int]:
-        return list(self.generation.tokens[self.generation.answer :])
+        return list(self.generation.tokens[self.generation.n_prompt :])
 
     @property
     def prompt(self) -> list[int]:
@@ -144,8 +144,8 @@ def ask(
 def is_right(turn: Turn) -> bool:
     "Whether the plan's tokens, decoded from nothing, lead to the answer too"
     generation = turn.generation
-    weights = generation.session.engine.weights
-    decoded = decode(weights, generation.tokens, generation.answer)
+    weights = generation.model.engine.weights
+    decoded = decode(weights, generation.tokens, generation.n_prompt)
     return max(decoded.beaten_by, default=0.0) <= CLOSE
 
 
@@ -283,10 +283,8 @@ class TestContinuing:
         assert small.engine.n_ctx >= 800
         roomy = replace(home, root=home.root / "other").session()
         roomy.engine.reserve(2048)
-        assert (
-            ask(roomy, [], n=first.generation.end - first.generation.answer).answer[:-2]
-            == first.answer[:-2]
-        )
+        n = first.generation.end - first.generation.n_prompt
+        assert ask(roomy, [], n=n).answer[:-2] == first.answer[:-2]
         live = ask(small, first.messages, NEXT)
         later = ask(home.session(), first.messages, NEXT)
         assert live.restored == later.restored == first.generation.end
@@ -361,7 +359,7 @@ def explained(branch: Turn, kept: int) -> bool:
     "Whether it is no miss where all that is kept was restored, and is one else"
     if branch.restored == kept:
         return branch.miss_reason is None
-    return "goes on from a snapshot" in (branch.miss_reason or "")
+    return "continues from a snapshot" in (branch.miss_reason or "")
 
 
 class TestCutting:
@@ -383,9 +381,9 @@ class TestCutting:
         assert is_right(live)
         kept = shared(later, second)
         text = message_text(cut[-1])
-        answer = second.generation.tokens[second.generation.answer :]
+        answer = second.generation.tokens[second.generation.n_prompt :]
         n, _ = covered(answer, home.toy.weights.piece, text)
-        assert kept >= second.generation.answer + n, "it was tokenised again"
+        assert kept >= second.generation.n_prompt + n, "it was tokenised again"
         expected = home.toy.reachable(second.entry.state, kept)
         assert later.restored == live.restored == expected
         if home.toy.window:
@@ -472,7 +470,7 @@ class TestCutting:
         take_turns(*running, until=running[0])
         take_turns(*running[1:], until=running[1])
         take_turns(running[2], until=running[2])
-        n = running[0].generation.answer
+        n = running[0].generation.n_prompt
         for one in running[1:]:
             assert one.generation.facts["prefilled_tokens"] == 1
             assert one.generation.facts["resident_tokens"] == n - 1
@@ -560,7 +558,7 @@ class TestDamage:
     def test_a_recurrent_state_of_several_cells(self, home: Home) -> None:
         "Found before llama.cpp sees it, which can end the process over such a block"
         first = ask(home.session(), [])
-        engine = first.generation.session.engine
+        engine = first.generation.model.engine
         end, seq = first.generation.end, first.generation.slot.seq
         rows, snapshot = engine.capture(seq, 0, end), engine.snapshot(seq)
         cell = struct.pack("<IiI", 1, end - 1, 0)
@@ -585,7 +583,7 @@ class TestDamage:
     ) -> None:
         "A sound block for the full layers, a bad one for those with a window"
         first = ask(home.session(), [], n=2 * N)
-        engine = first.generation.session.engine
+        engine = first.generation.model.engine
         end, seq = first.generation.end, first.generation.slot.seq
         rows, snapshot = engine.capture(seq, 0, end), engine.snapshot(seq)
         n_stream, count, position, n_seq = struct.unpack_from("<IIiI", snapshot, 8)
@@ -641,7 +639,7 @@ class TestRows:
     def test_less_of_them_is_what_less_would_be(self, home: Home) -> None:
         "A bundle's rows are cut without llama.cpp"
         first = ask(home.session(), [], n=2 * N)
-        engine, seq = first.generation.session.engine, first.generation.slot.seq
+        engine, seq = first.generation.model.engine, first.generation.slot.seq
         end = first.generation.end
         rows = memoryview(engine.capture(seq, 5, end))
         for upto in (6, end - 20, end):

@@ -13,9 +13,10 @@ import pytest
 
 from llm_kvbranch.engine import Feed
 from llm_kvbranch.errors import BusyError, ContextError
-from llm_kvbranch.inference import cells
 from llm_kvbranch.inference import generation as one_answer
+from llm_kvbranch.inference import slots as cells
 from llm_kvbranch.inference.batching import Pace, choose, interruptible
+from llm_kvbranch.inference.nostore import NoStore
 from llm_kvbranch.inference.session import Request
 from llm_kvbranch.store.maintenance import verify
 from llm_kvbranch.store.tokens import tokens_of
@@ -62,7 +63,7 @@ class Served:
         if generation.error is not None:
             raise generation.error
         tokens, kind = generation.plan.tokens, self.session.engine.memory_kind
-        answer = list(generation.tokens[generation.answer :])
+        answer = list(generation.tokens[generation.n_prompt :])
         assert answer == oracle(tokens, len(answer) + 64, **kind)[: len(answer)]
         assert self.texts[generation] or not answer
 
@@ -82,7 +83,7 @@ class TestSharedPrefill:
         crowd.run()
         for generation in generations:
             crowd.check(generation)
-        n = generations[0].answer
+        n = generations[0].n_prompt
         assert sum(g.facts["prefilled_tokens"] for g in generations) <= n + 3
         assert {g.facts["prompt_tokens"] for g in generations} == {n}
 
@@ -91,7 +92,7 @@ class TestSharedPrefill:
         generations = [crowd.start([user(f"{DOCUMENT} {i}?")]) for i in range(4)]
         crowd.run()
         read = [g.facts["prefilled_tokens"] for g in generations]
-        assert read[0] == generations[0].answer
+        assert read[0] == generations[0].n_prompt
         assert max(read[1:]) < 10
         assert {g.facts["restored_tokens"] for g in generations[1:]} == {
             g.facts["resident_tokens"] for g in generations[1:]
@@ -120,7 +121,7 @@ class TestSharedPrefill:
         stored.commit("r1")
         crowd = served(tmp_path)
         session = crowd.session
-        held, session.planner.store = session.planner.store, None
+        held, session.planner.store = session.planner.store, NoStore()
         slow = crowd.start([user(DOCUMENT + " slow")])
         session.planner.store = held
         quick = crowd.start([user(DOCUMENT + " quick")])
@@ -128,7 +129,7 @@ class TestSharedPrefill:
         crowd.check(slow)
         crowd.check(quick)
         read = slow.facts["prefilled_tokens"] + quick.facts["prefilled_tokens"]
-        assert read < slow.answer - 250
+        assert read < slow.n_prompt - 250
 
     def test_they_share_cells_as_the_context_grows(self):
         crowd = served()
@@ -137,8 +138,8 @@ class TestSharedPrefill:
         others = [crowd.start([user(f"{DOCUMENT} {i}?")]) for i in range(3)]
         crowd.run()
         engine = crowd.session.engine
-        assert sum(map(len, engine.rows.values())) > 3 * first.answer
-        assert engine.n_cells < 2 * first.answer
+        assert sum(map(len, engine.rows.values())) > 3 * first.n_prompt
+        assert engine.n_cells < 2 * first.n_prompt
         before = engine.n_cells
         slots = crowd.session.slots
         assert slots._n_cells() == before
@@ -241,9 +242,9 @@ class TestRoom:
 
     def test_a_limit(self):
         crowd = served()
-        crowd.session.slots.limit = 700
+        crowd.session.slots.max_cells = 700
         first = crowd.start([user(DOCUMENT)], max_tokens=5)
-        with pytest.raises(BusyError, match="finish one first"):
+        with pytest.raises(BusyError, match="wait for one to finish"):
             crowd.start([user(DOCUMENT[::-1])], max_tokens=5)
         crowd.run()
         crowd.check(first)
@@ -260,7 +261,7 @@ class TestRoom:
         reasons = set()
         for i in range(20):
             crowd = served()
-            crowd.session.slots.limit = 40
+            crowd.session.slots.max_cells = 40
             answer = crowd.start([user(f"Hello {i}")], max_tokens=None)
             crowd.run()
             crowd.check(answer)
@@ -283,7 +284,7 @@ class TestRoom:
 
     def test_shared_rows_are_counted_once(self):
         crowd = served()
-        crowd.session.slots.limit = 700
+        crowd.session.slots.max_cells = 700
         generations = [
             crowd.start([user(f"{DOCUMENT} {i}?")], max_tokens=5) for i in range(1)
         ]

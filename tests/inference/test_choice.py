@@ -38,7 +38,7 @@ class TestChoice:
         session = session_with(tmp_path, prefill=1e5, opened=1, read=1e3)
         after = Answer(session, [*parent.chain, user("And?")]).check()
         assert after.facts["restored_tokens"] == 0
-        assert "sooner" in after.facts["miss_reason"]
+        assert "faster" in after.facts["miss_reason"]
         assert not session.store.misses()  # nothing was amiss
         assert after.entry.state.parent_id == parent.id  # and nothing stored twice
 
@@ -66,7 +66,7 @@ class TestChoice:
         again = [*parent.chain, user("And?" + LONG[:64] + "Other")]
         after = Answer(session, again).check()
         assert after.facts["restored_tokens"] == parent.entry.state.end
-        assert "sooner" in after.facts["miss_reason"]
+        assert "faster" in after.facts["miss_reason"]
         assert answered.entry.nbytes / 2e4 > 0.5
 
     def test_nothing_is_doubted_without_measurements(self, tmp_path, parent) -> None:

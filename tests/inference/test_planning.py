@@ -12,7 +12,7 @@ from llm_kvbranch.inference.planning import (
     answer_hash,
     chain_hashes,
     covered,
-    least_tokens,
+    min_tokens,
 )
 
 from ..support.fake import BYTE, FakeVocab, fake_session
@@ -53,18 +53,18 @@ class TestLeast:
     def test_a_prompt_has_no_fewer_tokens(self, texts):
         messages = [llm.user(text) for text in texts]
         tokens = [FakeVocab().tokenize(text, special=False) for text in texts]
-        least = least_tokens(messages, 1, lambda: FakeVocab.longest_piece)
+        least = min_tokens(messages, 1, lambda: FakeVocab.longest_piece)
         assert least <= sum(map(len, tokens))
 
     def test_megabytes_are_counted_without_a_tokenizer(self):
-        assert least_tokens([llm.user("word " * 10**6)], 1000, lambda: 10) == 400_000
+        assert min_tokens([llm.user("word " * 10**6)], 1000, lambda: 10) == 400_000
 
     def test_answers_and_white_space_may_come_to_nothing(self):
         messages = [llm.user(" " * 10**6), llm.assistant("a" * 10**6)]
-        assert least_tokens(messages, 1000, lambda: 10) == 0
+        assert min_tokens(messages, 1000, lambda: 10) == 0
 
     def test_what_is_not_long_is_not_looked_at(self):
-        assert least_tokens([llm.user("word " * 1000)], 1000, lambda: 1 // 0) == 0
+        assert min_tokens([llm.user("word " * 1000)], 1000, lambda: 1 // 0) == 0
 
 
 class TestHashes:
@@ -93,7 +93,7 @@ class TestReasons:
         cut = llm.assistant(parent.text[:1])
         branch = Answer(fake_session(tmp_path), [*parent.messages, cut, user("Why?")])
         branch.check()
-        assert branch.facts["restored_tokens"] == parent.generation.answer
+        assert branch.facts["restored_tokens"] == parent.generation.n_prompt
         assert branch.facts["miss_reason"] is None
 
     def test_a_prompt_that_is_asked_again_is_known(self, tmp_path):

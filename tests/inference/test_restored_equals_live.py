@@ -18,7 +18,8 @@ from array import array
 import pytest
 
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
-from llm_kvbranch.inference.slots import Done, Slots
+from llm_kvbranch.inference.filling import Decoded, Filler
+from llm_kvbranch.inference.slots import Slots
 from llm_kvbranch.models.catalog import embedded_model
 from llm_kvbranch.store.header import State
 from llm_kvbranch.store.store import Store
@@ -48,7 +49,7 @@ def generate(engine: Engine, seq: int, tokens: array, index: int) -> array:
 
 
 def alone(work, engine: Engine):
-    "What work returns if nothing else is decoded with it, and the index of its logits"
+    "What work returns with nothing else in its batches, and the index of its logits"
     done, index = None, -1
     while True:
         try:
@@ -56,7 +57,7 @@ def alone(work, engine: Engine):
         except StopIteration as end:
             return end.value, index
         (index,) = engine.decode([feed])
-        done = Done(len(feed.tokens))
+        done = Decoded(len(feed.tokens))
 
 
 class Live:
@@ -91,11 +92,12 @@ class Restored:
         store = Store(self.root)
         engine = Engine(self.weights, Settings(n_seq=1))
         engine.reserve(len(tokens) + 64)
-        slots = Slots(engine, store.open, store.lost)
+        slots = Slots(engine)
+        filler = Filler(engine, slots, store, store.lost)
         slot = slots.acquire(tokens)
         chain = store.longest_prefix("f", tokens).cut(cut)
         assert len(chain.tokens) == cut
-        filling, index = alone(slots.fill(slot, tokens, chain), engine)
+        filling, index = alone(filler.fill(slot, tokens, chain), engine)
         assert not filling.misses
         assert filling.restored == cut
         full = generate(engine, slot.seq, tokens, index)

@@ -162,7 +162,9 @@ class TestTurns:
             while not scheduler.n_running():
                 time.sleep(0.001)
             others = [Asked(scheduler, f"{i}") for i in range(2)]
-            with pytest.raises(OverloadedError, match="2 requests are waiting") as full:
+            with pytest.raises(
+                OverloadedError, match="2 requests are already waiting"
+            ) as full:
                 Asked(scheduler, "One more")
             assert full.value.retry_after >= 1
             for asked in (first, *others):
@@ -172,7 +174,7 @@ class TestTurns:
     def test_no_room_for_two(self):
         "The second waits for the first one's cells, though a slot is free"
         with scheduled(n_seq=3, pause=0.001) as scheduler:
-            scheduler.session.slots.limit = 700
+            scheduler.session.slots.max_cells = 700
             for asked in [Asked(scheduler, f"{i} {LONG}") for i in range(3)]:
                 asked.check()
             alone = Asked(scheduler, LONG * 3).wait()

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from llm_kvbranch.chat.template import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
-from llm_kvbranch.inference import cells, resume
+from llm_kvbranch.inference import resume, slots
 from llm_kvbranch.inference.session import Request
 from llm_kvbranch.store import digests
 from llm_kvbranch.store.header import FORMAT
@@ -112,7 +112,7 @@ class TestBranch:
         text = parent.text[:cut]
         messages = [user(LONG), llm.assistant(text), user("Why?")]
         branch = Answer(fake_session(tmp_path), messages).check()
-        kept = branch.facts["restored_tokens"] - parent.generation.answer
+        kept = branch.facts["restored_tokens"] - parent.generation.n_prompt
         assert len(text) // 2 - 1 <= kept <= len(text)
         piece = branch.session.engine.weights.piece
         spelled = b"".join(map(piece, branch.generation.plan.tokens))
@@ -127,14 +127,14 @@ class TestBranch:
         assert cut.isascii()
         messages = [user(LONG), llm.assistant(cut), user("Why?")]
         branch = Answer(fake_session(tmp_path), messages).check()
-        assert branch.facts["restored_tokens"] == parent.generation.answer + n
+        assert branch.facts["restored_tokens"] == parent.generation.n_prompt + n
 
     def test_siblings_share_the_prompt(self, tmp_path):
         first = Answer(fake_session(tmp_path), [user(LONG)]).check()
         again = Answer(fake_session(tmp_path), [user(LONG)]).check()
         assert again.facts["prefilled_tokens"] == 1
         assert again.text == first.text
-        assert again.entry.state.start == first.generation.answer
+        assert again.entry.state.start == first.generation.n_prompt
 
     def test_the_parent_is_untouched(self, tmp_path):
         session = fake_session(tmp_path)
@@ -333,8 +333,8 @@ class TestUnlogged:
         for i, branch in enumerate(branches):
             entry = branch.commit(f"branch{i}")
             assert entry.state.start == branch.facts["state_start"]
-            assert entry.state.start >= parent.generation.answer
-            messages = [*branch.request.messages, llm.assistant(branch.said)]
+            assert entry.state.start >= parent.generation.n_prompt
+            messages = [*branch.request.messages, llm.assistant(branch.text)]
             session_after = fake_session(tmp_path, **kind)
             after = Answer(session_after, [*messages, user("?")], log=False).check()
             assert after.facts["restored_tokens"] == branch.end
@@ -631,7 +631,7 @@ class TestStop:
         assert turn.text == whole.text[: whole.text.index(stop)]
         piece = session.engine.weights.piece
         spelled = b"".join(
-            piece(t) for t in turn.generation.tokens[turn.generation.answer :]
+            piece(t) for t in turn.generation.tokens[turn.generation.n_prompt :]
         )
         assert turn.text.encode().startswith(spelled)
         after = Answer(fake_session(tmp_path, **kind), [*turn.chain, user("?")]).check()
@@ -773,7 +773,7 @@ class SnapshotTreeMachine(TreeMachine):
     @initialize()
     def come_closer(self):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(cells, "GRID", 4)
+        self.patch.setattr(slots, "GRID", 4)
         self.patch.setattr(resume, "PROMPT_GRID", 16)
         self.patch.setattr(resume, "_WORTH", 8)
         self.patch.setattr(resume, "_MAX_COUNT", 6)

@@ -199,5 +199,5 @@ class TestRefusal:
     def test_a_template_without_tools(self, user_path, monkeypatch):
         monkeypatch.setattr(model_module, "_sessions", {})
         response = llm.get_model("kvllama").prompt("Hi", tools=[weather])
-        with pytest.raises(ChatError, match="not taught to call tools"):
+        with pytest.raises(ChatError, match="does not support tools"):
             response.text()

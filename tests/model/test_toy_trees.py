@@ -395,7 +395,7 @@ class TestTree:
             if restored >= n_known:
                 assert facts["miss_reason"] is None
             else:
-                assert "goes on from a snapshot" in facts["miss_reason"]
+                assert "continues from a snapshot" in facts["miss_reason"]
             if node.parent is None:
                 continue
             last = tree.chain(node.parent).cut(n_known).segments[-1].entry.state

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_kvbranch.inference.slots import BEING_WRITTEN
+from llm_kvbranch.inference.filling import BEING_WRITTEN
 from llm_kvbranch.store.maintenance import verify
 from llm_kvbranch.store.store import EVICTED, Store
 

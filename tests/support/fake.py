@@ -324,4 +324,4 @@ def fake_session(
         engine.window,
     )
     warn = (warnings if warnings is not None else []).append
-    return Session(engine, planner, store, warn, Load(Path("fake.gguf")))
+    return Session(engine, planner, warn, Load(Path("fake.gguf")))

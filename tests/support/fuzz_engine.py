@@ -608,7 +608,7 @@ class Home:
     def ask(self, prompt: str) -> Answer:
         self.read.clear()
         generation, _ = self._generate(self.prompts[prompt], N)
-        facts, at = generation.facts, generation.answer
+        facts, at = generation.facts, generation.n_prompt
         return Answer(
             list(generation.tokens[:at]),
             list(generation.tokens[at:]),
@@ -1049,7 +1049,7 @@ def check_finite(
     elif finite:
         report.accepted["finite rows"] += 1
     else:
-        report.refused["state payload holds values that are no numbers"] += 1
+        report.refused["state payload holds NaN or infinite values"] += 1
 
 
 # Other replacements for a part of a file

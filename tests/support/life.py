@@ -39,7 +39,7 @@ class Answer:
 
     @property
     def answer_tokens(self):
-        return self.generation.tokens[self.generation.answer :]
+        return self.generation.tokens[self.generation.n_prompt :]
 
     def check(self):
         "Check that an engine that decoded the whole prompt gives the same answer"

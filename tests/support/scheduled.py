@@ -60,8 +60,8 @@ class Asked:
     def check(self):
         generation = self.wait().ticket.generation
         assert self.ticket.error is None
-        kind = generation.session.engine.memory_kind
-        answer = list(generation.tokens[generation.answer :])
+        kind = generation.model.engine.memory_kind
+        answer = list(generation.tokens[generation.n_prompt :])
         n = len(answer)
         assert answer == oracle(generation.plan.tokens, n + 64, **kind)[:n]
         return self

@@ -82,7 +82,7 @@ def describe_slots(server: Server) -> dict[str, Any]:
         "slots": described,
         "n_cells": session.engine.n_ctx,
         "n_used": _n_used(server),
-        "n_limit": session.slots.limit,
+        "n_limit": session.slots.max_cells,
         "n_waiting": server.scheduler.n_waiting_now(),
     }
 

@@ -144,7 +144,7 @@ def open_server(
         name=found.name,
         template=template_of(chosen),
     )
-    session.slots.limit = n_ctx
+    session.slots.max_cells = n_ctx
     session.engine.reserve(min(n_ctx or 4096, 4096))
     model_id = f"{catalog.MODEL_ID}/{model}" if model else catalog.MODEL_ID
     served = ServedModel(found, model_id, Scheduler(session, queue))
