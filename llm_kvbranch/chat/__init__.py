@@ -1,17 +1,11 @@
 """Messages to tokens and back, by the model's own chat template.
 
-Owns rendering, splicing exact tokens into a rendered prompt, and reading calls of tools
+Owns rendering, splicing known tokens into a rendered prompt, and reading tool calls
 out of what a model says. It does not know where tokens are stored or who computes them.
 """
 
-from .template import (
-    Chat,
-    message_text,
-)
-from .toolcalls import (
-    Call,
-    ToolStream,
-)
+from .template import Chat, message_text
+from .toolcalls import Call, ToolStream
 
 __all__ = [
     "Call",

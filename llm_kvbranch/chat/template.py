@@ -1,18 +1,17 @@
 """Messages to tokens, through the model's own chat template.
 
 The idea: a turn that the model wrote is never tokenised again. The template is
-rendered with a sentinel at the end of the last known answer, and only the text
-after the sentinel is tokenised; what comes before is the stored token ids. This
-survives templates that trim, stamp the date, drop earlier thinking or rewrite
-history: the model goes on from what it really read and wrote.
+rendered with a sentinel at the end of the last known answer. Only the text after the
+sentinel is tokenised; what comes before it are the stored token ids. This works with
+templates that trim text, insert the date, drop earlier thinking or rewrite history:
+the model continues from what it really read and wrote.
 
-The invariants: a splice is made only where the rendering with the sentinel is
-the one without it and nothing else, and where what was said later comes later.
-And only the template's own text can become control tokens: message content that
-spells one out is cut inside it, so it is tokenised as text.
+The invariants: tokens are spliced only if the sentinel changes nothing else in the
+rendering, and later messages come after it. And only the template's own text can
+become control tokens: message content that spells one is cut inside it, so that it is
+tokenised as text.
 
-This module does not know where known tokens come from, nor what is done with
-the result.
+This module does not know where the known tokens come from, or what the prompt is for.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import xxhash
 
 from ..errors import ChatError
 
-# What llama.cpp falls back to as well for a model without a template
+# For a model without a template; llama.cpp's default too
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
@@ -39,8 +38,8 @@ CHATML = (
 )
 
 # Private-use characters around a random number: no message can contain them. A
-# change of case leaves the cut as it is. The sentinel is lost to whatever
-# changes or escapes text, so that it is found only where text is put out as is.
+# template that changes case does not change the cut. It does change the sentinel, as
+# does one that escapes text, so that it is found only where text is output unchanged.
 _NUMBER = secrets.randbelow(10**18)
 _CUT = f"\ue000{_NUMBER}\ue001"
 _SENTINEL = f'\ue002aZ"\\&{_NUMBER}\ue003'
@@ -49,9 +48,9 @@ _LATER = f"\ue004{_NUMBER}\ue005"
 # Templates look for these in answers; they neither begin nor end a turn
 _THINKING = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]"))
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
-_PATIENCE = 20_000  # characters, tokenised sooner than control tokens are listed
+_PATIENCE = 20_000  # characters that tokenise faster than control tokens are listed
 
-# How gpt-oss begins a part of its answer; its template wants the parts without
+# How gpt-oss begins a part of its answer; its template expects the bare parts
 _CHANNEL = "<|channel|>"
 _CHANNELS = re.compile(
     r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(\w+).*?<\|message\|>"
@@ -83,11 +82,11 @@ class Chat:
 
     @property
     def takes_tools(self) -> bool:
-        "Whether the template tells the model of tools"
+        "Whether the template tells the model about tools"
         return "tools" in self.source
 
     def render_id(self, tools: Sequence[dict[str, Any]] = ()) -> str:
-        "Names what turns messages into text; equal ids render alike"
+        "An id of the template and tools: with equal ids, equal messages render alike"
         settings = json.dumps([self.source, list(tools)], sort_keys=True)
         return xxhash.xxh3_64_hexdigest(settings.encode())
 
@@ -119,11 +118,11 @@ class Chat:
     ) -> array[int] | None:
         """Token ids of a prompt whose beginning is known.
 
-        ``prefix`` are the ids of everything up to and into the assistant
-        message at ``index``; ``rest`` is the end of that message's text that
-        they do not cover. ``whole``: they cover its calls of tools, too. None when
-        the template does not show that answer, or not as it was said, or does not
-        go on from there: nothing can be spliced.
+        ``prefix`` are the ids of everything up to and into the assistant message at
+        ``index``; ``rest`` is the end of that message's text, which they do not cover.
+        ``whole`` says that they cover its tool calls too. Returns None if the template
+        leaves that answer out, changes its text, or puts later messages before it:
+        then nothing can be spliced.
         """
         after = self._after(messages, index, tools, whole)
         if after is None:
@@ -140,12 +139,12 @@ class Chat:
         tools: Sequence[dict[str, Any]],
         whole: bool,
     ) -> str | None:
-        "What the template puts after an answer, if that can be told for certain"
+        "What the template puts after an answer; None if that is not certain"
         groups = [self._safe(message) for message in messages]
         if whole:
             groups[index][0].pop("tool_calls", None)
         if "reasoning_content" in to_chat(messages[index])[0]:
-            return None  # the known tokens are those of its text only
+            return None  # the known tokens have its text only
         said = groups[index][0]["content"]
         now = datetime.datetime.now()
 
@@ -163,11 +162,11 @@ class Chat:
             before, found, after = show(_SENTINEL).partition(_SENTINEL)
             ahead = show(_SENTINEL, _LATER).partition(_SENTINEL)[0]
         except ChatError:
-            return None  # it is the sentinel that the template does not take
+            return None  # the template rejects the sentinel
         # A new system prompt, say, may have been put at the very top
         if not found or _LATER in ahead:
             return None
-        # At the end of a text, a template may trim its white space
+        # The template may trim white space at the end of the answer
         space = said[len(said.rstrip()) :]
         begin = before.removesuffix(space)
         middle = rendered.removeprefix(begin).removesuffix(after)
@@ -193,10 +192,10 @@ class Chat:
         )
 
     def _inner(self, parts: Sequence[str]) -> array[int]:
-        """Tokens of texts that go on from another one.
+        """Tokens of texts that continue another text.
 
-        Some vocabularies put a space before the beginning of a text. A line
-        break in front takes it, and is left out where it is a token of its own.
+        Some vocabularies put a space in front of a text. With a line break in front,
+        the space goes before that, and the line break's own tokens are left out.
         """
         tokens: array[int] = array("i")
         lead = self.vocab.tokenize("\n", special=False)
@@ -209,7 +208,7 @@ class Chat:
         return tokens
 
     def _safe(self, message: Any) -> list[dict[str, Any]]:
-        "A message for the template, its text unable to become control tokens"
+        "A message for the template, whose text cannot become control tokens"
         chats = to_chat(message)
         cut: Callable[[str], str] = self._cut_controls
         if message.role == "assistant":
@@ -220,22 +219,22 @@ class Chat:
 
     @functools.cached_property
     def _controls(self) -> frozenset[str]:
-        """What is read as a control token.
+        """The texts that are read as control tokens.
 
-        Also what the template writes like one: llama.cpp has types of tokens
-        that it reads in any text, and gpt-oss's turns begin with such.
+        Also what looks like one in the template: llama.cpp reads some types of tokens
+        in any text, and gpt-oss's turns begin with one.
         """
         looking = _LOOKS_LIKE_CONTROL.findall(self.source)
         return frozenset(c for c in (*self.vocab.control_texts, *looking) if c[1:])
 
     @functools.cached_property
     def _starts(self) -> tuple[re.Pattern[str], list[int]]:
-        "A pattern for where control tokens may begin, and all their lengths"
+        "A pattern for the first characters of control tokens, and their lengths"
         letters = "|".join(re.escape(c) for c in sorted({c[0] for c in self._controls}))
         return re.compile(letters or "$^"), sorted({len(c) for c in self._controls})
 
     def _cut_controls(self, text: str, whole: frozenset[str] = frozenset()) -> str:
-        "The text with a cut inside whatever would be read as a control token"
+        "The text, with a cut inside everything that would be read as a control token"
         tokenize = self.vocab.tokenize
         known = "_starts" in vars(self)
         if not known and len(text) <= self._patience and "<|" not in text:
@@ -262,10 +261,10 @@ class Chat:
 
 
 def to_chat(message: Any) -> list[dict[str, Any]]:
-    """An llm message in the form chat templates take.
+    """An llm message in the form that chat templates take.
 
-    Usually one dictionary; a message with several tool results becomes one for
-    each. Raises ChatError for an attachment.
+    Usually one dictionary, but one for each result if the message has tool results.
+    Raises ChatError for an attachment.
     """
     parts = message.to_dict()["parts"]
     if results := [part for part in parts if part["type"] == "tool_result"]:
@@ -279,10 +278,12 @@ def to_chat(message: Any) -> list[dict[str, Any]]:
         elif part["type"] == "tool_call":
             calls.append(_tool_call(part))
         else:
-            raise ChatError(f"kvllama cannot read a message part of {part['type']}")
+            raise ChatError(
+                f"kvllama does not support message parts of type {part['type']}"
+            )
     chat: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
     if any(reasoning):
-        # By the two names that templates have for it
+        # Templates use either name
         chat["reasoning_content"] = chat["thinking"] = "".join(reasoning)
     if calls:
         chat["tool_calls"] = calls
@@ -295,7 +296,7 @@ def message_text(message: Any) -> str:
 
 
 class _Arguments(dict[str, Any]):
-    "A call's arguments: a mapping, and JSON where a template wants a string"
+    "A call's arguments: a mapping, or JSON where a template expects a string"
 
     def __str__(self) -> str:
         return json.dumps(self, ensure_ascii=False)
@@ -321,7 +322,7 @@ def _tool_result(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_channels(chat: dict[str, Any]) -> dict[str, Any]:
-    "An answer of gpt-oss with its thinking apart from what it says at last"
+    "An answer of gpt-oss, its thinking separated from its final text"
     first, *rest = _CHANNELS.split(chat["content"].removesuffix("<|end|>"))
     if not rest:
         return chat
@@ -353,14 +354,14 @@ def render(source: str, now: datetime.datetime | None = None, **values: Any) -> 
         return str(_compile(source).render(**values))
     except _Rejected as error:
         raise ChatError(
-            f"The model's chat template does not take these messages: {_line(error)}"
+            f"The model's chat template rejects these messages: {_line(error)}"
         ) from None
-    except Exception as error:  # a template is foreign code: it may raise anything
+    except Exception as error:  # a template may raise anything
         raise ChatError(f"The model's chat template failed: {_line(error)}") from None
 
 
 class _Rejected(Exception):
-    "What a template raises itself, saying why"
+    "Raised by a template itself, with its reason"
 
 
 def _line(error: Exception) -> str:
@@ -385,7 +386,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    "Unlike jinja's own it leaves < and > alone, and cuts are found in it"
+    "Unlike jinja's own, it does not escape < and >, and keeps cuts intact"
     text = json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -404,7 +405,7 @@ def _compile(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        "{% generation %} marks answers for training; here it changes nothing"
+        "{% generation %} marks answers for training; here it has no effect"
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -420,6 +421,6 @@ def _compile(source: str) -> Any:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    # Hugging Face gives no tools as none, llama.cpp as undefined: be both
+    # Without tools, Hugging Face passes none, llama.cpp leaves it undefined: be both
     environment.tests["none"] = lambda v: v is None or isinstance(v, Undefined)
     return environment.from_string(source)

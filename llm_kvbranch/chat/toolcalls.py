@@ -1,11 +1,11 @@
-"""Calls of tools in what a model says.
+"""Tool calls in what a model says.
 
-The idea: models were taught to call tools in different words, most of which cannot
-be taken for anything else: JSON between tags, an answer that is nothing but JSON with
-a tool's name in it, a tool's name and JSON, or calls as Python would have them. All
-are read, whatever the model; only names of tools that were offered count.
+The idea: models write tool calls in different formats, most of which cannot be mistaken
+for anything else: JSON between tags, an answer that is nothing but JSON with a tool's
+name in it, a tool's name and JSON, or Python calls. All formats are read, whatever the
+model; only the names of tools that were offered count.
 
-The invariant: text that turns out to be no call is given out as text, none is lost.
+The invariant: text that is not part of a call is given out as text.
 
 This module does not know models or tokens.
 """
@@ -32,7 +32,7 @@ _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
 
 @dataclass(frozen=True)
 class Call:
-    "A tool that a model wants called"
+    "A call of a tool that the model asks for"
 
     id: str
     name: str
@@ -40,26 +40,28 @@ class Call:
 
 
 class ToolStream:
-    """Feed an answer's text, get what is certainly no call; the calls at its end.
+    """Takes an answer's text, returns the text that is not part of a call.
 
-    ``names`` are those of the tools that were offered.
+    ``names`` are those of the tools that were offered. ``text`` is all that was
+    returned so far, ``calls`` the calls, once the answer has ended.
     """
 
     def __init__(self, names: Collection[str]):
-        self.text = ""  # what was given out
+        self.text = ""
         self.calls: list[Call] = []
         self._names = frozenset(names)
         self._held = ""
 
     def feed(self, text: str) -> str:
+        "Add text; returns what is certain not to be part of a call"
         self._held += text
         if not self._names:
             return self._give(len(self._held))
-        # White space in front of a call is left out
+        # White space before a call is dropped
         return self._give(len(self._held[: self._free()].rstrip()))
 
     def end(self) -> str:
-        "What was held back and is no call"
+        "The answer has ended: returns what was held back and is not a call"
         begin = self._begin()
         if begin is not None:
             self.calls = list(parse(self._held[begin:], self._names))
@@ -70,7 +72,7 @@ class ToolStream:
         return self._give(len(self._held))
 
     def _free(self) -> int:
-        "How much of what is held can be no part of a call"
+        "How many of the held characters cannot be part of a call"
         begin = self._begin()
         if begin is not None:
             return begin
@@ -80,7 +82,7 @@ class ToolStream:
         return len(self._held)
 
     def _begin(self) -> int | None:
-        "Where a call may begin in what is held"
+        "Where a call may begin in the held text"
         found = [at for tag in _TAGS if (at := self._held.find(tag)) >= 0]
         if found:
             return min(found)
@@ -101,7 +103,7 @@ class ToolStream:
 
 
 def parse(text: str, names: Collection[str]) -> Iterator[Call]:
-    "The calls that a text consists of; none if it is anything else"
+    "The calls that a text consists of; none if it has anything else in it"
     text = text.strip()
     for tag in ("[TOOL_CALLS]", "<|python_tag|>"):
         text = text.removeprefix(tag)
@@ -124,7 +126,7 @@ def _in_block(text: str) -> _Found:
 
 
 def _functions(text: str) -> _Found:
-    "Qwen's newer models: <function=name><parameter=key>value</parameter></function>"
+    "Newer Qwen models: <function=name><parameter=key>value</parameter></function>"
     return [
         (name, {key: _value(value) for key, value in _PARAMETER.findall(body)})
         for name, body in _FUNCTION.findall(text)
@@ -183,7 +185,7 @@ def _named(text: str) -> _Found:
 
 
 def _python(text: str) -> _Found:
-    "A list of calls as Python has them, with keyword arguments that are literals"
+    "Python calls, or a list of them, with literals as keyword arguments"
     try:
         node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,7 +1,9 @@
 """llama.cpp behind a small interface; the only importer of ``llama_cpp``.
 
-``Weights`` is a GGUF file in memory, ``Engine`` a context over it. Nothing is
-loaded by importing this package: the bindings come with the first ``Weights``.
+Owns ``Weights`` (a GGUF file in memory), ``Engine`` (a context over it), sampling, what
+a GGUF file's header says, and which devices there are. Importing it loads nothing: the
+bindings are loaded with the first ``Weights``. It does not know messages, state files,
+or why something is decoded.
 """
 
 from .blob import cut

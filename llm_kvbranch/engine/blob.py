@@ -1,9 +1,9 @@
-"""What a llama.cpp sequence blob is made of, read before llama.cpp reads it.
+"""llama.cpp's sequence blobs, checked before llama.cpp reads them.
 
-The idea: ``llama_state_seq_set_data`` checks shapes and types, not positions or
-counts: a blob with a wrong position is accepted and gives wrong answers. So the
-structure is walked here first, field by field. Layout (llama.cpp state format
-3, ``llama_kv_cache::state_write``), all little endian:
+The idea: ``llama_state_seq_set_data`` checks shapes and types, but not positions or
+counts. It accepts a blob with a wrong position, and gives wrong answers. So the
+structure is checked here first, field by field. The layout (llama.cpp state format 3,
+``llama_kv_cache::state_write``), all little endian:
 
     u32 magic, i32 id of the sequence it was captured from
     u32 n_stream (1), u32 cell_count
@@ -15,15 +15,15 @@ structure is walked here first, field by field. Layout (llama.cpp state format
     n_layer x (i32 type, u32 element size, u32 n_embd, elements)    if v_trans
 
 Sliding-window models append a second such block, with the last positions only.
-The recurrent part (the whole of a recurrent model's blob, the end of a hybrid
-one's) is ``u32 cell_count (1), i32 position, u32 n_seq_id (0)``, then ``u32
-s_trans (0), u32 n_layer`` and up to the end, for every layer that has one, its
-states as ``i32 type, u64 row size, row`` (a few architectures have more there,
-which llama.cpp alone checks). Any other count of cells aborts the process.
+The recurrent part (all of a recurrent model's blob, the end of a hybrid model's) is
+``u32 cell_count (1), i32 position, u32 n_seq_id (0)``, then ``u32 s_trans (0), u32
+n_layer``, then for every layer that has a state ``i32 type, u64 row size, row``, up to
+the end. A few architectures have more there, which only llama.cpp checks. Any other
+count of cells aborts the process.
 
-What is appended is that of one moment, so it is kept apart: *rows* are a blob that
-ends as an empty sequence's does (its ``tail``), a *snapshot* is a blob of nothing
-but what is appended (``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``).
+What is appended belongs to one position only, so it is kept apart: *rows* are a blob
+that ends like an empty sequence's (its ``tail``), a *snapshot* is a blob of only what
+is appended (``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..errors import StateError
 
 _MAGIC = 0xAF143CD8  # io_magic in llama-context.cpp
 HEADER = 8  # bytes before the first block
-CELL, CELL_2D = 12, 24  # bytes that say what a cell is
+CELL, CELL_2D = 12, 24  # bytes that describe a cell
 _F32 = 0  # enum ggml_type
 
 
@@ -44,9 +44,9 @@ _F32 = 0  # enum ggml_type
 class Area:
     """One layer's keys, values or recurrent state within a blob.
 
-    ``nbytes`` bytes from ``at`` on, in ``n_rows`` rows of ``ggml_type``; where
-    ``transposed`` a row holds one element of every cell, else all of one cell.
-    ``header`` is where its own description begins.
+    ``nbytes`` bytes from ``at`` on, in ``n_rows`` rows of ``ggml_type``. A row holds
+    one cell, or if ``transposed`` one element of every cell. ``header`` is where the
+    area's description begins.
     """
 
     header: int
@@ -59,7 +59,7 @@ class Area:
 
 @dataclass
 class _Block:
-    "One block of attention cells: where it is, its cells' positions, its areas"
+    "One block of attention cells: its offset, its cells' positions, its areas"
 
     at: int
     positions: array[int] = field(default_factory=lambda: array("i"))
@@ -73,8 +73,8 @@ class Layout:
 
     ``kind`` is "attention", "recurrent" or "hybrid"; ``n_swa`` is the size of
     the sliding window in tokens, 0 for none; ``types`` are the ggml types of
-    keys and values; ``cell`` is how many bytes say what a cell is; ``tail`` is how
-    rows end.
+    keys and values; ``cell`` is how many bytes describe a cell; ``tail`` is how rows
+    end.
     """
 
     kind: str = "attention"
@@ -85,9 +85,9 @@ class Layout:
 
 
 def check(payload: memoryview, start: int, end: int, layout: Layout) -> list[Area]:
-    """The areas of rows that are exactly of positions [start, end).
+    """The areas of rows that are exactly those of positions [start, end).
 
-    Raises StateError at the first thing that is otherwise.
+    Raises StateError if they are not.
     """
     try:
         areas, at = [], _begin(payload)
@@ -104,7 +104,7 @@ def check(payload: memoryview, start: int, end: int, layout: Layout) -> list[Are
 def check_snapshot(payload: memoryview, position: int, layout: Layout) -> list[Area]:
     """The areas of a snapshot of a sequence that ends before a position.
 
-    Raises StateError at the first thing that is otherwise.
+    Raises StateError if it is not one.
     """
     areas: list[Area] = []
     try:
@@ -125,12 +125,12 @@ def check_snapshot(payload: memoryview, position: int, layout: Layout) -> list[A
 
 
 def window_start(snapshot: memoryview, position: int) -> int:
-    "The first position that a checked snapshot of a window holds"
+    "The first position in a snapshot of a window that was checked"
     return position - int(struct.unpack_from("<I", snapshot, HEADER + 4)[0])
 
 
 def with_tail(payload: bytearray, start: int, end: int, layout: Layout) -> bytearray:
-    "The rows [start, end) in a blob of llama.cpp's, whatever else it holds"
+    "The rows [start, end) in a blob of llama.cpp, without what is appended"
     at = HEADER
     if layout.kind != "recurrent":
         at = _attention(memoryview(payload), at, start, end, layout).end
@@ -162,7 +162,7 @@ def _attention(
     cells.frombytes(payload[at : at + layout.cell * count])
     at += layout.cell * count
     block.positions = cells[0::width]
-    # In any order: sequences that took turns leave holes, filled out of order
+    # In any order: sequences that take turns leave holes, which are filled later
     if array("i", sorted(block.positions)) != array("i", range(start, end)):
         raise StateError("state payload holds other positions")
     if cells[1::width] != array("i", [1]) * count:
@@ -194,9 +194,9 @@ def _area(payload: memoryview, at: int, count: int, transposed: bool) -> Area:
 
 
 def _recurrent(payload: memoryview, at: int, end: int) -> list[Area]:
-    """The areas of the recurrent block at an offset, which goes on to the end.
+    """The areas of the recurrent block at an offset, which reaches to the end.
 
-    None where it holds more than this module knows of.
+    None of them if it holds more than this module knows of.
     """
     count, position, n_seq, s_trans, n_layer = struct.unpack_from("<IiIII", payload, at)
     if (count, position, n_seq) != (1, end - 1, 0):
@@ -214,7 +214,7 @@ def _recurrent(payload: memoryview, at: int, end: int) -> list[Area]:
 
 
 def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
-    """The rows [start, upto) of those of [start, end).
+    """The rows [start, upto) out of a blob of rows [start, end).
 
     Raises StateError like ``check``.
     """
@@ -237,7 +237,7 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
     result += payload[layers : layers + 8]
     for area in block.areas:
         result += payload[area.header : area.at]
-        if not area.nbytes:  # else as many rows as it likes may be claimed
+        if not area.nbytes:  # a damaged blob may claim any number of empty rows
             continue
         size = area.nbytes // area.n_rows
         if area.transposed:
@@ -253,7 +253,7 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
 
 
 def _is_tail(rest: memoryview) -> bool:
-    "Whether this is a window without cells, or recurrent layers without a state"
+    "Whether this is a window without cells or recurrent layers without a state"
     if rest[:8] == struct.pack("<II", 1, 0):
         rest = rest[8:]
         if not rest:
@@ -261,12 +261,12 @@ def _is_tail(rest: memoryview) -> bool:
     if len(rest) < 12:
         return False
     count, s_trans, n_layer = struct.unpack_from("<III", rest)
-    described = len(rest) - 12  # at most two types and three row sizes for each layer
+    described = len(rest) - 12  # at most two types and three row sizes per layer
     return not (count or s_trans or described % 4) and described <= 32 * n_layer
 
 
 def _block_of(payload: memoryview, start: int, end: int) -> tuple[_Block, int]:
-    "The rows' block, and the bytes of its cells, of whatever model"
+    "The block of rows, and how many bytes describe a cell, for any model"
     try:
         return _attention(payload, HEADER, start, end, Layout()), CELL
     except StateError:
@@ -275,7 +275,7 @@ def _block_of(payload: memoryview, start: int, end: int) -> tuple[_Block, int]:
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    "Ascending numbers as half-open runs"
+    "Ascending numbers as half-open ranges"
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number:

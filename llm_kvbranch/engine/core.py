@@ -1,14 +1,14 @@
 """One context: sequences of decoded tokens, and their KV rows in and out.
 
-The idea: a single unified KV cache holds several sequences. A sequence's rows
-[a, b) are captured by copying that range to a scratch sequence, which shares
-the cells, and asking llama.cpp for the scratch sequence's state; they are
-restored the same way backwards. The context is only as large as what it holds
-needs, and grows by being made again around the same rows.
+The idea: a single unified KV cache holds several sequences. A sequence's rows [a, b)
+are captured by copying that range to a scratch sequence, which shares the cells, and
+asking llama.cpp for the scratch sequence's state. They are restored the same way
+backwards. The context is only as large as its rows need; to grow, it is made again
+around the same rows.
 
-The invariants: nothing is restored straight into a live sequence; the scratch
-sequence is empty between calls, also after a failure. After a failed or stopped
-decode the caller cuts the sequence back to what it knows.
+The invariants: nothing is restored straight into a live sequence. The scratch sequence
+is empty between calls, also after a failure. After a decode that failed or was stopped,
+the caller cuts its sequences back to the tokens that it knows of.
 
 This module does not know messages, files or why something is restored.
 """
@@ -47,7 +47,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class Kept:
-    "A sequence that outlives its context; rows below ``shared`` are the donor's"
+    "A sequence that survives its context; rows below ``shared`` are its donor's"
 
     seq: int
     donor: int = -1
@@ -55,14 +55,19 @@ class Kept:
 
 
 class Engine:
-    "A model and one context over it. Not thread-safe: one call at a time."
+    """A model and one context over it. Not thread-safe: one call at a time.
+
+    ``n_ctx`` is the size of the context in cells. ``cuts_anywhere`` says whether a
+    sequence can be cut at any position and continued; if not, snapshots are needed.
+    ``window`` is the size in tokens of a sliding window, if that is all a sequence
+    remembers beside its rows; else 0.
+    """
 
     def __init__(self, weights: Weights, settings: Settings):
         self.weights = weights
         self.settings = settings
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
-        # Of a window that is all there is beside the rows, in tokens
         self.window = weights.n_swa if weights.kind == "attention" else 0
         self._llama = llama()
         self._context: Any = None
@@ -76,7 +81,7 @@ class Engine:
 
     @property
     def n_ctx_train(self) -> int:
-        "Tokens that the model can place, 0 where there is no limit"
+        "The most tokens that the model can place in a context, 0 for no limit"
         rope, trained = self.settings.rope, self.weights.n_ctx_train
         scale = rope.freq_scale or 1.0
         return round((rope.yarn_orig_ctx or trained) / scale) if scale < 1 else trained
@@ -93,9 +98,9 @@ class Engine:
     __del__ = close
 
     def fingerprint(self, digest: Callable[[Path], str]) -> dict[str, str]:
-        """All that must be equal for a state to be this model's own.
+        """All that must be equal for a stored state to be used with this model.
 
-        ``digest`` gives that of a file's content.
+        ``digest`` returns the digest of a file's content.
         """
         load = self.weights.load
         lora = [f"{digest(path)} x {scale:g}" for path, scale in load.lora]
@@ -118,10 +123,10 @@ class Engine:
     # -- the context ---------------------------------------------------
 
     def reserve(self, n_cells: int, live: Iterable[Kept] = ()) -> None:
-        """Make room for n_cells in total, keeping the live sequences' rows.
+        """Make room for n_cells in total, keeping the rows of the live sequences.
 
-        A donor comes before those that share its rows. Raises ContextError when
-        llama.cpp cannot allocate that much.
+        Donors come before those that share their rows. Logits are lost. Raises
+        ContextError when llama.cpp cannot allocate that much.
         """
         if n_cells <= self.n_ctx:
             return
@@ -134,14 +139,14 @@ class Engine:
         try:
             self._create(size)
         except ContextError:
-            if previous:  # what was there fits still
+            if previous:  # that still fits
                 self._create(previous)
                 self._put_back(kept)
             raise
         self._put_back(kept)
 
     def _keep(self, one: Kept) -> tuple[int, bytearray]:
-        "The rows of a sequence that are its own, and its length"
+        "The length of a sequence, and those of its rows that no donor has"
         end = self.length(one.seq)
         if not self.cuts_anywhere:
             return end, self._get(one.seq)
@@ -163,7 +168,7 @@ class Engine:
         self.n_ctx = n_ctx
         self.weights.adapt(self._context)
         tail = b""
-        if not self.cuts_anywhere:  # that of the scratch sequence, which is empty
+        if not self.cuts_anywhere:  # of the scratch sequence, which is empty
             tail = bytes(self._get(self._scratch, _PARTIAL)[blob.HEADER :])
         self._layout = blob.Layout(
             self.weights.kind,
@@ -189,12 +194,13 @@ class Engine:
     def decode(
         self, feeds: list[Feed], stop: Callable[[], bool] | None = None
     ) -> list[int]:
-        """Decode all feeds in one batch; at most ``n_batch`` tokens together.
+        """Decode all feeds in one batch, at most ``n_batch`` tokens together.
 
-        Returns for each feed the index to sample from (-1 without logits).
-        ``stop`` is asked during the computation, and ends it when true: then
-        KeyboardInterrupt is raised, and the sequences hold an unknown part of
-        the tokens.
+        Returns for each feed the index to sample from, -1 without logits. Indices are
+        valid until the next decode or reserve. ``stop`` is called during the
+        computation. When it returns true, KeyboardInterrupt is raised, and the
+        sequences hold an unknown part of the tokens. Raises ContextError when the
+        context is full, KVBranchError when llama.cpp fails.
         """
         lib, batch = self._llama, self._batch
         n, indices = 0, []
@@ -230,7 +236,7 @@ class Engine:
         return indices
 
     def sampler(self, sampling: Sampling, history: array[int]) -> Sampler:
-        "A sampler for one generation; ``history`` is what the penalties see"
+        "A sampler for one generation; ``history`` is what repetition penalties see"
         return Sampler(self.weights.vocab, sampling, history)
 
     def sample(self, sampler: Sampler, index: int) -> int:
@@ -248,24 +254,24 @@ class Engine:
     def cut(self, seq: int, n: int) -> bool:
         """Forget the rows at positions >= n.
 
-        False, with the sequence as it was, where the architecture cannot: then a
+        False, with the sequence unchanged, if the architecture cannot do that: then a
         snapshot is needed.
         """
         lib, memory = self._llama, self._memory
         if memory is None:
             return True
-        if n == 0:  # rows without what makes them complete count as no length
+        if n == 0:  # rows alone may count as length 0
             return bool(lib.llama_memory_seq_rm(memory, seq, -1, -1))
         if self.length(seq) <= n:
             return True
         return self.cuts_anywhere and bool(lib.llama_memory_seq_rm(memory, seq, n, -1))
 
     def share(self, source: int, seq: int, start: int, end: int) -> None:
-        "Let a sequence have the rows [start, end) of another too; costs no cells"
+        "Let a sequence share the rows [start, end) of another; takes no cells"
         self._llama.llama_memory_seq_cp(self._memory, source, seq, start, end)
 
     def capture(self, seq: int, start: int, end: int) -> bytearray:
-        """The KV rows [start, end) of a sequence, as llama.cpp writes them.
+        """The KV rows [start, end) of a sequence, in llama.cpp's format.
 
         Without what a sliding window or a recurrent layer remembers: see snapshot.
         """
@@ -282,8 +288,8 @@ class Engine:
     def snapshot(self, seq: int) -> bytearray:
         """What a sequence remembers beside its rows, as of now.
 
-        With its rows it can be gone on from here, at any later time. Of a sliding
-        window these are the last rows, of recurrent layers their states.
+        With this and its rows it can be continued from here at any later time. For a
+        sliding window these are the last rows, for recurrent layers their states.
         """
         return self._get(seq, _PARTIAL)
 
@@ -301,7 +307,7 @@ class Engine:
             lib.llama_memory_seq_rm(self._memory, scratch, -1, -1)
 
     def snapshot_nbytes(self, seq: int) -> int:
-        "How many bytes snapshot would return, 0 where rows are all there is"
+        "How many bytes snapshot would return, 0 if rows are enough to continue"
         if self.cuts_anywhere:
             return 0
         lib = self._llama
@@ -319,11 +325,11 @@ class Engine:
     ) -> None:
         """Append captured rows [start, end) to a sequence, those below ``upto``.
 
-        The sequence has ``begin`` tokens (its length if not given), ``start`` or more,
-        and the same. Where rows are not all there is, resume has to follow before
-        it is decoded. ``check`` is called once llama.cpp has taken the payload, and may
-        refuse it. Raises StateError when the payload does not fit, the sequence as it
-        was.
+        The sequence must have ``begin`` tokens (by default its length), at least
+        ``start``, and they must be the same tokens. If rows are not enough to continue
+        from, call resume before decoding. ``check`` is called when llama.cpp has read
+        the payload, and may raise StateError. Raises StateError, with the sequence
+        unchanged, when the payload does not fit.
         """
         begin = self.length(seq) if begin is None else begin
         lib = self._llama
@@ -341,10 +347,10 @@ class Engine:
     def resume(
         self, seq: int, snapshot: memoryview, position: int, cut: bool = True
     ) -> None:
-        """Make a sequence that has rows up to a position, or more, end there.
+        """Make a sequence that has the rows up to a position, or more, end there.
 
-        Without ``cut`` the rows after it stay, for slide. Raises StateError, the
-        sequence then not to be used as it is, when the snapshot does not fit.
+        Without ``cut`` later rows stay, for slide. Raises StateError when the snapshot
+        does not fit; the sequence must then be cleared.
         """
         lib = self._llama
         blob.check_snapshot(snapshot, position, self._layout)
@@ -352,15 +358,15 @@ class Engine:
             raise StateError(f"llama.cpp refuses the state ({take_errors()})")
         removed = not cut or lib.llama_memory_seq_rm(self._memory, seq, position, -1)
         if not removed or self.length(seq) != position:
-            raise StateError("llama.cpp cannot go on from the state")
+            raise StateError("llama.cpp cannot continue from the state")
 
     def slide(
         self, seq: int, snapshot: memoryview, position: int, begin: int, upto: int
     ) -> bool:
-        """Move a window from ``begin`` on to ``upto``, by a later snapshot's rows.
+        """Move a window from ``begin`` to ``upto``, with the rows of a later snapshot.
 
-        ``position`` is the snapshot's. False where it does not reach back as far: the
-        sequence then ends at ``begin``. Raises StateError like resume.
+        ``position`` is the snapshot's. False if the snapshot does not reach back to
+        ``begin``, where the sequence then ends. Raises StateError like resume.
         """
         lib = self._llama
         blob.check_snapshot(snapshot, position, self._layout)
@@ -374,15 +380,14 @@ class Engine:
         finally:
             lib.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
         if self.length(seq) != upto:
-            raise StateError("llama.cpp cannot go on from the state")
+            raise StateError("llama.cpp cannot continue from the state")
         return True
 
     def is_finite(self, payload: memoryview | bytearray, start: int, end: int) -> bool:
-        """Whether captured rows are numbers, not NaN or infinite.
+        """Whether captured rows hold no NaN or infinite value.
 
-        Rows that are not would spread, without flash attention even to other
-        sequences. Raises StateError when the payload is no capture of [start,
-        end).
+        Such values would spread, without flash attention even to other sequences.
+        Raises StateError when the payload is not a capture of [start, end).
         """
         view = memoryview(payload)
         return self._all_finite(view, blob.check(view, start, end, self._layout))
@@ -390,7 +395,7 @@ class Engine:
     def is_finite_snapshot(
         self, snapshot: memoryview | bytearray, position: int
     ) -> bool:
-        "The same for a snapshot of a position"
+        "The same for the snapshot of a position"
         view = memoryview(snapshot)
         areas = blob.check_snapshot(view, position, self._layout)
         return self._all_finite(view, areas)

@@ -1,4 +1,4 @@
-"""What this build of llama.cpp can compute on, and how much memory is free there."""
+"""The devices that this build of llama.cpp can use, and their free memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = ("CPU", "GPU", "iGPU", "accelerator", "meta")  # enum ggml_backend_dev_
 
 @dataclass(frozen=True)
 class Device:
-    "A device as ggml lists it; memory in bytes, 0 where it does not say"
+    "A device as ggml lists it; memory in bytes, 0 if unknown"
 
     name: str
     description: str
@@ -33,7 +33,7 @@ def can_offload() -> bool:
 
 
 def devices() -> list[Device]:
-    "All devices of this build, none where the library does not tell (Windows)"
+    "All devices of this build; none if the library does not list them (Windows)"
     try:
         lib = _library()
     except AttributeError:  # pragma: no cover

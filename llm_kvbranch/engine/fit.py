@@ -1,6 +1,6 @@
-"""How much of a model has room, and why one could not be loaded.
+"""How much of a model fits into memory, and why a model could not be loaded.
 
-All of it is reckoned from the file's header; llama.cpp itself has the last word.
+All of this is estimated from the file's header; llama.cpp has the last word.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .devices import Device
 from .gguf import Header, read_header
 from .lib import listen, llama, take_errors
 
-MARGIN = 512 << 20  # bytes left to compute buffers and to other programs
+MARGIN = 512 << 20  # bytes left for compute buffers and other programs
 _F16 = 1  # enum ggml_type
-_CONTEXT = 8192  # tokens that a model on a GPU should have room for
+_CONTEXT = 8192  # tokens that a GPU should have room for
 
 
 def layers_that_fit(
@@ -26,9 +26,9 @@ def layers_that_fit(
     types: tuple[int, int] = (_F16, _F16),
     n_ctx: int = _CONTEXT,
 ) -> int:
-    """How many layers, the output layer included, have room on GPUs.
+    """How many layers fit on the GPUs, counting the output layer.
 
-    With the KV rows of ``n_ctx`` tokens; ``types`` are the ggml types of keys and
+    Each with its KV rows of ``n_ctx`` tokens; ``types`` are the ggml types of keys and
     values. llama.cpp offloads the last layers first.
     """
     room = sum(max(0, gpu.free - MARGIN) for gpu in gpus)
@@ -48,9 +48,9 @@ def layers_that_fit(
 def tokens_that_fit(
     header: Header, nbytes: int, types: tuple[int, int] = (_F16, _F16)
 ) -> int:
-    """How many tokens' KV rows have room beside the weights in so many bytes.
+    """How many tokens' KV rows fit into ``nbytes`` beside the weights.
 
-    As many as the model was trained for, at the most.
+    At most as many as the model was trained for.
     """
     room = nbytes - MARGIN - header.nbytes - header.recurrent_bytes()
     each = sum(header.kv_bytes(*types))
@@ -63,8 +63,8 @@ def tokens_that_fit(
 def check_known(path: Path, tokenizer: bool = True) -> None:
     """Raise ModelLoadError if this build does not know the architecture or tokenizer.
 
-    The vocabulary alone is loaded for that: llama.cpp has no list of what it knows.
-    Without ``tokenizer`` not even that: it takes time that grows with the vocabulary.
+    llama.cpp has no list of what it knows, so the vocabulary alone is loaded. That
+    takes time that grows with the vocabulary; without ``tokenizer`` it is skipped.
     """
     lib = llama()
     parameters = lib.llama_model_default_params()
@@ -84,7 +84,7 @@ def check_known(path: Path, tokenizer: bool = True) -> None:
 
 
 def explain(path: Path, reason: str) -> str:
-    "Why llama.cpp did not load a model, for someone who wants to run one"
+    "Why llama.cpp did not load a model, and what to do about it"
     try:
         header = read_header(path)
     except ModelLoadError as error:
@@ -95,22 +95,22 @@ def explain(path: Path, reason: str) -> str:
         return unknown
     if "alloc" in reason or "out of memory" in reason:
         return (
-            f"There is no memory for {path.name} ({header.nbytes / 1e9:.1f} GB): "
+            f"Not enough memory for {path.name} ({header.nbytes / 1e9:.1f} GB): "
             f"use a smaller model or quantisation ({reason})"
         )
     return f"llama.cpp cannot load {path.name}: {reason}"
 
 
 def _unknown(path: Path, architecture: str, reason: str) -> str | None:
-    "What this build of llama.cpp does not know of a model"
+    "What this build of llama.cpp does not know about a model"
     upgrade = "llm install --upgrade llama-cpp-python"
     unknown = "unknown model architecture" in reason
-    # Some of Ollama's files are made in a way that only Ollama reads
+    # Some of Ollama's files can only be read by Ollama
     is_ollamas = path.parent.name == "blobs" and path.name.startswith("sha256-")
     if is_ollamas and (unknown or "wrong number of tensors" in reason):
         return (
-            f"Ollama's own file of this model ({architecture}) is none that this build "
-            "of llama.cpp can load: get another with llm kvbranch models download, or "
+            f"This build of llama.cpp cannot load Ollama's file of this model "
+            f"({architecture}): get another with llm kvbranch models download, or "
             f"{upgrade} ({reason})"
         )
     if unknown:

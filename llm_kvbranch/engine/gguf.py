@@ -1,10 +1,10 @@
-"""What a GGUF file says of itself, read by ggml without loading the model.
+"""The header of a GGUF file, read by ggml without loading the model.
 
-The idea: the header names every key and every tensor with its size. That is
-enough to tell whether the file is whole, what it is for, and how much memory it
-wants, in some milliseconds, however large the file.
+The idea: the header has every key, and every tensor with its size. That is enough to
+say whether the file is complete, what it is for, and how much memory it needs, within
+milliseconds, however large the file.
 
-Every figure for memory is an estimate: llama.cpp itself has the last word.
+All memory figures are estimates: llama.cpp has the last word.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _SCALARS: dict[int, tuple[str, Any]] = {
     11: ("i64", ctypes.c_int64),
     12: ("f64", ctypes.c_double),
 }
-_MAX_ARRAY = 4096  # longer ones belong to the vocabulary
+_MAX_ARRAY = 4096  # longer arrays belong to the vocabulary
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
-_F32 = 4  # bytes of a number in a recurrent state
-_OTHER_KINDS = {  # by architecture: what llama.cpp loads, and is not to be talked to
+_F32 = 4  # bytes per value of a recurrent state
+_OTHER_KINDS = {  # by architecture: models that llama.cpp loads, but that do not chat
     "t5": "an encoder-decoder model",
     "t5encoder": "an encoder",
     "wavtokenizer-dec": "an audio decoder",
     **dict.fromkeys(("dream", "llada", "llada-moe"), "a diffusion model"),
 }
-_OTHERWISE = {  # what to do with a file of another format, by what ggml says of it
+_ADVICE = {  # what to do about a file of another format, by ggml's error message
     "only supports up to version": "llm install --upgrade llama-cpp-python",
     "no longer supported": "Look for a newer file of the model",
     "endianness": "Look for a file of the model for this kind of computer",
@@ -95,10 +95,10 @@ class _Parameters(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Header:
-    """The keys and tensors of one model, all parts of a split one together.
+    """The keys and tensors of one model, with all parts of a split model together.
 
-    ``values`` are single values and short arrays of numbers, by key;
-    ``tensors`` the bytes of each tensor, by name.
+    ``values`` has single values and short arrays of numbers by key, ``tensors`` the
+    bytes of each tensor by name.
     """
 
     path: Path
@@ -132,16 +132,16 @@ class Header:
         return "tokenizer.chat_template" in self.values
 
     def get(self, key: str) -> Any:
-        "A value whose key begins with the architecture's name"
+        "The value of a key that begins with the architecture's name"
         return self.values.get(f"{self.architecture}.{key}")
 
     @property
     def unfit(self) -> str | None:
-        "Why this is no model to talk to"
+        "Why this is not a chat model; None if it may be one"
         return unfit(self.values.get)
 
     def layer_bytes(self) -> list[int]:
-        "Bytes of each layer's weights; the output layer comes last"
+        "Bytes of each layer's weights, the output layer last"
         sizes = [0] * (self.n_layer + 1)
         for name, nbytes in self.tensors.items():
             found = re.match(r"blk\.(\d+)\.", name)
@@ -152,12 +152,12 @@ class Header:
                 at = int(found[1])
             if at is not None and at <= self.n_layer:
                 sizes[at] += nbytes
-        if "output.weight" not in self.tensors:  # the embeddings serve as both
+        if "output.weight" not in self.tensors:  # the embeddings are used for both
             sizes[-1] += self.tensors.get("token_embd.weight", 0)
         return sizes
 
     def kv_bytes(self, type_k: int, type_v: int) -> list[int]:
-        "Bytes that one token's keys and values take in each layer; ggml types"
+        "Bytes of one token's keys and values in each layer; the types are ggml's"
         n_head = self._per_layer("attention.head_count")
         n_head_kv = self._per_layer("attention.head_count_kv", n_head)
         width = int(self.get("embedding_length") or 0)
@@ -173,7 +173,7 @@ class Header:
         ]
 
     def recurrent_bytes(self) -> int:
-        "Bytes of one sequence's recurrent state, all layers together"
+        "Bytes of one sequence's recurrent state, in all layers together"
         conv, inner, state = (
             int(self.get(f"ssm.{name}") or 0)
             for name in ("conv_kernel", "inner_size", "state_size")
@@ -185,7 +185,7 @@ class Header:
         return sum(_F32 * numbers for i in range(self.n_layer) if self._is_recurrent(i))
 
     def _is_recurrent(self, layer: int) -> bool:
-        "Whether a layer has a state in place of keys and values"
+        "Whether a layer has a state instead of keys and values"
         if interval := self.get("full_attention_interval"):
             return bool((layer + 1) % int(interval))
         heads = self._per_layer("attention.head_count_kv", [1] * self.n_layer)
@@ -194,7 +194,7 @@ class Header:
         return heads[layer] == 0 or not max(self._per_layer("attention.head_count"))
 
     def _per_layer(self, key: str, default: list[int] | None = None) -> list[int]:
-        "A count for every layer, whether the file has one or many"
+        "A count for every layer, from a single value or a list"
         value = self.get(key)
         if value is None:
             return default if default is not None else [0] * self.n_layer
@@ -203,7 +203,7 @@ class Header:
 
 
 def parts(path: Path) -> list[Path]:
-    "The files that a model consists of, in order: one, or those of a split model"
+    "The files of a model, in order: several if the model is split"
     found = _PART.search(path.stem)
     if found is None:
         return [path]
@@ -221,7 +221,7 @@ def check_parts(path: Path) -> None:
         raise ModelLoadError(f"There is no model file {path}")
     if missing:
         raise ModelLoadError(
-            f"Of the model in {len(files)} parts some are missing: "
+            f"The model has {len(files)} parts, and some are missing: "
             f"{', '.join(missing)}. Put all parts into one folder"
         )
 
@@ -229,7 +229,7 @@ def check_parts(path: Path) -> None:
 def read_header(path: Path) -> Header:
     """The header of a model file, or of all parts of a split model.
 
-    Raises ModelLoadError when a file is missing, no GGUF file or cut short.
+    Raises ModelLoadError when a file is missing, not a GGUF file, or cut short.
     """
     check_parts(path)
     values: dict[str, Any] = {}
@@ -244,28 +244,28 @@ def read_header(path: Path) -> Header:
 
 
 def unfit(value: Callable[[str], Any]) -> str | None:
-    "Why a file with these values (by key) is no model to talk to, None if it is one"
+    "Why a file with these values (by key) is not a chat model; None if it may be one"
     architecture = value("general.architecture")
     kind = value("general.type")
     if architecture == "clip" or kind in ("mmproj", "vision", "projector"):
         return (
-            "is a projector: it lets another model see or hear, and writes nothing. "
+            "is a projector: it lets another model see or hear, but writes no text. "
             "Choose the model that it came with"
         )
     if kind == "adapter" or value("adapter.type") is not None:
         return (
-            "is a LoRA adapter: choose the model it was made for, and set it there "
+            "is a LoRA adapter: choose the model it was made for, and add it there "
             "with llm kvbranch models settings NAME lora FILE"
         )
     if kind == "imatrix":
-        return "is an importance matrix, which is only good for quantising models"
+        return "is an importance matrix, which is only used to quantise models"
     if kind := _OTHER_KINDS.get(str(architecture)):
         return f"is {kind}, which kvllama cannot run. Choose a chat or instruct model"
     pooling = value(f"{architecture}.pooling_type")
     causal = value(f"{architecture}.attention.causal")
     if str(pooling or 0) != "0" or str(causal).lower() in ("false", "0"):
         return (
-            "is an embedding model: it turns text into vectors and writes nothing. "
+            "is an embedding model: it turns text into vectors, but writes no text. "
             "Choose a chat or instruct model"
         )
     return None
@@ -279,7 +279,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int], int]:
     gguf = lib.gguf_init_from_file(os.fsencode(path), _Parameters(True, None))
     if not gguf:
         reason = take_errors()
-        advice = [text for words, text in _OTHERWISE.items() if words in reason]
+        advice = [text for words, text in _ADVICE.items() if words in reason]
         raise ModelLoadError(
             f"{path.name} cannot be read as a GGUF file: {reason}. "
             f"{advice[0] if advice else 'Download it again'}"
@@ -307,7 +307,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int], int]:
 
 
 def _size(path: Path) -> int:
-    "Bytes of a file that begins like a GGUF file"
+    "Bytes of a file; raises ModelLoadError if it does not begin like a GGUF file"
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -325,7 +325,7 @@ def _size(path: Path) -> int:
 
 
 def _value(lib: Any, gguf: int, i: int) -> Any:
-    "The value of a key: a number, a text, a short list of numbers, else None"
+    "The value of a key: a number, a string or a short list of numbers, else None"
     kind = lib.gguf_get_kv_type(gguf, i)
     if kind == _STRING:
         return lib.gguf_get_val_str(gguf, i).decode("utf-8", "replace")
@@ -346,7 +346,7 @@ def _row_size(ggml_type: int, n: int) -> int:
 
 @functools.cache
 def _per_byte(ggml_type: int) -> float:
-    "How many numbers of a ggml type a byte holds"
+    "How many values of a ggml type one byte holds"
     lib = _library()
     return float(lib.ggml_blck_size(ggml_type) / max(1, lib.ggml_type_size(ggml_type)))
 

@@ -1,13 +1,13 @@
 """The llama.cpp bindings, loaded late and quietly.
 
-The idea: only ``llama_cpp.llama_cpp``, the ctypes layer, is wanted. Importing
-the package ``llama_cpp`` also brings numpy, jinja2 and its chat code, which
-takes four times as long, so the submodule is imported without running the
-package's own ``__init__``. Another plugin's ``import llama_cpp`` later still
-gets the whole package, sharing the bindings already loaded.
+The idea: only ``llama_cpp.llama_cpp``, the ctypes layer, is needed. Importing the
+package ``llama_cpp`` also imports numpy, jinja2 and its chat code, and takes four times
+as long, so the submodule is imported without running the package's ``__init__``. If
+another plugin imports ``llama_cpp`` later, it still gets the whole package, sharing the
+bindings that are loaded.
 
-The invariant: llama.cpp writes nothing to the terminal; the last errors it
-reported are kept, and end up in the text of our exceptions.
+The invariant: llama.cpp writes nothing to the terminal. The last errors that it
+reported are kept for the messages of our exceptions.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ..errors import ModelLoadError
 from .threads import choose_spins
 
 _ERROR, _CONTINUATION = 4, 5  # enum ggml_log_level
-_SOURCE = re.compile(r"^(?:llama|gguf|ggml)_\w+: ")  # the function that says it
-_ECHOES = ("failed to load model", "failed to read header")  # of what was said before
+_SOURCE = re.compile(r"^(?:llama|gguf|ggml)_\w+: ")  # the function that reports it
+_ECHOES = ("failed to load model", "failed to read header")  # of an earlier message
 _errors: collections.deque[str] = collections.deque(maxlen=8)
 _callbacks: list[Any] = []  # C holds a pointer to them
 
 
 @functools.cache
 def llama() -> Any:
-    "The ctypes bindings, their log silenced and the backends started"
-    # Without this a crash inside ggml starts gdb, where it is installed
+    "The ctypes bindings, with their log silenced and the backends started"
+    # Without this a crash inside ggml starts gdb, if it is installed
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     choose_spins()
     try:
@@ -57,10 +57,10 @@ def llama() -> Any:
 
 
 def listen() -> None:
-    """Forget old errors and take llama.cpp's log, before a call that may fail.
+    """Forget old errors and redirect llama.cpp's log, before a call that may fail.
 
-    Importing the whole package, which any other plugin may do, sends the log to
-    the terminal.
+    Another plugin may have imported the whole package, which sends the log to the
+    terminal.
     """
     llama().llama_log_set(_callbacks[0], None)
     _errors.clear()
@@ -98,7 +98,7 @@ def take_errors() -> str:
 
 @contextlib.contextmanager
 def stderr() -> Iterator[Callable[[], str]]:
-    "Keep what C writes to standard error; the function given returns it"
+    "Capture what C writes to standard error; yields a function that returns it"
     with tempfile.TemporaryFile() as file:
         sys.stderr.flush()
         terminal = os.dup(2)
@@ -119,7 +119,7 @@ def stderr() -> Iterator[Callable[[], str]]:
 def row_validator() -> Callable[[int, int, int], bool]:
     """ggml's test for NaN and infinite values: (ggml type, address, bytes).
 
-    Always true where the shared library does not offer it.
+    Always true if the shared library does not export it.
     """
     try:
         validate = llama()._lib.ggml_validate_row_data
@@ -132,7 +132,7 @@ def row_validator() -> Callable[[int, int, int], bool]:
 
 @functools.cache
 def build() -> str:
-    "Which llama.cpp this is: the bindings' version, its own, the state format's"
+    "Versions of the bindings, of llama.cpp, and of its state format"
     bindings = llama()
     own = bindings.llama_version()
     own = own.decode() if isinstance(own, bytes) else own

@@ -1,4 +1,4 @@
-"""How a context is made: our settings, as llama.cpp's parameters."""
+"""How a context is made: our settings as llama.cpp's parameters."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ KV_TYPES = {  # enum ggml_type
     "iq4_nl": 20,
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
-_AT_A_TIME = 128  # tokens whose scores for all cells are in memory at once
+_AT_A_TIME = 128  # tokens whose attention scores are in memory at once
 ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Overrides of the model's rotary positions, by llama.cpp's names.
+    """Overrides of the model's rotary position embedding, by llama.cpp's names.
 
-    None is what the model says. They decide what a state's rows mean.
+    None keeps the model's own value. They decide what the rows of a state mean.
     """
 
     scaling: str | None = None
@@ -47,8 +47,11 @@ class Rope:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the context is made. Of these, the KV types, flash attention and rope
-    decide which states fit; the others may differ between capture and restore.
+    """How a context is made.
+
+    A state only fits a context with the same KV types, flash attention and rope; the
+    rest may differ between capture and restore. ``n_batch`` is in tokens, ``n_seq`` is
+    the number of sequences.
     """
 
     type_k: str = "f16"
@@ -61,11 +64,11 @@ class Settings:
 
 
 def context_parameters(settings: Settings, n_ctx: int, on_cpu: bool = False) -> Any:
-    "llama_context_params for a context of n_ctx cells; ``on_cpu`` if no GPU has layers"
+    "llama_context_params for n_ctx cells; ``on_cpu`` if no layer is on a GPU"
     parameters = llama().llama_context_default_params()
     parameters.n_ctx = n_ctx
     parameters.n_batch = parameters.n_ubatch = settings.n_batch
-    if settings.flash_attn == "off" and on_cpu:  # all at once takes 1.3 times as long
+    if settings.flash_attn == "off" and on_cpu:  # larger takes 1.3 times as long
         parameters.n_ubatch = min(settings.n_batch, _AT_A_TIME)
     parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
     parameters.kv_unified = True

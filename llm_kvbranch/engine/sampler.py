@@ -1,8 +1,8 @@
 """Choosing the next token: llama.cpp's own C sampler chain.
 
 The order is llama.cpp's default: penalties, top-k, typical, top-p, min-p, then
-temperature and the draw. Temperature 0 is greedy. The penalties see the end of
-the prompt too, the same whether it was decoded or restored.
+temperature and the draw. Temperature 0 is greedy. The penalties also see the end of the
+prompt, whether it was decoded or restored.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .lib import listen, llama, stderr, take_errors
 class Sampling:
     """How to draw tokens; names, units and defaults are llama.cpp's.
 
-    ``seed`` None draws one at random. ``grammar`` is GBNF text whose root rule
-    is ``root``.
+    A ``seed`` of None means a random one. ``grammar`` is GBNF text whose root rule is
+    named ``root``.
     """
 
     temperature: float = 0.8
@@ -37,7 +37,7 @@ class Sampling:
 
 
 class Sampler:
-    "One generation's sampler chain"
+    "One generation's sampler chain; raises KVBranchError for an invalid grammar"
 
     def __init__(self, vocab: Any, sampling: Sampling, history: array[int]):
         self._llama = lib = llama()
@@ -86,7 +86,7 @@ class Sampler:
         self._llama.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, context: Any, index: int) -> int:
-        "Draw from the logits of a batch index and remember the choice"
+        "Draw a token from the logits at a batch index, and remember it"
         return int(self._llama.llama_sampler_sample(self._chain, context, index))
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Sampler:
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
-    "GBNF of a JSON schema; raises KVBranchError for one that has none"
+    "A GBNF grammar for a JSON schema; raises KVBranchError if there is none"
     import importlib
     import json
 
@@ -107,5 +107,5 @@ def json_grammar(schema: dict[str, Any]) -> str:
     listen()
     try:
         return str(module.json_schema_to_gbnf(json.dumps(schema)))
-    except Exception as error:  # the converter raises whatever comes its way
+    except Exception as error:  # the converter may raise anything
         raise KVBranchError(f"This schema cannot be enforced: {error}") from None

@@ -1,13 +1,13 @@
 """How many threads llama.cpp computes with, and how long they wait for each other.
 
-The idea: its threads meet some hundred times a token. A thread that spins until the
-others are there loses no time, where each has a processor. Where they have not, it
-takes the time that it waits for away from them. So it depends on what else runs on the
-machine when llama.cpp is loaded: libgomp reads this once.
+The idea: its threads synchronise some hundred times per token. A thread that spins
+until the others arrive loses no time if each thread has a processor. If not, it takes
+processor time away from the threads that it waits for. So the number of spins depends
+on what else is running when llama.cpp is loaded, which is when libgomp reads it.
 
-Measured on two processors with a model of 135M: alone 154 tokens a second with
-libgomp's own spins, 114 to 132 with few. Beside another llama.cpp 52 and 71, beside two
-programs that never wait 4 and 66.
+Measured on two processors with a model of 135M parameters: alone, 154 tokens per second
+with libgomp's default, 114 to 132 with few spins; beside another llama.cpp, 52 and 71;
+beside two programs that never sleep, 4 and 66.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 LOAD = Path("/proc/loadavg")
-_FEW = "300"  # times; libgomp's own are some hundred thousand, a millisecond
-_LOOKS = 5  # a millisecond apart: what runs only now and then is seldom there in all
+_FEW = "300"  # spins; libgomp's default is some hundred thousand, a millisecond
+_LOOKS = 5  # a millisecond apart, so that short-lived work is not counted
 
 
 def default_threads() -> int:
-    "The processors this process may use"
+    "The number of processors that this process may use"
     try:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:  # not on macOS or Windows
@@ -30,9 +30,9 @@ def default_threads() -> int:
 
 
 def choose_spins() -> None:
-    """Have llama.cpp's threads spin less where processors are wanted by others too.
+    """Make llama.cpp's threads spin less if other programs need the processors too.
 
-    To be called before libgomp is loaded. What the user has chosen is left alone.
+    Must be called before libgomp is loaded. Does nothing if the user has chosen.
     """
     chosen = os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
     if not chosen and default_threads() + _others() > (os.cpu_count() or 1):
@@ -40,14 +40,14 @@ def choose_spins() -> None:
 
 
 def _others() -> int:
-    "Threads of other programs that compute just now, 0 where that is not known"
+    "Threads of other programs that are running now, 0 if that is not known"
     looks = []
     try:
         for i in range(_LOOKS):
             if i:
                 time.sleep(0.001)
             running, _, _ = LOAD.read_text().split()[3].partition("/")
-            looks.append(int(running) - 1)  # but for this one
+            looks.append(int(running) - 1)  # without this one
     except (OSError, ValueError, IndexError):
         return 0
     return min(looks)

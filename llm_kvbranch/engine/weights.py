@@ -1,4 +1,4 @@
-"""One GGUF file in memory: its weights, its vocabulary, what it says of itself."""
+"""One GGUF file in memory: its weights, its vocabulary and its metadata."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # enum llama_split
 
 @dataclass(frozen=True)
 class Load:
-    """Where a model's weights come from and where they go.
+    """Which file the weights are loaded from, and onto which devices.
 
-    ``lora`` are adapters and their scales. ``split_mode`` and ``tensor_split``
+    ``lora`` has adapters and their scales. ``split_mode`` and ``tensor_split``
     (proportions) say how several GPUs share the layers.
     """
 
     path: Path
-    n_gpu_layers: int = -1  # negative: every layer the build can offload
+    n_gpu_layers: int = -1  # negative: all layers that the build can offload
     main_gpu: int = 0
     split_mode: str = "layer"
     tensor_split: tuple[float, ...] = ()
@@ -46,16 +46,17 @@ class Load:
 
     @property
     def files(self) -> list[Path]:
-        "The files that the weights are made of: all that decides what they compute"
+        "The files of the model: more than one if it is split"
         return parts(self.path)
 
 
 class Weights:
-    """A loaded model. Raises ModelLoadError when it cannot be run.
+    """A loaded model. Raises ModelLoadError when it cannot be used.
 
-    ``gpu_layers`` is how many layers are on a GPU, the output layer counted as
-    one; ``devices`` the names of the GPUs. ``notice`` says what was decided
-    otherwise than asked for, None if nothing was.
+    ``gpu_layers`` is how many layers are on a GPU, counting the output layer;
+    ``devices`` are the names of the GPUs. ``notice`` says what was not done as asked,
+    None if all was. ``n_ctx_train`` and ``n_swa`` (the sliding window) are in tokens, 0
+    if there is none.
     """
 
     def __init__(self, load: Load):
@@ -83,7 +84,7 @@ class Weights:
         self._pieces: dict[int, bytes] = {}
 
     def _load_model(self) -> None:
-        "Load the weights, on fewer layers of a GPU where not all have room"
+        "Load the weights, with fewer layers on the GPU if not all of them fit"
         gpus = [device for device in devices() if device.takes_layers]
         self.devices = [f"{gpu.description} ({gpu.name})" for gpu in gpus]
         wanted = self.load.n_gpu_layers
@@ -97,7 +98,7 @@ class Weights:
                 if self._try_load(n):
                     self.gpu_layers = n
                     self.notice = (
-                        f"The GPU has no room for all of {self.load.path.name}: "
+                        f"{self.load.path.name} does not fit on the GPU: "
                         f"{n} of {self._offloaded(-1)} layers are on it"
                     )
                     return
@@ -120,7 +121,7 @@ class Weights:
         return bool(self.model)
 
     def _offloaded(self, n_gpu_layers: int) -> int:
-        "How many layers llama.cpp offloads when it is asked for so many"
+        "How many layers llama.cpp offloads when asked for this many"
         n = int(self._llama.llama_model_n_layer(self.model)) + 1
         return n if n_gpu_layers < 0 else min(n, n_gpu_layers)
 
@@ -135,11 +136,11 @@ class Weights:
         return "CPU (this build of llama-cpp-python uses no GPU)"
 
     def _check_use(self) -> None:
-        "Refuse what loads, but is no model to talk to"
+        "Raise ModelLoadError for a model that loads, but does not chat"
         lib, name = self._llama, self.load.path.name
         reason = unfit(self.value)
         if reason is None and not lib.llama_model_has_decoder(self.model):
-            reason = "is no model that writes text. Choose a chat or instruct model"
+            reason = "does not write text. Choose a chat or instruct model"
         if reason is None and lib.llama_model_is_diffusion(self.model):
             reason = "is a diffusion model, which kvllama cannot run"
         if reason is not None:
@@ -156,13 +157,13 @@ class Weights:
         adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
             raise ModelLoadError(
-                f"{path.name} is no LoRA adapter for {self.load.path.name}: "
+                f"{path.name} is not a LoRA adapter for {self.load.path.name}: "
                 f"{take_errors()}"
             )
         self._adapters.append((adapter, scale))  # freed with the model
 
     def adapt(self, context: Any) -> None:
-        "Put the adapters into a context; raises ModelLoadError"
+        "Apply the adapters to a context; raises ModelLoadError"
         if not self._adapters:
             return
         n = len(self._adapters)
@@ -175,7 +176,7 @@ class Weights:
             raise ModelLoadError(f"The LoRA adapters cannot be used: {take_errors()}")
 
     def value(self, key: str) -> str | None:
-        "A value of the file's metadata as text, None where it has none"
+        "A value of the file's metadata as text, None if it has no such key"
         buffer = ctypes.create_string_buffer(256)
         n = self._llama.llama_model_meta_val_str(
             self.model, key.encode(), buffer, len(buffer)
@@ -192,9 +193,9 @@ class Weights:
     def tokenize(self, text: str, special: bool, bos: bool = False) -> array[int]:
         """Token ids of a text.
 
-        ``special``: control tokens written out in the text become those tokens;
-        otherwise they are text like any other. ``bos``: begin as the vocabulary
-        says a text begins.
+        With ``special``, control tokens that the text spells become those tokens;
+        otherwise they are text like any other. With ``bos``, the tokens that the
+        vocabulary wants at the beginning of a text are added.
         """
         data = text.encode("utf-8", "surrogatepass")
         room = len(data) + 16
@@ -209,7 +210,7 @@ class Weights:
         return tokens
 
     def piece(self, token: int) -> bytes:
-        "The bytes a token stands for, none for a control token"
+        "The bytes that a token spells, none for a control token"
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self._piece(token)
@@ -228,7 +229,7 @@ class Weights:
 
     @functools.cached_property
     def longest_piece(self) -> int:
-        "Bytes of the longest token"
+        "How many bytes the longest token spells"
         return max(len(self._piece(token)) for token in range(self.n_vocab))
 
     def is_eog(self, token: int) -> bool:
@@ -247,15 +248,16 @@ class Weights:
 
     @property
     def chat_template(self) -> str | None:
-        "The jinja source in the file's metadata"
+        "The jinja source in the file's metadata, None if it has none"
         template = self._llama.llama_model_chat_template(self.model, None)
         return template.decode("utf-8", "replace") if template else None
 
     @property
     def sampling(self) -> dict[str, float]:
-        """How the model's makers would draw tokens, by llama.cpp's names.
+        """The sampling settings that the model's authors recommend.
 
-        ``general.sampling.*`` of the file's metadata; most files have none.
+        By llama.cpp's names, from ``general.sampling.*`` of the file's metadata; most
+        files have none.
         """
         found = {}
         for name, (key, kind) in _SAMPLING_KEYS.items():
@@ -291,10 +293,10 @@ class Weights:
 
 @functools.cache
 def _has_amx() -> bool:
-    """Whether this processor has Intel's matrix extension.
+    """Whether this processor has Intel's matrix extension (AMX).
 
-    llama.cpp's use of it ends the process, depending on compiler and kernel
-    (ggml-org/llama.cpp pull request 26954), so it is kept from it.
+    Depending on compiler and kernel, llama.cpp crashes when it uses AMX
+    (ggml-org/llama.cpp pull request 26954), so it is prevented from using it.
     """
     try:
         return " amx_tile" in Path("/proc/cpuinfo").read_text()

@@ -1,14 +1,14 @@
-"""Where a sequence can be gone on from, where rows alone are not enough.
+"""Where a sequence can be continued from, when its rows alone are not enough.
 
-The idea: layers with a sliding window, and recurrent ones, remember more than the
-rows of the tokens, and cannot take it back. So snapshots of it are taken on the way:
-at the end of a prompt and of an answer, and every so many tokens between, more thinly
-the more bytes they take. A sequence can be gone on from where there is one. With a
-sliding window of W tokens also from anywhere between two that are at most W apart:
-the later one holds all that came in between.
+The idea: layers with a sliding window, and recurrent layers, remember more than the
+rows of the tokens, and cannot go back. So snapshots of what they remember are taken on
+the way: at the end of a prompt and of an answer, and at intervals between, which grow
+with the bytes that snapshots take. A sequence can be continued from any snapshot. With
+a sliding window of W tokens it can also be continued from anywhere between two
+snapshots that are at most W apart: the later one holds all that came in between.
 
-The invariant: nothing but a snapshot, or the beginning, makes a position one to go
-on from; what comes after it is decoded again.
+The invariant: a sequence is continued only from a snapshot or from its beginning. What
+comes after that is decoded again.
 
 This module decides; it does not touch llama.cpp's memory or any file.
 """
@@ -20,30 +20,30 @@ from dataclasses import dataclass, field
 
 from ..store import Segment
 
-GRID = 32  # tokens of an answer from one snapshot to the next, at the least
-PROMPT_GRID = 512  # the same while prefilling: a batch may have to end there
-_WORTH = 64  # tokens that make a snapshot at the end of a prompt worth its bytes
+GRID = 32  # tokens from one snapshot of an answer to the next, at least
+PROMPT_GRID = 512  # the same while prefilling: batches have to end there
+_WORTH = 64  # prefilled tokens that make a snapshot at the end worth its bytes
 _MAX_BYTES = 128 << 20  # of one sequence's snapshots
 _MAX_COUNT = 48
 
 
 @dataclass
 class Snapshots:
-    """Those of one sequence that are in memory, by position.
+    """The snapshots of one sequence that are in memory, by position.
 
-    ``grid`` is how many tokens apart they are taken.
+    They are taken at multiples of ``grid`` tokens.
     """
 
     grid: int = GRID
     taken: dict[int, bytearray] = field(default_factory=dict)
-    kept: set[int] = field(default_factory=set)  # ends of prompts: not on the grid
+    kept: set[int] = field(default_factory=set)  # ends of prompts, off the grid
 
     def is_due(self, position: int) -> bool:
-        "Whether to take one at a position of an answer"
+        "Whether to take a snapshot at a position of an answer"
         return position % self.grid == 0
 
     def next_stop(self, at: int, begin: int, end: int) -> int:
-        "Where to stop after ``at`` while a prompt is prefilled from begin to end"
+        "Where to stop next, after ``at``, while prefilling a prompt [begin, end)"
         grid = max(self.grid, PROMPT_GRID)
         stop = at - at % grid + grid
         if end - 1 - begin >= _WORTH and at < end - 1:
@@ -51,7 +51,7 @@ class Snapshots:
         return min(stop, end)
 
     def add(self, position: int, data: bytearray, keep: bool = False) -> None:
-        "Keep one, and fewer of the others where they take too much"
+        "Keep a snapshot, and fewer of the others if they take too much memory"
         self.taken[position] = data
         if keep:
             self.kept.add(position)
@@ -62,7 +62,7 @@ class Snapshots:
             self._thin()
 
     def _thin(self) -> None:
-        "Drop every other one; the oldest end of a prompt where only those are left"
+        "Drop every other snapshot; if only ends of prompts are left, the oldest"
         loose = sorted(set(self.taken) - self.kept)
         if not loose:
             oldest = min(self.taken)
@@ -75,30 +75,30 @@ class Snapshots:
                 del self.taken[position]
 
     def forget_after(self, n: int) -> None:
-        "Forget those of positions above n"
+        "Forget the snapshots above position n"
         self.taken = {at: data for at, data in self.taken.items() if at <= n}
         self.kept &= self.taken.keys()
 
     def forget_before(self, n: int) -> None:
-        "Forget those of positions below n: they are stored by now"
+        "Forget the snapshots below position n: they are stored by now"
         self.taken = {at: data for at, data in self.taken.items() if at >= n}
         self.kept &= self.taken.keys()
 
     def last(self, n: int) -> int | None:
-        "The greatest position up to n that there is one of"
+        "The position of the last snapshot up to n"
         return max((at for at in self.taken if at <= n), default=None)
 
     def between(self, start: int, end: int) -> dict[int, bytearray]:
-        "Those of the positions after ``start`` and before ``end``"
+        "The snapshots after ``start`` and before ``end``, by position"
         return {at: data for at, data in self.taken.items() if start < at < end}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do, after the rows are there, to go on from a position.
+    """One thing to do, once the rows are there, to continue from position ``upto``.
 
-    Resume by a segment's snapshot at ``mark``; or, where ``begin`` is given, slide
-    the window from there to ``upto`` by it.
+    Resume from a segment's snapshot at ``mark``; or, if ``begin`` is given, use it to
+    slide the window from ``begin`` to ``upto``.
     """
 
     segment: Segment
@@ -108,8 +108,8 @@ class Step:
 
 
 def resumable(segments: Sequence[Segment], window: int) -> int:
-    "How many tokens of a chain can be gone on from, by the snapshots in its files"
-    best, whole = 0, True  # whole: the segment before can be gone on from at its end
+    "How many tokens of a chain can be continued from, by its files' snapshots"
+    best, whole = 0, True  # whole: the segment before can be continued at its end
     for segment in segments:
         if not segment.entry.present:
             break
@@ -129,10 +129,10 @@ def resumable(segments: Sequence[Segment], window: int) -> int:
 
 
 def steps(segments: Sequence[Segment], window: int, resident: int) -> list[Step]:
-    """What to do to go on from where a chain ends, in order.
+    """What to do to continue from the end of a chain, in order.
 
-    ``resident`` is how much of it is in memory and can be gone on from. The chain is
-    one that resumable left as it is.
+    ``resident`` is how many of its tokens are in memory and can be continued from. The
+    chain must be one that ``resumable`` would not cut.
     """
     found: list[Step] = []
     for segment in reversed(segments):

@@ -1,8 +1,11 @@
-"""From token bytes to text that can be shown: whole characters, no stop strings.
+"""From the bytes of tokens to text that can be shown.
 
-A token can end in the middle of a UTF-8 character, and a stop string can begin
-in one token and end in another: both are held back until it is clear what they
-are. This module knows neither tokens nor models.
+The idea: a token can end inside a UTF-8 character, and a stop string can begin in one
+token and end in another. Both are held back until it is clear what they are.
+
+The invariant: what was shown stays part of the text.
+
+This module does not know tokens or models.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Feed bytes, get text to show; ``text`` is all of it so far.
+    """Takes bytes, returns text to show; ``text`` is all of it so far.
 
-    ``stopped`` becomes true at a stop string, which is not part of the text,
-    nor is anything after it.
+    ``stopped`` becomes true at a stop string. The stop string and what follows it are
+    not part of the text.
     """
 
     def __init__(self, stop: Sequence[str] = ()):
@@ -26,7 +29,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, data: bytes) -> str:
-        "Text that is now certain, possibly none"
+        "Add bytes; returns the text that is certain now, possibly none"
         self._held += self._decoder.decode(data)
         found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
@@ -36,7 +39,7 @@ class TextStream:
         return self._release(len(self._held) - self._possible_stop())
 
     def end(self) -> str:
-        "What was held back and turned out to be text; half a character is not"
+        "What was held back and is text after all; half a character is dropped"
         return self._release(len(self._held))
 
     def _possible_stop(self) -> int:

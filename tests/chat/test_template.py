@@ -349,7 +349,7 @@ class TestErrors:
         assert "template" in str(caught.value)
 
     def test_what_a_template_refuses_is_not_its_failure(self):
-        with pytest.raises(ChatError, match=r"does not take these messages: no\.$"):
+        with pytest.raises(ChatError, match=r"rejects these messages: no\.$"):
             render("{{ raise_exception('no.') }}")
         with pytest.raises(ChatError, match="template failed: "):
             render("{{ nothing.more }}")

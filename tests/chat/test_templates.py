@@ -589,7 +589,7 @@ class TestRefusal:
         with pytest.raises(ChatError) as caught:
             chat_of(name).encode(messages_of(name, turns))
         message = str(caught.value)
-        assert "does not take these messages: " in message
+        assert "rejects these messages: " in message
         assert "user and assistant must alternate" in message
         assert "\n" not in message
 

@@ -346,6 +346,19 @@ class TestDisturbance:
             crowd.session.next_piece(bad)
         assert all(not slot.busy for slot in crowd.session.slots._slots)
 
+    def test_ctrl_c_while_tokens_are_drawn(self):
+        "Fails if the answers after it in the batch lose the token they were to get"
+        crowd = served()
+        stopped, others = crowd.start([user("Hi")]), []
+        others += [crowd.start([user(f"Hello {i}")]) for i in range(2)]
+        stopped.draw = _interrupt
+        with pytest.raises(KeyboardInterrupt):
+            crowd.run()
+        assert stopped.ended
+        crowd.run()
+        for generation in others:
+            crowd.check(generation)
+
     def test_a_batch_that_cannot_be_decoded(self):
         crowd = served()
         generations = [crowd.start([user(f"Hello {i}")]) for i in range(2)]
@@ -361,6 +374,10 @@ class TestDisturbance:
 
 def _fail(*_):
     raise RuntimeError("no token")
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def interrupted(session):

@@ -736,7 +736,7 @@ class TestWhatTheyDo:
         adapter = synth.write_adapter(tmp_path / "adapter.gguf")
         llm("a", "kvbranch", "settings", "kvllama", "lora", str(adapter))
         said = llm("a", *SHORT, "Hi", fails=True)
-        assert "adapter.gguf is no LoRA adapter for SmolLM2-135M-Instruct" in said
+        assert "adapter.gguf is not a LoRA adapter for SmolLM2-135M-Instruct" in said
 
     @pytest.mark.parametrize(
         ("key", "value"),
