@@ -1,19 +1,20 @@
-"""Everything this package raises on purpose.
+"""Every exception that this package raises on purpose.
 
-    KVBranchError           shown by llm as one line, exit code 1
-    ├── ModelNotFound       there is no GGUF file to run
-    ├── DownloadError       a model cannot be had from the hub
-    ├── ModelLoadError      llama.cpp refused the file or the settings
-    ├── ContextError        the prompt or the generations do not fit the context
-    │   └── BusyError       they will, once others have ended
-    ├── OverloadedError     too many requests are waiting at the server
-    ├── ChatError           the model's chat template cannot take these messages
-    ├── HistoryError        no such response in the log
-    ├── SettingError        a setting makes no sense or cannot be read
-    ├── BundleError         a shared bundle cannot be made, read or trusted
-    ├── StoreError          the state store cannot be read or written
-    └── StateError          one state file cannot be used; becomes a miss reason
-        └── UnreadableStateError    and may be good: it could not be read
+    KVBranchError               shown by llm as one line, exit code 1
+    ├── ModelNotFound           there is no GGUF file to run
+    ├── DownloadError           a model cannot be downloaded
+    ├── ModelLoadError          llama.cpp rejected the file or the settings
+    ├── ContextError            the prompt or the generations do not fit the context
+    │   └── BusyError           they will fit once others have ended
+    ├── OverloadedError         too many requests are waiting for the server
+    ├── ChatError               the model's chat template rejects the messages
+    ├── HistoryError            the log has no such response
+    ├── SettingError            a setting is invalid or cannot be read
+    ├── BundleError             a bundle cannot be exported or imported
+    │   └── UntrustedBundleError    it is not signed with the user's key
+    ├── StoreError              the state store cannot be read or written
+    └── StateError              a state file cannot be used; becomes a miss reason
+        └── UnreadableStateError    it could not be read, but may be good
 
 The base derives from ``llm.ModelError``, which llm documents as the exception
 whose text is displayed to the user. A message says what is wrong and what to
@@ -32,7 +33,7 @@ class ModelNotFound(KVBranchError):
 
 
 class DownloadError(KVBranchError):
-    "A model cannot be downloaded, or what came is not what the hub promised"
+    "A model cannot be downloaded, or is not what the hub promised"
 
 
 class ModelLoadError(KVBranchError):
@@ -40,15 +41,15 @@ class ModelLoadError(KVBranchError):
 
 
 class ContextError(KVBranchError):
-    "The prompt, or the generations running at once, do not fit the context"
+    "The prompt, or the generations running at the same time, do not fit the context"
 
 
 class BusyError(ContextError):
-    "All slots or cells are taken by generations that are running"
+    "All slots or cells are in use by running generations"
 
 
 class OverloadedError(KVBranchError):
-    "Too many requests are waiting; ``retry_after`` is when to try again, in seconds"
+    "Too many requests are waiting; ``retry_after`` says when to retry, in seconds"
 
     def __init__(self, message: str, retry_after: int):
         super().__init__(message)
@@ -60,15 +61,19 @@ class ChatError(KVBranchError):
 
 
 class HistoryError(KVBranchError):
-    "The log holds no such response"
+    "The log has no such response"
 
 
 class SettingError(KVBranchError):
-    "A setting makes no sense, or the settings cannot be read or written"
+    "A setting is invalid, or the settings cannot be read or written"
 
 
 class BundleError(KVBranchError):
-    "A shared bundle cannot be made, read or trusted"
+    "A bundle cannot be exported or imported"
+
+
+class UntrustedBundleError(BundleError):
+    "A bundle is not signed with the user's key, and was not explicitly trusted"
 
 
 class StoreError(KVBranchError):
@@ -76,12 +81,12 @@ class StoreError(KVBranchError):
 
 
 class StateError(KVBranchError):
-    """One state file cannot be used.
+    """A state file cannot be used.
 
-    ``str(error)`` is the miss reason that the user sees; it names no path, so
+    ``str(error)`` is the miss reason that the user sees. It contains no path, so
     that equal reasons can be counted together.
     """
 
 
 class UnreadableStateError(StateError):
-    "A state file could not be read (permissions, too many open files, a bad disk)"
+    "A state file could not be read: permissions, too many open files, a bad disk"

@@ -1,7 +1,7 @@
-"""What the user has set, and where everything is kept.
+"""The user's settings, and the data directory.
 
-The idea: settings are a JSON file that can be read and edited, below the data
-directory; an environment variable of the same name goes first.
+The idea: settings are a JSON file in the data directory, which people can read and
+edit. An environment variable of the same name overrides a setting.
 
 This module does not know what the settings do.
 """
@@ -24,7 +24,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def data_directory() -> Path:
-    "Where state and models are kept: LLM_KVBRANCH_DIR, or below llm's own folder"
+    "Where state and models are kept: LLM_KVBRANCH_DIR, or a directory in llm's own"
     if chosen := os.environ.get("LLM_KVBRANCH_DIR"):
         return Path(chosen).expanduser()
     return Path(llm.user_dir()) / "kvbranch"
@@ -41,7 +41,7 @@ def get(name: str) -> Any:
 
 
 def put(name: str, value: Any) -> None:
-    "Write a setting to the file; None takes it out. Raises SettingError"
+    "Write a setting to the file; None removes it. Raises SettingError"
     settings = {**_load(), name: value}
     text = json.dumps({k: v for k, v in settings.items() if v is not None}, indent=2)
     path = _path()
@@ -66,7 +66,7 @@ def put(name: str, value: Any) -> None:
 
 
 def budget() -> int | None:
-    "How many bytes state files may take; None where nothing is set"
+    "How many bytes state files may take; None if not set"
     value = get("budget")
     return None if value is None else parse_size(str(value))
 
@@ -75,14 +75,14 @@ def parse_size(text: str) -> int:
     "Bytes from 500MB, 1.5 GB or a plain number; raises SettingError"
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not found:
-        raise SettingError(f"{text!r} is no size: write it like 500MB or 20GB")
+        raise SettingError(f"{text!r} is not a size: write it like 500MB or 20GB")
     number, unit, binary = found.groups()
     scale = 1024 ** list(_UNITS).index(unit) if binary else _UNITS[unit]
     return int(float(number) * scale)
 
 
 def format_size(nbytes: float) -> str:
-    "Bytes as people say them"
+    "Bytes for people to read"
     unit = "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if nbytes < 1000:
@@ -107,7 +107,7 @@ def _load() -> dict[str, Any]:
             "LLM_KVBRANCH_DIR to another directory"
         ) from None
     except ValueError as error:
-        raise SettingError(f"Cannot read {path}: {error}. Mend or delete it") from None
+        raise SettingError(f"Cannot read {path}: {error}. Fix or delete it") from None
     if not isinstance(settings, dict):
-        raise SettingError(f"{path} holds no settings. Mend or delete it")
+        raise SettingError(f"{path} is not a JSON object. Fix or delete it")
     return settings

@@ -67,12 +67,19 @@ def import_(file: Path, trust: bool, database: str | None) -> None:
     --trust. Trust only people you know: KV state steers the model's answers, and
     nobody can tell from the file how.
     """
+    from ..errors import BundleError, UntrustedBundleError
     from ..log import History, open_log
     from ..store import bundle, existing_store
 
     store = existing_store(create=True)
     history = History(open_log(database, create=True))
-    report = bundle.load(store, history, file, _key(), trust)
+    try:
+        report = bundle.load(store, history, file, _key(), trust)
+    except UntrustedBundleError as error:
+        raise BundleError(
+            f"{error}. If you trust whoever made it, import it with --trust, or agree "
+            "on a key: llm keys set kvbranch"
+        ) from None
     click.echo(
         f"Imported {report.new_states:,} of {count(report.n_states, 'state')}, "
         f"{count(report.n_tokens, 'token')} of {report.model}; {report.origin}"

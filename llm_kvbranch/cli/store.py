@@ -186,14 +186,16 @@ def verify(repair: bool) -> None:
     With --repair the index is corrected, or rebuilt from the files, and files that
     cannot be used are deleted.
     """
-    from ..store import maintenance, open_store
+    from ..store import open_store
+    from ..store import repair as repair_store
+    from ..store import verify as verify_store
 
     store = open_store()
     if store is not None and repair:
-        for name, done in maintenance.repair(store):
+        for name, done in repair_store(store):
             click.echo(f"{name}: {done}")
     problems = 0
-    for name, problem in maintenance.verify(store) if store else ():
+    for name, problem in verify_store(store) if store else ():
         problems += 1
         click.echo(f"{name}: {problem}")
     if problems:

@@ -1,10 +1,10 @@
-"""State files: written, found by content, kept within a budget, checked, given away.
+"""State files: stored, found by content, kept within a budget, checked and shared.
 
 Owns the directory of state files and its index: the file format, how files are changed
-so that a crash loses nothing, which of them hold a prompt's beginning, which are
-evicted, and bundles for export and import. Rows are bytes to it: it does not know
-llama.cpp, models or chat templates, and never touches llm's log but for a bundle's
-turns.
+so that a crash loses nothing, which of them hold the beginning of a prompt, which are
+evicted, and bundles for export and import. KV rows are bytes to it: it does not know
+llama.cpp, models or chat templates, and it uses llm's log only for the turns in a
+bundle.
 """
 
 from .chain import Chain, Entry, Segment
@@ -12,17 +12,8 @@ from .database import is_damage
 from .digests import Check
 from .header import State, fingerprint_of
 from .locks import Hold
-from .lookup import (
-    Known,
-    is_evicted,
-    known_states,
-)
-from .maintenance import (
-    Removal,
-    collect,
-    pin,
-    prune,
-)
+from .lookup import StateInfo, is_evicted, look_up
+from .maintenance import Removal, collect, pin, prune, repair, verify
 from .status import describe_store, existing_store, open_store
 from .store import Store
 from .tokens import common_prefix, prefix_digest, tokens_of
@@ -32,10 +23,10 @@ __all__ = [
     "Check",
     "Entry",
     "Hold",
-    "Known",
     "Removal",
     "Segment",
     "State",
+    "StateInfo",
     "Store",
     "bundle",
     "collect",
@@ -45,11 +36,12 @@ __all__ = [
     "fingerprint_of",
     "is_damage",
     "is_evicted",
-    "known_states",
-    "maintenance",
+    "look_up",
     "open_store",
     "pin",
     "prefix_digest",
     "prune",
+    "repair",
     "tokens_of",
+    "verify",
 ]

@@ -1,17 +1,17 @@
-"""One response's whole context as a file that can be given to someone else.
+"""One response's whole context as a file to share.
 
 The idea: a bundle is an uncompressed zip of the state files that lead up to a
-response, and a manifest: its messages, and the SHA-256 of every file. Only what
-is in the response's context goes in: of a state that the context leaves halfway,
-the rows up to there. An HMAC of the manifest under a key that people share says
-that one of them made it.
+response, and a manifest with its messages and the SHA-256 of every file. It
+contains only what is in the response's context: if a branch left a state halfway,
+the rows up to there. The manifest can be signed with an HMAC key that a group of
+people shares, which proves that one of them made the bundle.
 
-The invariant: nothing of a bundle is believed before it is checked, and nothing
-is taken in unless it is signed with the user's key or trusted explicitly: rows
-of a KV cache steer a model's answers, and need not be those of the text beside
-them. Where state came from stays with it.
+The invariant: nothing in a bundle is used before it is checked, and nothing is
+imported unless the bundle is signed with the user's key or explicitly trusted: rows
+of a KV cache steer a model's answers, and need not match the text beside them.
+Imported states keep a note of their origin.
 
-This module does not know llama.cpp's library, only the layout of its rows.
+This module does not know the llama.cpp library, only the layout of its rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 from ulid import ULID
 
 from ..engine import cut
-from ..errors import BundleError, StateError, StoreError
+from ..errors import BundleError, StateError, StoreError, UntrustedBundleError
 from ..log import Ancestry, History, edits
 from .chain import Chain, Entry, Segment
 from .header import State, fingerprint_of
@@ -52,8 +52,8 @@ _ID = r"[A-Za-z0-9_-]{1,64}"
 
 
 @dataclass
-class Report:
-    "What an export wrote or an import took in"
+class Transfer:
+    "What was exported or imported"
 
     response_id: str
     n_states: int = 0
@@ -71,28 +71,28 @@ class Report:
 
 def export(
     store: Store, history: History, response_id: str, path: Path, key: str | None
-) -> Report:
+) -> Transfer:
     """Write a response's context to a file (mode 0600), signed if there is a key.
 
-    Raises BundleError when its state is not all there or the file cannot be
-    written; then there is none.
+    Raises BundleError, without leaving a file, when the state is incomplete or the
+    file cannot be written.
     """
     entry = store.get(response_id)
     if entry is None:
-        raise BundleError(f"Response {response_id} left no state to export")
+        raise BundleError(f"Response {response_id} has no state to export")
     chain = store.chain(entry)
     hold = store.hold(chain)
     try:
         gone = [s.entry for s in chain.segments if not s.entry.present]
         if gone or not chain.segments:
-            why = (gone and gone[0].gone) or "a link of it is unknown"
+            why = (gone and gone[0].gone) or "an earlier state is unknown"
             raise BundleError(
-                f"The state of {response_id} is not complete ({why}). Go on from it "
-                "once with llm kvbranch continue, which writes it again"
+                f"The state of {response_id} is incomplete ({why}). Continue from it "
+                "once to write its state again"
             )
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            report = _write(store, history, entry, chain, temporary, key)
+            exported = _write(store, history, entry, chain, temporary, key)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def export(
     finally:
         if hold is not None:
             hold.release()
-    return report
+    return exported
 
 
 def _write(
@@ -111,10 +111,10 @@ def _write(
     chain: Chain,
     path: Path,
     key: str | None,
-) -> Report:
+) -> Transfer:
     conversation = _conversation(history, entry.state.response_id)
     own = {turn["id"] for turn in conversation["turns"]}
-    report = Report(entry.state.response_id, len(chain.segments), len(chain.tokens))
+    exported = Transfer(entry.state.response_id, len(chain.segments), len(chain.tokens))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     with (
         open(descriptor, "w+b") as file,
@@ -147,14 +147,14 @@ def _write(
         bundle.close()
         file.flush()
         os.fsync(file.fileno())
-        report.nbytes = file.seek(0, io.SEEK_END)
-    return report
+        exported.nbytes = file.seek(0, io.SEEK_END)
+    return exported
 
 
 def _share(
     store: Store, segment: Segment, parent: str | None, own: set[str]
 ) -> tuple[State, Any, dict[int, bytes]]:
-    "A segment as a state of its own, with nothing that the context does not hold"
+    "A segment as a separate state, without anything that is not in the context"
     state = replace(segment.entry.state, parent_id=parent, thread_id=None, origin=None)
     with store.open(segment.entry) as (payload, parts):
         snapshots = {at: bytes(part) for at, part in parts.items() if at <= segment.end}
@@ -180,7 +180,7 @@ def _share(
 
 
 def _conversation(history: History, response_id: str) -> dict[str, Any]:
-    "The messages of a response's context, and the turns that they are of"
+    "The messages of a response's context, and their turns"
     response = history.response(response_id)
     messages = response.messages
     turns: list[dict[str, Any]] = []
@@ -208,11 +208,12 @@ def _conversation(history: History, response_id: str) -> dict[str, Any]:
 
 def load(
     store: Store, history: History, path: Path, key: str | None, trust: bool = False
-) -> Report:
-    """Take a bundle's states into the store and its messages into the log.
+) -> Transfer:
+    """Import a bundle's states into the store and its messages into the log.
 
-    Raises BundleError, with the log as it was, when it is damaged, hostile, or
-    neither signed with the key nor trusted, or there is no room for its states.
+    Raises BundleError, with the log unchanged, when the bundle is damaged or
+    malicious or there is no room for its states, and UntrustedBundleError when it is
+    neither signed with the key nor trusted.
     """
     try:
         with zipfile.ZipFile(path) as bundle, contextlib.ExitStack() as spares:
@@ -223,26 +224,26 @@ def load(
                 (replace(state, origin=origin, thread_id=thread_id), spare)
                 for state, spare in _read_states(store, bundle, manifest, spares)
             ]
-            report = _take_in(store, states, manifest, origin)
+            imported = _import_states(store, states, manifest, origin)
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"Cannot read {path}: {error}") from None
     except (StateError, StoreError) as error:
         raise BundleError(f"Cannot import {path}: {error}") from None
     if thread_id:
         edits.import_turns(history, turns, thread_id, origin)
-    report.thread_id = thread_id
-    return report
+    imported.thread_id = thread_id
+    return imported
 
 
 def _read_manifest(
     bundle: zipfile.ZipFile, path: Path, key: str | None, trust: bool
 ) -> tuple[dict[str, Any], str]:
-    "The manifest, and what gives reason to believe it"
+    "The manifest, and the reason to trust it"
     members = {info.filename: info for info in bundle.infolist()}
     if _MANIFEST not in members:
-        raise BundleError(f"{path} is not a bundle that llm kvbranch export made")
+        raise BundleError(f"{path} is not a bundle of KV state")
     if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-        raise BundleError(f"{path} is compressed, which bundles never are")
+        raise BundleError(f"{path} is compressed, but bundles never are")
     if members[_MANIFEST].file_size > _MAX_MANIFEST:
         raise BundleError(f"The manifest of {path} is too large")
     data = bundle.read(_MANIFEST)
@@ -255,28 +256,24 @@ def _read_manifest(
         origin = TRUSTED
     else:
         what = "is signed with another key" if signature else "is not signed"
-        raise BundleError(
-            f"{path} {what}. What it holds steers the model's answers: import it "
-            "with --trust if you trust who made it, or agree on a key with them: "
-            "llm keys set kvbranch"
+        raise UntrustedBundleError(
+            f"{path} {what}. Its state steers the model's answers"
         )
     try:
         manifest = json.loads(data)
         known = manifest["format"] == FORMAT
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise BundleError(f"The manifest of {path} makes no sense") from None
+        raise BundleError(f"The manifest of {path} is invalid") from None
     if not known:
-        raise BundleError(
-            f"{path} has another format than {FORMAT}, which this version reads"
-        )
+        raise BundleError(f"{path} has a format other than {FORMAT}")
     manifest["response_id"] = str(manifest.get("response_id"))
     if not re.fullmatch(_ID, manifest["response_id"]):
-        raise BundleError(f"The manifest of {path} makes no sense")
+        raise BundleError(f"The manifest of {path} is invalid")
     return manifest, origin
 
 
 def _parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
-    "The turns of a manifest; raises BundleError on anything odd"
+    "The turns in a manifest; raises BundleError on anything unexpected"
     from llm import Message
 
     try:
@@ -286,7 +283,7 @@ def _parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
             part["type"] != "text" or not isinstance(part["text"], str)
             for part in parts
         ) or any(row["role"] not in ("system", "user", "assistant") for row in rows):
-            raise BundleError("The bundle holds messages that are not text")
+            raise BundleError("The bundle has messages that are not text")
         messages = [Message.from_dict(row) for row in rows]
         turns = []
         for turn in manifest["turns"]:
@@ -314,7 +311,7 @@ def _parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
                 )
             )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise BundleError("The bundle's messages make no sense") from None
+        raise BundleError("The bundle's messages are invalid") from None
     return turns
 
 
@@ -324,16 +321,16 @@ def _read_states(
     manifest: dict[str, Any],
     spares: contextlib.ExitStack,
 ) -> Iterator[tuple[State, Path]]:
-    "Each state, verified, and the temporary file that it is in, parents first"
+    "Each state, verified, and the temporary file that it is in; parents come first"
     try:
         listed = [(str(row["file"]), str(row["sha256"])) for row in manifest["states"]]
         model = {str(k): str(v) for k, v in manifest["model"].items()}
     except (KeyError, TypeError, AttributeError):
-        raise BundleError("The bundle's list of states makes no sense") from None
+        raise BundleError("The bundle's list of states is invalid") from None
     if not all(len(v) < 200 and v.isprintable() for v in (*model, *model.values())):
-        raise BundleError("The bundle's model makes no sense")  # it will be shown
+        raise BundleError("The bundle's model is invalid")  # it will be shown
     if not 0 < len(listed) <= _MAX_STATES:
-        raise BundleError("The bundle holds no states, or too many")
+        raise BundleError("The bundle has no states, or too many")
     manifest["model"] = model
     fingerprint = fingerprint_of({k: v for k, v in model.items() if k != "name"})
     for name, digest in listed:
@@ -343,12 +340,14 @@ def _read_states(
         _extract(bundle, name, spare, digest)
         state = read_state(spare)
         if state.fingerprint != fingerprint:
-            raise BundleError("The bundle's states are not of the model it names")
+            raise BundleError(
+                "The bundle's states belong to a model other than the one it names"
+            )
         yield state, spare
 
 
 def _extract(bundle: zipfile.ZipFile, name: str, path: Path, digest: str) -> None:
-    "Copy a member to a file, and check that it is the one the manifest means"
+    "Copy a member to a file, and check its digest"
     hashed = hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
@@ -361,20 +360,20 @@ def _extract(bundle: zipfile.ZipFile, name: str, path: Path, digest: str) -> Non
                 hashed.update(data)
                 file.write(data)
     if not hmac.compare_digest(hashed.hexdigest(), digest):
-        raise BundleError("The bundle is damaged: a state is not the one it lists")
+        raise BundleError("The bundle is damaged: the digest of a state does not match")
 
 
-def _take_in(
+def _import_states(
     store: Store,
     states: list[tuple[State, Path]],
     manifest: dict[str, Any],
     origin: str,
-) -> Report:
-    "Put the states into the store, those that it does not have yet"
+) -> Transfer:
+    "Put the states that the store does not have yet into it"
     _check_chain([state for state, _ in states])
     model = manifest["model"]
     last = states[-1][0]
-    report = Report(
+    imported = Transfer(
         manifest["response_id"],
         len(states),
         last.end,
@@ -382,7 +381,7 @@ def _take_in(
         model=model.get("name", "unknown"),
         known_model=store.describe(last.fingerprint) is not None,
     )
-    if not report.known_model:
+    if not imported.known_model:
         store.describe(last.fingerprint, json.dumps(model))
     chain = Chain()
     for state, spare in states:
@@ -393,20 +392,20 @@ def _take_in(
         )
         if here is not None and not same:
             raise BundleError(
-                f"The store has another state of response {state.response_id}: "
-                "prune that first"
+                f"The store has a different state of response {state.response_id}. "
+                "Prune that one first"
             )
         if here is None or not here.present:
             with open_state(spare) as (_, payload, snapshots):
                 here = store.put(state, payload, chain, snapshots)
-            report.new_states += 1
-            report.nbytes += here.nbytes
+            imported.new_states += 1
+            imported.nbytes += here.nbytes
         chain = store.chain(here)
-    return report
+    return imported
 
 
 def _check_chain(states: list[State]) -> None:
-    "Raise BundleError unless each state goes on where the one before ends"
+    "Raise BundleError unless each state starts where the one before ends"
     tokens, parent, model = tokens_of(), None, states[0].fingerprint
     for state in states:
         links = (state.start, state.parent_id, state.fingerprint, state.prefix)

@@ -1,11 +1,11 @@
 """The SQLite database behind the store: its tables, and how they are written.
 
-The idea: everything about a state is in one row of ``states``; what would take
-a walk over all of them (totals, what is found by tokens) is kept beside it by
-triggers, so that no question costs more as the store grows.
+The idea: everything about a state is in one row of ``states``. Totals, which would
+need all rows, are kept up to date by triggers, so no query gets slower as the store
+grows.
 
-The invariant: a write is one transaction that waits its turn. Another version
-of the tables is not read: the store makes them again from its files.
+The invariant: a write is one transaction that waits its turn. Tables of another
+version are not read: the store rebuilds them from its files.
 
 This module does not know what the rows mean.
 """
@@ -131,13 +131,13 @@ BY_KEY = "where fingerprint = ? and id = ?"  # a State.key
 
 
 class Database:
-    "A connection, shared by the parts of the store that write to it"
+    "The connection that all parts of the store share"
 
     db: sqlite3.Connection
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        "A transaction that waits its turn; StoreError where it cannot be had"
+        "A transaction that waits its turn; raises StoreError"
         try:
             self.db.execute("begin immediate")
             try:
@@ -152,7 +152,7 @@ class Database:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    "A connection as every part of the store expects it; raises sqlite3.Error"
+    "Open a database for reading and writing; raises sqlite3.Error"
     db = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, timeout=10
     )
@@ -162,7 +162,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def connect_reading(path: Path) -> sqlite3.Connection:
-    "A connection that cannot change anything; raises sqlite3.Error"
+    "Open a database read-only; raises sqlite3.Error"
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
     db.row_factory = sqlite3.Row
     return db
@@ -173,7 +173,7 @@ def version(db: sqlite3.Connection) -> int:
 
 
 def create(db: sqlite3.Connection) -> None:
-    "Make all tables anew, inside the caller's transaction"
+    "Drop and create all tables, in the caller's transaction"
     for kind, name in db.execute(
         "select type, name from sqlite_master where type in ('table', 'view')"
         " and name not like 'sqlite_%'"
@@ -185,14 +185,14 @@ def create(db: sqlite3.Connection) -> None:
 
 
 def is_damage(error: BaseException) -> bool:
-    "Whether an error says that the index is no sound database"
+    "Whether an error means that the database is damaged"
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(
         error, sqlite3.OperationalError | sqlite3.IntegrityError
     )
 
 
 def chunks(items: list[Any], size: int = 500) -> Iterator[list[Any]]:
-    "SQLite limits the variables of one statement"
+    "Split a list: SQLite limits the variables of one statement"
     for begin in range(0, len(items), size):
         yield items[begin : begin + size]
 

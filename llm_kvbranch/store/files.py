@@ -1,15 +1,15 @@
 """The directory of a store, and how its files are changed.
 
-The idea: a change of files is written down in the index before it is made
-(``pending``), and crossed out after. Who changes files is alone in it (a lock
-that dies with its process), so whatever is pending when that lock is had was
-left by a crash, and is settled by looking at the files.
+The idea: a change of files is recorded in the index before it is made (``pending``),
+and the record is deleted afterwards. Only one process changes files at a time, under
+a lock that ends with the process. So whatever is pending when that lock is acquired
+was left by a crash, and is settled by looking at the files.
 
-The invariants: a file appears only whole, by a rename, and is never changed; a
-row says that a file is there only if it is. The index can be made again from the
-files alone.
+The invariants: a file appears only when it is complete, by a rename, and is never
+changed. A row says that there is a file only if there is one. The index can be
+rebuilt from the files alone.
 
-This module does not know why a file is written or removed.
+This module does not know why a file is written or deleted.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ from .locks import Locks
 from .statefile import SUFFIX, read_head, sync_directory
 from .stats import Stats
 
-BUDGET_SHARE = 0.2  # of what is free on the disk or held by the store already
-_INDEX_SHARE = 0.1  # of the budget, for token ids whose rows are gone, ...
-_INDEX_LEAST = 1 << 26  # ... and the bytes of index that they may take anyway
+BUDGET_SHARE = 0.2  # of the bytes that are free on the disk or in the store
+# Token ids of evicted states are kept until the index takes this share of the budget
+# and this many bytes
+_INDEX_SHARE = 0.1
+_INDEX_LEAST = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Addition:
 
 
 class Files(Index, Stats):
-    "State files and their index, which agree whatever happens; see Store"
+    "State files and their index, which agree even after a crash; see Store"
 
     def __init__(self, root: Path | str, budget: int | None = None):
         self.root = Path(root)
@@ -111,14 +113,14 @@ class Files(Index, Stats):
             self._migrate(db)
         if db.execute("pragma journal_mode").fetchone()[0] != "wal":
             with contextlib.suppress(sqlite3.OperationalError):
-                # Readers and the writer then leave each other alone. It lasts;
-                # if someone is writing just now, the next one to open does it
+                # Lets readers and a writer work at the same time. It is permanent;
+                # if the index is locked now, the next one to open it does this
                 db.execute("pragma journal_mode = wal")
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
-        "Make the index, or make it again after another version made it"
-        with self.locks.writer():  # no file comes or goes while they are read
+        "Create the index, or replace the one of another version"
+        with self.locks.writer():  # nobody changes files while they are read
             db.execute("begin immediate")
             try:
                 if version(db) != SCHEMA_VERSION:
@@ -130,19 +132,19 @@ class Files(Index, Stats):
                 raise
 
     def _read_files(self, db: sqlite3.Connection) -> None:
-        "Fill an empty index with what the files say of themselves"
+        "Fill an empty index from the headers of the files"
         states = []
         for path in self.files():
             with contextlib.suppress(StateError):
                 state, nbytes = read_head(path)
-                if path == self.path(state):  # or it is a copy, or no file of ours
+                if path == self.path(state):  # else it is a copy or not ours
                     states.append((state, nbytes))
         states.sort(key=lambda pair: pair[0].created)
         keys = [self._add(db, state, nbytes) for state, nbytes in states]
         for key, (state, _) in zip(keys, states, strict=True):
-            self._index_tokens(db, key, state)  # now that every parent is there
-        # Nobody knows when they were used, but a parent is with its children:
-        # the newest come first, and take all that they go on from with them
+            self._index_tokens(db, key, state)  # now that every parent has a row
+        # When they were used is unknown, but a parent is used with its children:
+        # the newest come first, and so do their ancestors
         above = {(s.fingerprint, s.response_id): s.parent_id for s, _ in states}
         used: dict[tuple[str, str | None], str] = {}
         for state, _ in reversed(states):
@@ -155,7 +157,7 @@ class Files(Index, Stats):
             db.execute("update states set used = ? where key = ?", [last, key])
 
     def rebuild(self) -> None:
-        "Make the index again from the files alone, whatever state it is in"
+        "Replace the index, even a damaged one, by one made from the files alone"
         with self.locks.writer():
             if hasattr(self, "db"):
                 self.db.close()
@@ -169,11 +171,11 @@ class Files(Index, Stats):
         return self.root / "states" / state.fingerprint / f"{state.response_id}{SUFFIX}"
 
     def pin_file(self, state: State) -> Path:
-        "An empty file that says that a state is pinned, whatever becomes of its row"
+        "An empty file that marks a state as pinned even if the index is lost"
         return self.path(state).with_suffix(".pin")
 
     def files(self) -> Iterator[Path]:
-        "Every state file there is, whether the index knows it or not"
+        "Every state file, whether it is in the index or not"
         for path in sorted((self.root / "states").glob(f"*/*{SUFFIX}")):
             if not path.is_dir():
                 yield path
@@ -182,9 +184,9 @@ class Files(Index, Stats):
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
-        """Be the only one to change files, with the index as it is by now.
+        """Be the only process to change files, with the current index.
 
-        What others left half done is settled. Raises OSError or StoreError.
+        Settles what a crash left half done. Raises OSError or StoreError.
         """
         with self.locks.writer():
             self._follow_rebuild()
@@ -228,7 +230,7 @@ class Files(Index, Stats):
                 if self._index_bytes() > max(
                     _INDEX_LEAST, int(_INDEX_SHARE * self.budget())
                 ):
-                    self._forget_gone(db)
+                    self._delete_gone(db)
         return key
 
     def _index_bytes(self) -> int:
@@ -240,7 +242,7 @@ class Files(Index, Stats):
         return int((pages - free) * size)
 
     def _follow_rebuild(self) -> None:
-        "Change to the index that another process has made in the meantime"
+        "Open the index that another process has created in the meantime"
         with contextlib.suppress(FileNotFoundError):
             if (self.root / "index.db").stat().st_ino == self._inode:
                 return
@@ -272,7 +274,7 @@ class Files(Index, Stats):
         db.executemany(f"delete from pending {BY_KEY}", which)
 
     def _move(self, deleted: Deletion, added: Addition | None) -> None:
-        "Do to the files what was announced, and make it durable"
+        "Change the files as announced, and make it durable"
         directories = set()
         for entry in deleted.entries:
             path = self.path(entry.state)
@@ -289,7 +291,7 @@ class Files(Index, Stats):
             sync_directory(directory)
 
     def _settle(self) -> None:
-        "Finish or undo the change that a crash left: the caller is the writer"
+        "Finish or undo the change that a crash left; the caller is the writer"
         rows = self.db.execute("select * from pending").fetchall()
         found = []
         for row in rows:
@@ -305,7 +307,7 @@ class Files(Index, Stats):
                     path.unlink(missing_ok=True)
                 except OSError:
                     if path.exists():
-                        continue  # stays pending, and stops nothing else
+                        continue  # stays pending, without stopping the rest
             found.append((nbytes, (row["fingerprint"], row["id"])))
         if found:
             with self._write() as db:
@@ -317,7 +319,7 @@ class Files(Index, Stats):
                 self._settled(db, [key for _, key in found])
 
     def recover(self) -> None:
-        "Tidy up after processes that ended while they wrote"
+        "Clean up after processes that ended while they wrote"
         leftovers = list((self.root / "tmp").iterdir())
         pending = self.db.execute("select 1 from pending limit 1").fetchone()
         if not (leftovers or pending):
@@ -333,7 +335,7 @@ class Files(Index, Stats):
             self._index_tokens(db, self._add(db, state, nbytes), state)
 
     def _add(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
-        "Put a state's row into the index, pinned where a file says so"
+        "Add a state's row to the index, pinned if its pin file exists"
         return self._insert(db, state, nbytes, self.pin_file(state).exists())
 
     # -- room ----------------------------------------------------------
@@ -347,5 +349,5 @@ class Files(Index, Stats):
 
 
 def lock_name(entry: Entry) -> str:
-    "What a state is called among locks"
+    "The name of a state's lock"
     return "/".join(entry.state.key)

@@ -262,7 +262,7 @@ def _check_format(written_as: str | None) -> None:
     # Only a number is repeated: reasons are printed, and kept
     if not re.fullmatch("llm-kvbranch/[0-9]{1,9}", str(written_as)):
         raise _foreign()
-    raise StateError(f"state file has format {written_as}, this version reads {FORMAT}")
+    raise StateError(f"state file has format {written_as}; this version reads {FORMAT}")
 
 
 def _check_offsets(tensor: Any) -> Range:
@@ -301,7 +301,7 @@ def _truncated() -> StateError:
 
 
 def _foreign() -> StateError:
-    return StateError("state file is not one of llm-kvbranch's")
+    return StateError("state file is not in llm-kvbranch's format")
 
 
 def _misplaced() -> StateError:
@@ -309,4 +309,4 @@ def _misplaced() -> StateError:
 
 
 def _invalid() -> StateError:
-    return StateError("state file is damaged (header makes no sense)")
+    return StateError("state file is damaged (invalid header)")

@@ -1,16 +1,16 @@
-"""The index of all states: a tree that is found by content.
+"""The index of all states: a tree that is searched by content.
 
 The idea: a state's row names its parent and the position where it leaves the
-parent's tokens, so the tokens and the files of any prefix are a walk from a
-state to its root. A state is found three ways: by response id, by llm's message
-hashes, and by the token ids themselves (a row for every BLOCK tokens, keyed by
-the hash of everything up to there).
+parent's tokens, so the tokens and files of any prefix are found by walking from a
+state to its root. States are looked up by response id, by llm's message hashes, and
+by token ids (a row for every BLOCK tokens, keyed by the hash of all tokens up to
+there).
 
-The invariant: every hit is confirmed token by token. Token ids outlive their
-file (evicted or lost), so generated text is never tokenised again.
+The invariant: every hit is confirmed token by token. Token ids are kept when their
+file is evicted or lost, so generated text is never tokenised again.
 
-This module does not know files or llama.cpp; a fingerprint is an opaque name, a
-message hash an opaque string.
+This module does not know files or llama.cpp. Fingerprints and message hashes are
+opaque strings to it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Search:
     tried: set[int] = field(default_factory=set)
 
     def reach(self, start: int, tokens: bytes) -> int:
-        "The most tokens that a state's chain can share, were all before its own right"
+        "How many tokens a state's chain shares if all those before its own match"
         own = tokens_from_bytes(tokens)
         return start + common_prefix(own, self.tokens[start : start + len(own)])
 
@@ -74,12 +74,12 @@ class _Search:
 
 
 class Index(Database):
-    "Rows about states, and how they are found"
+    "The rows about states, and the searches over them"
 
     def _insert(
         self, db: sqlite3.Connection, state: State, nbytes: int, pinned: bool
     ) -> int:
-        "Put a state's row in the place of the one before; returns its key"
+        "Insert or replace a state's row; returns its key"
         db.execute(f"delete from states {BY_KEY}", state.key)
         columns = {column: getattr(state, name) for name, column in _COLUMNS.items()}
         columns["snapshots"] = snapshots_text(state.snapshots)
@@ -97,11 +97,11 @@ class Index(Database):
         return key
 
     def _index_tokens(self, db: sqlite3.Connection, key: int, state: State) -> None:
-        "Make a state findable by its token ids"
+        "Index a state by its token ids"
         tokens = self._prefix_tokens(db, state) + state.tokens
         if prefix_digest(tokens, state.start) != state.prefix:
-            # The parent is unknown here: found by id and message hashes only,
-            # until a repair finds the parent
+            # The parent is unknown: found by id and message hashes only, until a
+            # repair finds the parent
             return
         hashes = block_hashes(state.fingerprint, tokens)
         rows = [(hashes[state.start // BLOCK], 1, key)]
@@ -109,7 +109,7 @@ class Index(Database):
         db.executemany("insert or ignore into blocks values (?, ?, ?)", rows)
 
     def _prefix_tokens(self, db: sqlite3.Connection, state: State) -> array[int]:
-        "Token ids of [0, state.start), empty where the parent is unknown"
+        "Token ids of [0, state.start); empty if the parent is unknown"
         if state.parent_id is None or not state.start:
             return tokens_of()
         chain = self._chain_of(db, (state.fingerprint, state.parent_id))
@@ -120,7 +120,7 @@ class Index(Database):
     def get(self, response_id: str, fingerprint: str | None = None) -> Entry | None:
         """The entry of a response.
 
-        Without a fingerprint, the newest where several models have one.
+        Without a fingerprint, the newest of all models' entries.
         """
         row = self.db.execute(
             "select * from entries where id = ? and fingerprint = coalesce(?,"
@@ -130,7 +130,7 @@ class Index(Database):
         return entry_of(row) if row else None
 
     def get_all(self, response_id: str) -> list[Entry]:
-        "The entries of a response, one for each model that has one"
+        "The entries of a response, one for each model"
         rows = self.db.execute("select * from entries where id = ?", [response_id])
         return [entry_of(row) for row in rows.fetchall()]
 
@@ -141,7 +141,7 @@ class Index(Database):
         return {row["hash"] for row in rows.fetchall()}
 
     def chain(self, entry: Entry) -> Chain:
-        "Everything that leads up to an entry's end; empty if a link is unknown"
+        "Everything that leads up to an entry's end; empty if an ancestor is unknown"
         return self._chain_of(self.db, entry.state.key)
 
     def _chain_of(self, db: sqlite3.Connection, state: tuple[str, str]) -> Chain:
@@ -151,7 +151,7 @@ class Index(Database):
 
     def _chain(self, db: sqlite3.Connection, key: int) -> Chain:
         rows = db.execute(
-            "with recursive up(key) as ("  # a union: a circle of parents ends
+            "with recursive up(key) as ("  # a union, so a circle of parents ends
             " select ? union"
             " select parent.key from up join states child on child.key = up.key"
             " join states parent on parent.id = child.parent"
@@ -171,7 +171,7 @@ class Index(Database):
             entry = entry_of(row)
             end = min(cut, entry.state.end)
             if end <= entry.state.start:
-                continue  # its child leaves the chain before it begins
+                continue  # its child branches off before it starts
             if entry.state.start > len(tokens):
                 return Chain()  # the parent is unknown
             tokens = tokens[: entry.state.start]
@@ -208,9 +208,9 @@ class Index(Database):
     ) -> Chain:
         """The chain that shares the most leading tokens with ``tokens``.
 
-        ``known`` are entries found another way, to be tried too; ``usable`` cuts
-        a chain to what can be made use of. Of the chains found, the one with the
-        most rows in files wins. The cost is that of the path, not of the store.
+        ``known`` are entries found another way, to try as well; ``usable`` cuts a
+        chain to the part that can be used. Of the chains found, the one with the most
+        rows in files wins. The cost depends on the path, not on the store.
         """
         search = _Search(tokens, usable)
         for chunk in chunks([entry.state.response_id for entry in known]):
@@ -231,11 +231,11 @@ class Index(Database):
                     [hashes[depth], starts, fingerprint, _MAX_CANDIDATES],
                 )
             if search.best.available >= depth * BLOCK:
-                break  # else rows are lost, or the hash promised too much
+                break  # else rows are lost, or the hashes collide
         return search.best
 
     def _try(self, search: _Search, query: str, values: list[Any]) -> None:
-        "Offer the chains of the states that a query selects, where they may be better"
+        "Offer the chains of the states that a query selects if they may be better"
         found = []
         for row in self.db.execute(query, values).fetchall():
             if row["key"] not in search.tried:
@@ -243,12 +243,12 @@ class Index(Database):
                 found.append((search.reach(row["start"], row["tokens"]), row["key"]))
         for reach, key in sorted(found, reverse=True):
             if reach <= search.best.available:
-                break  # of many that leave a prefix at once, one will do
+                break  # one of many that leave a prefix at the same place is enough
             search.offer(self._chain(self.db, key))
 
     def _known_blocks(self, hashes: list[int]) -> Iterator[int]:
-        "Indices of the hashes that any state has a block for, deepest first; 0 last"
-        # A few at a time: a follow-up is found among the deepest
+        "Indices of the hashes that any state has a block for, deepest first; then 0"
+        # A few at a time: a follow-up is found among the first ones
         for indices in chunks(list(range(len(hashes) - 1, 0, -1)), 32):
             rows = self.db.execute(
                 "select distinct hash from blocks where starts = 0 and hash in"
@@ -262,7 +262,7 @@ class Index(Database):
     # -- walking -------------------------------------------------------
 
     def by_use(self) -> Iterator[Entry]:
-        "Entries that have a file, the longest unused first, children first"
+        "Entries with a file, least recently used first, children before parents"
         size = 200
         for offset in itertools.count(0, size):
             rows = self.db.execute(
@@ -275,12 +275,12 @@ class Index(Database):
                 return
 
     def pinned_keys(self) -> set[tuple[str, str]]:
-        "(fingerprint, response id) of what is pinned, and of all that it needs"
+        "The State.key of every pinned state and its ancestors"
         rows = self.db.execute(f"{_PINNED} select fingerprint, id from up").fetchall()
         return {(row["fingerprint"], row["id"]) for row in rows}
 
     def pinned_bytes(self) -> int:
-        "Bytes of what is pinned, and of all that it needs"
+        "Bytes of the pinned states and their ancestors"
         query = f"{_PINNED} select coalesce(sum(nbytes), 0) from up"
         return int(self.db.execute(query).fetchone()[0])
 
@@ -294,15 +294,15 @@ class Index(Database):
         return [entry_of(row) for row in rows]
 
     def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
-        "Note that a chain's states were used now, all at the same time"
+        "Record that all states of a chain were used now"
         used = now()
         db.executemany(
             f"update states set used = ? {BY_KEY}",
             [(used, *segment.entry.state.key) for segment in chain.segments],
         )
 
-    def _forget_gone(self, db: sqlite3.Connection, n: int = 100) -> None:
-        "Forget the longest unused states that have no file and that none needs"
+    def _delete_gone(self, db: sqlite3.Connection, n: int = 100) -> None:
+        "Delete the least recently used rows without a file or children"
         db.execute(
             "delete from states where key in (select key from states s"
             " where nbytes = 0 and gone is not null and not exists ("
@@ -313,7 +313,7 @@ class Index(Database):
         )
 
     def entries(self) -> Iterator[Entry]:
-        "Every entry, oldest first; the store may change in the meantime"
+        "Every entry, oldest first; the store may change while this runs"
         last = -1
         while rows := self.db.execute(
             "select * from entries where key > ? order by key limit 500", [last]

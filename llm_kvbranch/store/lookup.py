@@ -1,10 +1,12 @@
-"""What state responses have, for who only looks.
+"""The states of responses, read without opening the store.
 
-The idea: the index of the store is read as it is, without opening the store: that
-would make its directory, and tidy up there.
+The idea: opening the store would create its directory and clean up in it, so the
+index is read directly.
 
-The invariant: nothing is written, and an index that is not there, or of another
-version, holds no state.
+The invariant: nothing is written. If there is no index, or it has another version,
+no response has a state.
+
+This module does not know files or token ids.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from .database import SCHEMA_VERSION, connect_reading, version
 
 
 @dataclass(frozen=True)
-class Known:
-    "The state of one response: the size of its file, and why there is none"
+class StateInfo:
+    "The state of one response: the size of its file, or why there is none"
 
     nbytes: int
     gone: str | None
@@ -36,12 +38,12 @@ class Known:
 
 
 def is_evicted(gone: str | None) -> bool:
-    "Whether a state is gone because others needed its room"
+    "Whether a state was removed to make room for others"
     return (gone or "").startswith("state was evicted")
 
 
-def known_states(response_ids: Iterable[str]) -> dict[str, Known]:
-    "The states of some responses, where anything is known of them"
+def look_up(response_ids: Iterable[str]) -> dict[str, StateInfo]:
+    "The states of those responses that ever had one"
     path = data_directory() / "index.db"
     if not path.is_file():
         return {}
@@ -57,6 +59,6 @@ def known_states(response_ids: Iterable[str]) -> dict[str, Known]:
     except sqlite3.Error:
         return {}
     return {
-        row["id"]: Known(row["nbytes"], row["gone"], bool(row["pinned"]))
+        row["id"]: StateInfo(row["nbytes"], row["gone"], bool(row["pinned"]))
         for row in rows
     }

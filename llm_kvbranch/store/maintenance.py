@@ -1,12 +1,12 @@
-"""What a person asks of the store: keep this, drop that, make room, check it.
+"""What people do with a store: pin, prune, collect garbage, verify, repair.
 
-The idea: each is a change or a walk of the store's own kind, so that all that
-holds there (alone in changing files, nothing half done) holds here.
+The idea: each is made of the store's own reads and changes, so its guarantees
+hold here too: one writer at a time, nothing left half done.
 
-The invariant: nothing that is pinned, in use or needed by something that stays
-is removed.
+The invariant: nothing is removed that is pinned, in use, or needed by a state that
+is kept.
 
-This module does not know the log: it is told response ids.
+This module does not know the log: it is given response ids.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNFINDABLE = "cannot be found by its tokens"
 
 @dataclass
 class Removal:
-    "Entries that were removed, and those that had to stay, with the reason"
+    "Entries that were removed, and those that were kept, with the reason"
 
     removed: list[Entry] = field(default_factory=list)
     kept: list[tuple[Entry, str]] = field(default_factory=list)
@@ -43,9 +43,9 @@ class Removal:
 
 
 def pin(store: Store, response_id: str, pinned: bool = True) -> Entry:
-    """Keep a state, and all that it needs, from being evicted; or no longer.
+    """Protect a state and its ancestors from being evicted, or stop doing so.
 
-    Raises StoreError where there is no state.
+    Raises StoreError if there is no state.
     """
     with store.writer():
         entry = store.get(response_id)
@@ -68,11 +68,11 @@ def pin(store: Store, response_id: str, pinned: bool = True) -> Entry:
 
 
 def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Removal:
-    """Remove leftovers, and states until all take ``limit`` bytes.
+    """Delete leftovers, and evict states until they take ``limit`` bytes.
 
-    Without a limit it is the store's budget. Longest unused states go first.
-    Leftovers are what crashes left, and files that the index does not know: those
-    of an earlier format, say. Good ones among them are taken into the index.
+    The limit is the store's budget by default. The least recently used states go
+    first. Leftovers are temporary files of crashed processes, and files that are not
+    in the index, such as those of an earlier format. Good ones are added to the index.
     """
     store.recover()
     for path in () if dry_run else store.files():
@@ -88,9 +88,9 @@ def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Re
 
 
 def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> Removal:
-    """Remove the states of some responses, and forget their token ids.
+    """Delete the states of some responses, with their token ids.
 
-    What is pinned, in use, or needed by the state of any other response stays.
+    States that are pinned, in use, or needed by another response are kept.
     """
     removal = Removal()
     with store.writer(), store.locks.claims() as claims:
@@ -102,7 +102,7 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
         for name, entry in list(chosen.items()):
             reason = None
             if entry.state.key in pinned:
-                reason = "it is pinned, or something pinned needs it"
+                reason = "it is pinned, or a pinned state needs it"
             elif not claims.take(name):
                 reason = "it is in use"
             if reason:
@@ -115,14 +115,14 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
 
 
 def _keep_needed(store: Store, chosen: dict[str, Entry], removal: Removal) -> None:
-    "Move what a state that stays goes on from out of the chosen ones"
+    "Unchoose the states that any other state continues"
     found = True
     while found:
         found = False
         for name, entry in list(chosen.items()):
             if any(lock_name(child) not in chosen for child in store.children(entry)):
                 removal.kept.append(
-                    (chosen.pop(name), "another response goes on from it")
+                    (chosen.pop(name), "another response continues from it")
                 )
                 found = True
 
@@ -133,8 +133,8 @@ def _keep_needed(store: Store, chosen: dict[str, Entry], removal: Removal) -> No
 def verify(store: Store) -> Iterator[tuple[str, str]]:
     """Check every file, every link and the index; yields (name, problem).
 
-    Reads every byte of the store, changes nothing. Other processes may go on
-    using it: what looks wrong is looked at again while nobody changes files.
+    Reads every byte of the store and changes nothing. Other processes may use the
+    store meanwhile: whatever looks wrong is checked again while nobody changes files.
     """
     try:
         yield from _check_database(store)
@@ -147,7 +147,7 @@ def verify(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _check_entries(store: Store) -> Iterator[tuple[str, str]]:
-    "Whether each entry is as its file says"
+    "Check that entries and files agree"
     for entry in store.entries():
         problem = _problem(store, entry)
         if problem:
@@ -159,26 +159,26 @@ def _check_entries(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _problem(store: Store, entry: Entry) -> str | None:
-    "What is wrong with an entry, None if nothing is"
+    "What is wrong with an entry, or None"
     state, path = entry.state, store.path(entry.state)
     if not entry.present:
         if entry.gone is None:
-            return "being written, or left so by a crash"
-        return "file is there, the index says it is not" if path.exists() else None
+            return "being written, or left incomplete by a crash"
+        return "file exists, but not according to the index" if path.exists() else None
     problem = None
     try:
         with open_state(path) as (found, _, _):
             if found != state:
-                problem = "index and file say different things"
+                problem = "index and file disagree"
             elif path.stat().st_size != entry.nbytes:
-                problem = "index has another size for the file"
+                problem = "index and file disagree about its size"
     except (StateError, OSError) as error:
         problem = str(error)
     return problem or _link_problem(store, entry)
 
 
 def _link_problem(store: Store, entry: Entry) -> str | None:
-    "Whether what an entry goes on from is known, and it is found after that"
+    "Whether an entry's ancestors are known and it is indexed by its tokens"
     state, tokens = entry.state, store.chain(entry).tokens
     if len(tokens) != state.end:
         return f"its parent {state.parent_id} is unknown"
@@ -187,7 +187,7 @@ def _link_problem(store: Store, entry: Entry) -> str | None:
 
 
 def _check_database(store: Store) -> Iterator[tuple[str, str]]:
-    "What SQLite finds, and whether totals are the sum of their parts"
+    "Let SQLite check the index, and compare the totals"
     for pragma in ("integrity_check(5)", "foreign_key_check"):
         for row in store.db.execute(f"pragma {pragma}").fetchall():
             if row[0] != "ok":
@@ -198,26 +198,26 @@ def _check_database(store: Store) -> Iterator[tuple[str, str]]:
         " (select coalesce(sum(nbytes), 0) from threads)"
     ).fetchone()
     if len(set(sums)) > 1:
-        yield "index.db", "totals are not the sum of their parts"
+        yield "index.db", "totals do not add up"
 
 
 def _check_files(store: Store) -> Iterator[tuple[str, str]]:
-    "Files that should not be there, or be seen by others"
+    "Files that should not exist, or that other users can read"
     for path in store.files():
         which = path.name.removesuffix(SUFFIX), path.parent.name
         if store.get(*which) is None:
             with store.locks.writer():
-                unknown = store.get(*which) is None and path.exists()
-            if unknown:
+                unindexed = store.get(*which) is None and path.exists()
+            if unindexed:
                 yield which[0], "file is not in the index"
     for path in _leftovers(store):
         yield path.name, "temporary file left by a crash"
     for path in _exposed(store):
-        yield str(path.relative_to(store.root)), "others may read it"
+        yield str(path.relative_to(store.root)), "other users can read it"
 
 
 def _leftovers(store: Store) -> list[Path]:
-    "Temporary files that nobody is writing"
+    "Temporary files whose writer has ended"
     found = []
     for path in sorted((store.root / "tmp").iterdir()):
         with store.locks.claims() as claims:
@@ -228,7 +228,7 @@ def _leftovers(store: Store) -> list[Path]:
 
 
 def _exposed(store: Store) -> Iterator[Path]:
-    "Files and directories of the store with rights for anyone but their owner"
+    "Files and directories of the store that are not private to their owner"
     ours = [store.root / "states", store.root / "tmp", *store.root.glob("index.db*")]
     for path in [*ours, *sorted((store.root / "states").rglob("*"))]:
         with contextlib.suppress(OSError):
@@ -239,21 +239,21 @@ def _exposed(store: Store) -> Iterator[Path]:
 def repair(store: Store) -> Iterator[tuple[str, str]]:
     """Make files and index agree again; yields (name, what was done).
 
-    The files are the truth: an index that SQLite finds fault with is made again
-    from them alone. Otherwise it is corrected, and keeps what no file says.
+    The files are the truth: a damaged index is rebuilt from them alone. Otherwise it
+    is corrected, and keeps what is in no file.
     """
     for path in _exposed(store):
         path.chmod(0o700 if path.is_dir() else 0o600)
-        yield str(path.relative_to(store.root)), "closed to others"
+        yield str(path.relative_to(store.root)), "made private"
     try:
         damaged = next(_check_database(store), None)
     except sqlite3.DatabaseError as error:
         damaged = ("index.db", str(error)) if is_damage(error) else None
     if damaged:
         store.rebuild()
-        yield "index.db", "made again from the files"
+        yield "index.db", "rebuilt from the files"
     for path in _leftovers(store):
-        yield path.name, "removed a temporary file"
+        yield path.name, "deleted a temporary file"
     store.recover()
     for path in store.files():
         done = _repair_file(store, path)
@@ -263,12 +263,12 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
         for entry in list(store.entries()):
             if entry.present and not store.path(entry.state).exists():
                 store.change(Deletion([entry], "state file is missing"))
-                yield entry.state.response_id, "file is gone: noted"
+                yield entry.state.response_id, "file is missing: index updated"
     yield from _repair_links(store)
 
 
 def _repair_file(store: Store, path: Path) -> str | None:
-    "Make one file and its row agree; says what was done, None for nothing"
+    "Make a file and its row agree; returns what was done, or None"
     with store.writer():
         try:
             state = read_state(path)
@@ -283,24 +283,24 @@ def _repair_file(store: Store, path: Path) -> str | None:
             return f"removed: {error}"
         if store.path(state) != path:
             path.unlink()
-            return "removed: the file is in the place of another"
+            return "removed: the file has the name of another state"
         entry = store.get(state.response_id, state.fingerprint)
         size = path.stat().st_size
         if entry is not None and entry.state == state and entry.nbytes == size:
             return None
         store.add_to_index(state, size)
-        return "taken into the index"
+        return "added to the index"
 
 
 def _repair_links(store: Store) -> Iterator[tuple[str, str]]:
-    "States whose tokens are not known to their full length, or not findable"
+    "Fix states whose ancestors are unknown or that are not indexed by their tokens"
     for entry in store.entries():
         if not entry.present:
             continue
         problem = _link_problem(store, entry)
         if problem == UNFINDABLE:
             store.add_to_index(entry.state, entry.nbytes)
-            yield entry.state.response_id, "made findable by its tokens"
+            yield entry.state.response_id, "indexed by its tokens"
         elif problem:
             with store.writer(), store.locks.claims() as claims:
                 if claims.take(lock_name(entry)):

@@ -1,11 +1,11 @@
-"""What the store keeps count of: misses, hits, removals, rates, totals.
+"""Statistics of the store: misses, hits, removals, rates, totals.
 
-The idea: whatever a person may ask of the store ("why was this read again?",
-"where did my state go?", "is it worth its disk?") is counted when it happens, in
-rows whose number does not grow with the store.
+The idea: whatever people may ask about the store ("why was this read again?",
+"where did my state go?", "is it worth its disk space?") is counted when it happens,
+in rows whose number does not grow with the store.
 
-The invariant: nothing here decides what an answer is. If it is lost, the store
-counts from nothing again.
+The invariant: no answer depends on statistics. If they are lost, counting starts
+again.
 
 This module does not know files.
 """
@@ -22,17 +22,17 @@ import xxhash
 from ..errors import StoreError
 from .database import Database, now
 
-# A measurement counts half after about this many others
+# A measurement's weight halves after this many others
 _HALF_LIFE = 8
 
 
 class Stats(Database):
-    "Counters, and facts that are slow to find out"
+    "Counters, and facts that are slow to compute"
 
     # -- models --------------------------------------------------------
 
     def describe(self, fingerprint: str, fields: str | None = None) -> str | None:
-        "The JSON that a fingerprint stands for; records it where it is given"
+        "The facts behind a fingerprint, as JSON; records them if given"
         row = self.db.execute(
             "select fields from models where fingerprint = ?", [fingerprint]
         ).fetchone()
@@ -83,9 +83,9 @@ class Stats(Database):
         n_reused: int,
         measured: dict[str, tuple[float, float]] | None = None,
     ) -> None:
-        """Count a logged prompt: its tokens, and those that were not read again.
+        """Count a logged prompt: its tokens, and how many of them were reused.
 
-        ``measured`` are new (amount, seconds) for rates, by name; old ones fade.
+        ``measured`` has an (amount, seconds) for some rates; older ones fade.
         """
         with self._write() as db:
             db.execute(
@@ -107,14 +107,14 @@ class Stats(Database):
             )
 
     def rate(self, name: str) -> float | None:
-        "Amount per second; None where nothing was measured"
+        "Amount per second; None if nothing was measured"
         row = self.db.execute("select * from rates where name = ?", [name]).fetchone()
         return row["amount"] / row["seconds"] if row and row["seconds"] > 0 else None
 
-    # -- what there is -------------------------------------------------
+    # -- totals ---------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
-        "The counters of every model that has any, the largest first"
+        "The counters of every model that has any, largest first"
         return [
             dict(row)
             for row in self.db.execute(
@@ -138,11 +138,11 @@ class Stats(Database):
         return int(self.db.execute(query).fetchone()[0])
 
     def misses(self) -> list[dict[str, Any]]:
-        "Reasons for which stored state was not used, most frequent first"
+        "Why stored state was not used, most frequent reason first"
         return self._by_count("misses")
 
     def removals(self) -> list[dict[str, Any]]:
-        "Reasons for which state files were removed, most frequent first"
+        "Why state files were deleted, most frequent reason first"
         return self._by_count("removals")
 
     def _by_count(self, table: str) -> list[dict[str, Any]]:

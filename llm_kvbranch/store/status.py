@@ -1,4 +1,8 @@
-"""The user's store: where the settings say it is, opened, and in numbers.
+"""The user's store: opened where the settings say it is, and described in numbers.
+
+The idea: a store is a directory and a budget, which are the user's settings.
+
+The invariant: describing a store takes no longer as it grows.
 
 This module does not change anything in a store.
 """
@@ -15,25 +19,25 @@ from .store import Store
 
 
 def open_store(create: bool = False) -> Store | None:
-    "The state store, None where nothing was ever stored unless it may be created"
+    "The state store; None if nothing was ever stored, unless it is to be created"
     root = data_directory()
     there = create or (root / "states").is_dir()
     return Store(root, budget()) if there else None
 
 
 def existing_store(create: bool = False) -> Store:
-    "The state store; raises StoreError where nothing was ever stored"
+    "The state store; raises StoreError if nothing was ever stored"
     store = open_store(create)
     if store is None:
-        raise StoreError("Nothing is stored yet: ask something with llm -m kvllama")
+        raise StoreError("Nothing is stored yet: prompt the kvllama model first")
     return store
 
 
 def describe_store(history: History | None = None) -> dict[str, Any]:
-    """The store in numbers, none of which take longer to find as it grows.
+    """The store in numbers.
 
-    ``reclaimable`` bytes are neither pinned nor needed by what is; ``hit_rate``
-    is the share of all prompts' tokens that was not read again. With a history
+    ``reclaimable`` bytes are neither pinned nor needed by a pinned state;
+    ``hit_rate`` is the share of all prompts' tokens that was reused. With a history,
     the largest threads have names.
     """
     store = open_store()

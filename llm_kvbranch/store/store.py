@@ -1,10 +1,10 @@
-"""The state files that there are, which come in, go out, and make room.
+"""State files stored, opened, and evicted to stay within a budget.
 
-The idea: a state is put with the chain that it goes on from, and room is made
-for it by giving up what was used the longest ago.
+The idea: a state is put with the chain that it continues, and the least recently
+used states are evicted to make room for it.
 
 The invariants: the files never exceed the budget, and no file that anyone reads
-is removed. Nothing here is the only copy of anything: the log is the history,
+is deleted. Nothing here is the only copy of anything: the log is the history,
 the store is a cache of it.
 
 This module does not know llama.cpp, prompts or llm's log.
@@ -38,11 +38,10 @@ EVICTED_FULL = "state was evicted because the disk was full"
 class Store(Files):
     """The state files below one directory, and their index.
 
-    ``budget`` is how many bytes the files may take; None for a share of what is
-    free on the disk. Opening creates the directory (0700) and the index (0600),
-    and tidies up after a crash. Raises StoreError where that is impossible. One
-    Store may be used from several threads, one call at a time; several processes
-    may have one each, but not one across a fork.
+    ``budget`` is how many bytes the files may take; None for a share of the free
+    disk. Opening creates the directory (0700) and the index (0600), and cleans up
+    after a crash. Raises StoreError if that fails. Threads may share a Store if
+    their calls do not overlap. Each process needs its own, also after a fork.
     """
 
     @contextlib.contextmanager
@@ -74,15 +73,15 @@ class Store(Files):
             if state.digest != entry.state.digest and not self._is_newer(entry, state):
                 raise StateError("state file is not the one that was stored")
             if marks is not None and not set(marks) <= snapshots.keys():
-                raise StateError("state file lacks a snapshot that the index knows")
+                raise StateError("state file lacks a snapshot that is in the index")
             yield payload, snapshots
 
     def prefetch(self, entries: Iterable[Entry]) -> None:
-        "Have the kernel read files that will be opened soon; it goes on by itself"
+        "Let the kernel read files that will be opened soon, in the background"
         if not hasattr(os, "posix_fadvise"):  # not on macOS or Windows
             return
         for entry in entries:
-            with contextlib.suppress(OSError):  # told when it is opened
+            with contextlib.suppress(OSError):  # reported when it is opened
                 file = os.open(self.path(entry.state), os.O_RDONLY)
                 try:
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -90,7 +89,7 @@ class Store(Files):
                     os.close(file)
 
     def _is_newer(self, entry: Entry, state: State) -> bool:
-        "Whether the index has come to know a file, with the same rows to offer"
+        "Whether a file was indexed since the entry was found, with the same rows"
         current = self.get(entry.state.response_id, entry.state.fingerprint)
         known = entry.state
         return (
@@ -107,16 +106,16 @@ class Store(Files):
         chain: Chain | None = None,
         snapshots: Mapping[int, Any] | None = None,
     ) -> Entry:
-        """Store a state, and make room for it; ``chain`` is what it goes on from.
+        """Store a state, and make room for it; ``chain`` is what it continues.
 
         ``payload`` and the ``snapshots`` by position are any buffers. A state of the
         same response is replaced; ``created`` becomes now, so no two files are equal.
-        Raises StoreError, with no new file, when it cannot be written or there is no
-        room that could be made.
+        Raises StoreError, with no new file, if it cannot be written or too little can
+        be evicted.
         """
         for name in (state.response_id, state.fingerprint):
             if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
-                raise StoreError(f"Response id {name!r} cannot name a file")
+                raise StoreError(f"Response id {name!r} cannot be used as a file name")
         state = replace(state, created=now())
         temporary = self.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
         chain = chain or Chain()
@@ -146,13 +145,13 @@ class Store(Files):
         payload: Any,
         snapshots: Mapping[int, Any],
     ) -> tuple[State, int]:
-        "Write a file, giving up old ones where the disk is full; raises OSError"
+        "Write a file, evicting others if the disk is full; raises OSError"
         try:
             return write_state(path, state, payload, snapshots)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # And for the index, whose journal takes as much again
+            # The index grows as well, and its journal takes the same again
             nbytes = _nbytes(payload, snapshots) + 16 * len(state.tokens) + (1 << 17)
             with self.writer(), self.locks.claims() as claims:
                 entries = self.least_used(claims, nbytes, state, chain)
@@ -162,9 +161,9 @@ class Store(Files):
             return write_state(path, state, payload, snapshots)
 
     def lost(self, entry: Entry, reason: str) -> None:
-        """Record that an entry's file cannot be used; its token ids stay known.
+        """Delete an entry's unusable file, and record why; its token ids are kept.
 
-        A file that another process has written again since is left alone.
+        A file that another process has replaced since is left alone.
         """
         if entry.present:
             with self.writer():
@@ -205,8 +204,8 @@ class Store(Files):
     def _check_budget(self, nbytes: int) -> None:
         if nbytes > (budget := self.budget()):
             raise StoreError(
-                f"A state of {nbytes:,} bytes is larger than the store's budget of "
-                f"{budget:,}: raise it with llm kvbranch store budget"
+                f"A state of {nbytes:,} bytes exceeds the store's budget of "
+                f"{budget:,} bytes. Raise the budget"
             )
 
     def _to_evict(
@@ -220,8 +219,8 @@ class Store(Files):
         entries = self.least_used(claims, excess, state, chain)
         if sum(entry.nbytes for entry in entries) < excess:
             raise StoreError(
-                f"The store's budget of {budget:,} bytes is taken by states that are "
-                "in use or pinned: raise it with llm kvbranch store budget"
+                f"The store's budget of {budget:,} bytes is full of states that are "
+                "in use or pinned. Raise the budget"
             )
         return entries
 

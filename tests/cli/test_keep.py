@@ -165,7 +165,7 @@ class TestPrune:
         llm("ann", *SHORT, document + "Two?")
         assert show(llm, "ann")["state_parent"] == one
         out = llm("ann", "kvbranch", "prune", one)
-        assert "another response goes on from it" in out
+        assert "another response continues from it" in out
         assert one in states(llm)
 
     def test_with_the_log(self, llm) -> None:
@@ -246,6 +246,6 @@ class TestSettings:
     def test_a_broken_file(self, user_path, text) -> None:
         (user_path / "kvbranch").mkdir()
         (user_path / "kvbranch" / "settings.json").write_text(text)
-        with pytest.raises(SettingError, match="Mend or delete"):
+        with pytest.raises(SettingError, match="Fix or delete"):
             settings.budget()
         assert issubclass(SettingError, llm_package.ModelError)

@@ -409,7 +409,7 @@ class TestFound:
         fuzz.put(path, fuzz.framed(json.dumps(facts).encode(), b"".join(body)))
         with pytest.raises(StateError) as caught:
             read_head(path)
-        assert str(caught.value) == "state file is not one of llm-kvbranch's"
+        assert str(caught.value) == "state file is not in llm-kvbranch's format"
 
     @pytest.mark.timeout(60)
     def test_rows_of_nothing_are_cut_at_once(self) -> None:

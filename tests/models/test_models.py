@@ -167,7 +167,7 @@ class TestCatalog:
     def test_bad_settings_break_kvllama_alone(self, llm: Homes, tmp_path: Path) -> None:
         put(tmp_path / "a" / "kvbranch" / "settings.json", "{")
         assert "kvllama" in llm("a", "models")
-        assert "Mend or delete it" in llm("a", "-m", "kvllama", "Hi", fails=True)
+        assert "Fix or delete it" in llm("a", "-m", "kvllama", "Hi", fails=True)
         put(tmp_path / "b" / "kvbranch" / "settings.json", '{"models": [1]}')
         assert "kvllama" in llm("b", "models")
         assert "Mend or delete it" in llm("b", "kvbranch", "models", fails=True)
@@ -1010,7 +1010,7 @@ class TestDoctor:
         assert "budget is 0, so nothing is stored" in llm("a", "kvbranch", "doctor")
         monkeypatch.setenv("LLM_KVBRANCH_BUDGET", "lots")
         said = llm("a", "kvbranch", "doctor", fails=True)
-        assert "✗ 'lots' is no size" in said
+        assert "✗ 'lots' is not a size" in said
 
     def test_a_store_that_cannot_be(
         self, llm: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,7 @@
-"""The store takes the room that it was given, and gives up the right states.
+"""The store stays within its budget, and evicts the right states.
 
-One byte too many fills a disk that others use; the wrong state given up is a
-long document read again, or rows gone from under whoever is reading them.
+One byte too many fills a disk that others use. Evicting the wrong state means that
+a long document is read again, or that rows vanish while someone reads them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BUDGET = 4 * SIZE  # room for four states
 
 
 class TestEviction:
-    "What is given up has to be read again: it should be what nobody asks for"
+    "What is evicted has to be read again, so it should be what nobody asks for"
 
     def test_nothing_while_there_is_room(self, store: Store) -> None:
         for name in "abcd":
@@ -126,7 +126,7 @@ class TestEviction:
     def test_files_that_a_crash_left_unaccounted_for_take_room(
         self, store: Store
     ) -> None:
-        "As by a process that ended before its last transaction"
+        "Such as those of a process that ended before its last transaction"
         for name in "abcd":
             fill(store, name)
         store.db.execute("insert into pending values (?, 'd')", [MODEL])
@@ -182,7 +182,7 @@ class TestEviction:
 
 
 class TestRefusal:
-    "A state that does not fit must not cost those that do"
+    "A state that does not fit must not evict those that do"
 
     def refused(self, store: Store, match: str, nbytes: int = ROWS) -> None:
         before = contents(store.root), list(store.db.iterdump())
@@ -193,7 +193,7 @@ class TestRefusal:
     def test_larger_than_the_budget(self, store: Store) -> None:
         for name in "abcd":
             fill(store, name)
-        self.refused(store, r"larger than the store's budget of 408,000", 5 * ROWS)
+        self.refused(store, r"exceeds the store's budget of 408,000", 5 * ROWS)
 
     def test_larger_with_its_header_only(self, store: Store) -> None:
         for name in "abcd":
@@ -204,7 +204,7 @@ class TestRefusal:
         for name in "abcd":
             fill(store, name)
             pin(store, name)
-        self.refused(store, "in use or pinned: raise it")
+        self.refused(store, "in use or pinned. Raise the budget")
         for name in "abcd":
             pin(store, name, False)
         fill(store, "new")
@@ -221,11 +221,11 @@ class TestRefusal:
 
     def test_a_budget_of_nothing(self, root: Path) -> None:
         with contextlib.closing(Store(root, 0)) as store:
-            self.refused(store, "larger than the store's budget of 0", 1)
+            self.refused(store, "exceeds the store's budget of 0", 1)
 
 
 class TestEvicted:
-    "A state that vanished without a trace cannot be explained, nor read again"
+    "A state that vanished without a trace cannot be explained or read again"
 
     def test_its_token_ids_stay_known(self, store: Store) -> None:
         store.put(a_state("old", DOCUMENT, tip_hash="tip"), bytes(ROWS))
@@ -236,7 +236,7 @@ class TestEvicted:
         assert names(store.by_hash("tip_hash", ["tip"])) == ["old"]
 
     def test_its_reason_is_what_opening_it_says(self, store: Store) -> None:
-        "Also to who found it before it was evicted by another"
+        "Even if another process evicts it after it was found"
         seen = fill(store, "old")
         with contextlib.closing(Store(store.root, SIZE)) as other:
             fill(other, "new")
@@ -283,7 +283,7 @@ class TestPinned:
         assert present(store) == "d e f g"
 
     def test_what_it_does_not_need_may_go(self, store: Store) -> None:
-        "A state of no shared tokens, for all that its row names a parent"
+        "A state that shares no tokens with the parent that its row names"
         fill(store, "a")
         store.put(a_state("b", [7] * 40, 0, "a"), bytes(ROWS))
         pin(store, "b")

@@ -1,9 +1,9 @@
 """Many processes on one store that is too small for them.
 
-Each answers 25 prompts, going on from its own and the others' conversations,
-while all of them push each other's states out. A state that is evicted while it
-is read, or an index that two of them disagree about, is a wrong answer, a miss
-for no good reason or a store that ``verify`` finds fault with.
+Each answers 25 prompts, continuing its own and the others' conversations, while all
+of them evict each other's states. A state that is evicted while it is read, or an
+index that two of them disagree about, leads to a wrong answer, a miss without a good
+reason, or a store in which ``verify`` finds problems.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ N_PROCESSES, N_TURNS = 8, 25
 
 
 def crowd(root: Path, budget: int) -> list[dict]:
-    "What each of the processes has to say of itself in the end"
+    "What each of the processes reports at its end"
 
     def work(out: int, seed: int) -> None:
         life, facts = Life(root, seed, {}, budget), []
@@ -38,7 +38,7 @@ def crowd(root: Path, budget: int) -> list[dict]:
         life.session.warn = warnings.append
         shared = root.parent / "conversations"
         for _ in range(N_TURNS):
-            for path in shared.iterdir():  # what the others said lately
+            for path in shared.iterdir():  # what the others said recently
                 with contextlib.suppress(ValueError, FileNotFoundError):
                     life.known[path.name] = from_line(path.read_text())
             _, answer = life.step()
@@ -69,7 +69,7 @@ def crowd(root: Path, budget: int) -> list[dict]:
 
 
 class TestCrowd:
-    "Eviction that takes what another process is about to read"
+    "Eviction of what another process is about to read"
 
     def test_eight_processes(self, tmp_path: Path) -> None:
         budget = 60_000
@@ -97,7 +97,7 @@ class TestCrowd:
 
 
 class Watch:
-    "Looks at what a store's files take, all the time"
+    "Measures the size of a store's files all the time"
 
     def __init__(self, root: Path):
         self.root, self.largest, self._stop = root, 0, threading.Event()

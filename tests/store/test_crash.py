@@ -1,7 +1,7 @@
-"""Wherever a process or the power ends, files and index agree afterwards.
+"""Files and index agree wherever a process or the power ends.
 
-What is written when is watched, and a process is ended at every single step of
-a put; whatever it left, the next one finds a store that is in order.
+These tests watch what is written in which order, and kill a process at every single
+step of a put. Whatever it left, the next process finds a sound store.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def store(root: Path) -> Iterator[Store]:
 
 
 class TestOrder:
-    "What reaches the disk too late is not there after a power cut"
+    "What reaches the disk too late is lost in a power cut"
 
     @pytest.fixture
     def events(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        "What is made durable, and what is renamed or removed"
+        "What is made durable, and what is renamed or deleted"
         events: list[str] = []
 
         def syncing(fd: int) -> None:
@@ -105,7 +105,7 @@ class TestOrder:
     def test_no_row_promises_a_file_that_is_not_there(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        "Not even to who looks while a state makes room, comes or is replaced"
+        "Not even for readers while states are evicted, added or replaced"
         looks = []
 
         def look(*_: Any) -> None:
@@ -131,7 +131,7 @@ class TestOrder:
 
     @pytest.mark.usefixtures("events")
     def test_commits_are_flushed(self, store: Store) -> None:
-        "As SQLite does it with its own means: an announcement must not be late"
+        "An announcement must not be late, so SQLite has to flush it"
         assert store.db.execute("pragma synchronous").fetchone()[0] == 2
 
 
@@ -196,7 +196,7 @@ sys.exit(status)
 
 
 class TestCrash:
-    "Wherever a process ends, the next one must find a store that is in order"
+    "Wherever a process ends, the next one must find a sound store"
 
     @pytest.mark.parametrize(
         ("name", "n_before"),
@@ -221,13 +221,13 @@ class TestCrash:
             self.outcome(Path(f"{root}-{n}"), name, limit)
             for n in range(1, n_steps + 1)
         ]
-        # Nothing first, everything last, and never a way back
+        # Nothing at first, everything at last, and never backwards
         assert outcomes == sorted(outcomes)
         assert (outcomes[0], outcomes[-1]) == (0, 2)
 
     @staticmethod
     def outcome(root: Path, name: str, limit: int) -> int:
-        "0 as if nothing had been done, 1 with files removed, 2 with the new one"
+        "0 if nothing was done, 1 if files were deleted, 2 if the new one was added"
         with contextlib.closing(Store(root, limit)) as store:
             assert list(verify(store)) == []
             assert not os.listdir(root / "tmp")

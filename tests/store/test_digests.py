@@ -1,4 +1,4 @@
-"Checks of large states, which a thread makes while their rows are copied"
+"Large states are checked by a thread while their rows are copied"
 
 import threading
 

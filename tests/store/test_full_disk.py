@@ -1,6 +1,6 @@
-"""A disk that is full, for real: a small file system of its own.
+"""A disk that is really full: a small file system of its own.
 
-The answer is printed all the same, with one warning, and the store is whole.
+The answer is printed anyway, with one warning, and the store stays sound.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> Path:
-    "Take all of the disk but some bytes"
+    "Fill the disk up to some bytes"
     path = disk / f"others-{leave}"
     status = os.statvfs(disk)
     with open(path, "wb") as file, contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ class TestFull:
         session = fake_session(root, warnings)
         session.store.limit = SIZE  # else the store would shrink with the disk
         others = fill(disk, leave)
-        # Its parent's state is needed, so nothing can make room
+        # Its parent's state is needed, so nothing can be evicted
         two = Answer(session, [*one.chain, user("Two? " * 600)], max_tokens=4).check()
         assert two.facts["restored_tokens"] > 50
         assert two.entry is None

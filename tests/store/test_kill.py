@@ -1,8 +1,8 @@
-"""A process may end, or be refused anything, at any moment: nothing is lost by it.
+"""A process may end, or any of its calls fail, at any moment without losing anything.
 
-Every test looks at the store the way the next process does, and asks three
-things: does ``verify`` find it clean, is everything there that was stored before,
-and are answers that go on from it right.
+Every test looks at the store as the next process does, and asks three things: does
+``verify`` find no problem, is everything still there that was stored before, and are
+answers that continue from it right?
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def problems(root: Path) -> list[tuple[str, str]]:
 
 
 def stored(root: Path) -> dict[str, str | None]:
-    "Response ids in the store, and why those without a file have none"
+    "Response ids in the store, and the reasons of those without a file"
     with contextlib.closing(Store(root)) as store:
         return {e.state.response_id: e.gone for e in store.entries()}
 
 
 class TestKill:
-    "A state that a kill leaves half written, or a whole one that it loses"
+    "A state that a kill leaves half written, or a complete one that it loses"
 
     @pytest.mark.parametrize(
         ("budget", "n_kills"),
@@ -72,11 +72,11 @@ class TestKill:
             n_lost += unsure is not None and there.get(unsure, "lost") is not None
         total = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
         assert budget is None or total <= budget
-        # Some of the kills must have come while something was written
+        # Some kills must have happened while something was written
         assert n_lost > 0
 
     def _live(self, root, seed, known, budget, chance) -> tuple[list, list]:
-        "A life that is killed; which commits it had begun, and ended"
+        "A life that is killed; the commits that it had begun and finished"
 
         def work(out: int) -> None:
             life = Life(root, seed, known, budget)
@@ -103,12 +103,12 @@ class TestKill:
                 ended.append(name)
                 known[name] = from_line(rest[0])
         for name in list(known)[:-12]:
-            del known[name]  # go on from the newest ones: deep trees
+            del known[name]  # continue from the newest ones: deep trees
         return [line.split()[1] for line in lines if line.startswith("begun")], ended
 
 
 class Faults:
-    """Counts the calls that change the disk, and makes the nth of them fail.
+    """Counts the calls that change the disk, and lets the nth of them fail.
 
     ``mode``: "error" raises what the system would, "before" and "after" end the
     process around the call.
@@ -134,7 +134,7 @@ class Faults:
         os._exit(9)
 
     def install(self) -> None:
-        "In a child process, for good"
+        "In a child process, permanently"
         for name in ("open", "fsync", "replace", "unlink", "mkdir"):
             self._wrap(os, name)
         faults = self
@@ -185,7 +185,7 @@ def put_and_evict(life: Life) -> None:
 
 
 def heal(life: Life) -> None:
-    "Go on from a chain whose first file is damaged"
+    "Continue from a chain whose first file is damaged"
     store = life.session.store
     name = max(life.known, key=lambda n: len(life.known[n]))
     chain = store.chain(store.get(name))
@@ -214,7 +214,7 @@ def grown(tmp_path_factory) -> tuple[Path, dict]:
 
 
 class TestFaults:
-    "A call refused, or the last one ever, at any step of any change"
+    "A call that fails, or is the last one, at any step of any change"
 
     @pytest.mark.parametrize(
         "change", [put_one, put_and_evict, heal, prune_one, rebuild]
@@ -247,7 +247,7 @@ class TestFaults:
         assert not problems(tmp_path / "cut")
 
     def _run(self, root, known, change, nth, mode) -> list[str] | None:
-        "The calls made, if all of them went through"
+        "The calls made, if all of them succeeded"
 
         def work(out: int) -> None:
             faults = Faults(nth, mode)
@@ -268,7 +268,7 @@ class TestFaults:
         return said.split(",") if said not in ("", "cut") else None
 
     def _check(self, root, known, change, where) -> None:
-        "Whatever was there is there, and can be gone on from"
+        "Whatever was stored is still there, and can be continued from"
         there = stored(root)
         for name in known:
             gone = there.get(name, "pruned")
@@ -288,7 +288,7 @@ def _damaged(problem: tuple[str, str], change: Callable) -> bool:
 
 
 class TestOrder:
-    "What the disk may do with calls that it was not told to order"
+    "Calls that the disk may reorder"
 
     def test_power_loss(self, tmp_path: Path, monkeypatch) -> None:
         events: list[str] = []

@@ -1,8 +1,8 @@
-"""Whoever reads a state can rely on it, whoever died cannot be in the way.
+"""Readers can rely on their locks, and locks of dead processes do no harm.
 
-A lock that is not taken removes a file from under its reader, one that is never
-given back keeps a file for ever: both are asked of other Locks of this process
-and of other processes, killed ones among them.
+Without a lock a file is deleted while someone reads it; with a lock that is never
+released it is kept for ever. Both are tested with other Locks of this process and
+with other processes, some of which are killed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def free(locks: Locks, name: str) -> bool:
-    "Whether a name could be claimed just now"
+    "Whether a name can be claimed now"
     with locks.claims() as claims:
         return claims.take(name)
 
@@ -61,7 +61,7 @@ def claim(locks: Locks, name: str) -> bool:
 
 
 class TestHold:
-    "A name that others can claim while it is held is a file removed while read"
+    "A name that others can claim while it is held is a file deleted while read"
 
     def test_what_is_held_cannot_be_claimed(self, ours: Locks, theirs: Locks) -> None:
         ours.hold(["a", "b"])
@@ -120,7 +120,7 @@ class TestHold:
     def test_another_file_object_closed_lets_go_of_nothing(
         self, path: Path, ours: Locks, theirs: Locks
     ) -> None:
-        "As a lock of the process would be"
+        "As it would with locks that belong to the process"
         ours.hold(["a"])
         Locks(path).close()
         assert not claim(theirs, "a")
@@ -152,7 +152,7 @@ class TestHold:
 
 
 class TestClaim:
-    "Two that remove a file, or one that removes what another begins to read"
+    "Two that delete a file, or one that deletes what another begins to read"
 
     def test_is_for_one_alone(self, ours: Locks, theirs: Locks) -> None:
         with ours.claims() as claims:
@@ -161,7 +161,7 @@ class TestClaim:
         assert claim(theirs, "a")
 
     def test_releasing_leaves_what_is_held(self, ours: Locks, theirs: Locks) -> None:
-        "A state that turned out bad is removed by who holds it, and written again"
+        "A damaged state is deleted by its holder, and written again"
         with ours.claims() as claims:
             assert claims.take("a")
             hold = ours.hold(["a"])
@@ -170,7 +170,7 @@ class TestClaim:
         assert free(theirs, "a")
 
     def test_an_exception_releases_it(self, ours: Locks, theirs: Locks) -> None:
-        "Else the state cannot be read until this process ends"
+        "Otherwise nobody could read the state until this process ends"
         with contextlib.suppress(KeyboardInterrupt), ours.claims() as claims:
             assert claims.take("a")
             raise KeyboardInterrupt
@@ -178,7 +178,7 @@ class TestClaim:
 
 
 class TestWriter:
-    "Two that change files at once leave an index that neither of them meant"
+    "Two that change files at once leave an index that neither intended"
 
     @pytest.mark.usefixtures("impatient")
     def test_is_alone(self, ours: Locks, theirs: Locks) -> None:
@@ -242,7 +242,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
-    "Another process, which holds a name, has claimed one and is the writer"
+    "Another process that holds a name, has claimed one and is the writer"
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         cwd=Path(llm_kvbranch.__file__).parents[1],
@@ -258,7 +258,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.usefixtures("impatient")
 class TestProcesses:
-    "Locks that end at a process's border, or outlive it, protect nothing"
+    "Locks that other processes ignore, or that outlive a process, protect nothing"
 
     def test_they_see_each_others(
         self, ours: Locks, holder: subprocess.Popen[str]
@@ -296,7 +296,7 @@ class TestProcesses:
 
 
 class TestWithoutLocks:
-    "Where there are no locks a store must still work, alone"
+    "Without locks a store must still work for a single process"
 
     def test_everything_can_be_claimed(
         self, ours: Locks, monkeypatch: pytest.MonkeyPatch

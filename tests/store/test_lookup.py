@@ -1,4 +1,4 @@
-"""What state responses have, asked without opening the store."""
+"""Looking up the states of responses without opening the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from llm_kvbranch.store.lookup import known_states
+from llm_kvbranch.store.lookup import look_up
 from llm_kvbranch.store.maintenance import collect, pin, prune
 from llm_kvbranch.store.store import Store
 
@@ -21,16 +21,16 @@ def here(root, monkeypatch):
 
 
 def kinds(*ids):
-    return {id: known.kind for id, known in known_states(ids).items()}
+    return {id: known.kind for id, known in look_up(ids).items()}
 
 
 class TestKnown:
-    "Fails if the page says of state what is not so"
+    "Fails if the page shows a wrong state"
 
     def test_with_a_file(self, store):
         conversation(store, "a", "b")
         pin(store, "b")
-        known = known_states(["a", "b", "c"])
+        known = look_up(["a", "b", "c"])
         assert {id: each.nbytes > ROWS for id, each in known.items()} == {
             "a": True,
             "b": True,
@@ -44,7 +44,7 @@ class TestKnown:
         fill(store, "c")
         prune(store, ["c"])
         collect(store, 0)
-        known = known_states("abc")
+        known = look_up("abc")
         assert "evicted" in (known["a"].gone or "")
         assert {id: each.kind for id, each in known.items()} == {
             "a": "evicted",
@@ -56,14 +56,14 @@ class TestKnown:
 
     def test_of_many_at_once(self, store):
         fill(store, "a")
-        assert set(known_states([*map(str, range(100_000)), "a"])) == {"a"}
+        assert set(look_up([*map(str, range(100_000)), "a"])) == {"a"}
 
 
 class TestNothing:
-    "Fails if looking makes, changes or needs anything"
+    "Fails if looking up creates, changes or needs anything"
 
     def test_no_store(self, root):
-        assert known_states("abc") == {}
+        assert look_up("abc") == {}
         assert not root.exists()
 
     def test_nothing_is_changed(self, root):
@@ -87,4 +87,4 @@ class TestNothing:
         elif damage == "directory":
             path.unlink()
             path.mkdir()
-        assert known_states("a") == {}
+        assert look_up("a") == {}

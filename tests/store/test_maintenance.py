@@ -1,7 +1,7 @@
-"""What a person asks of the store is done, and nothing else.
+"""The store does what people ask of it, and nothing else.
 
-A pin that does not last, or one state too many that is removed, is a long
-document read again; an index that another process made again is the one to ask.
+If a pin does not last, or one state too many is deleted, a long document is read
+again. An index that another process has rebuilt is the one to use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 class TestPin:
-    "A pin that is forgotten is noticed when the long document is read again"
+    "A pin that is lost is noticed when the long document is read again"
 
     def test_until_unpinned(self, store: Store) -> None:
         conversation(store, "a", "b", "c")
@@ -71,7 +71,7 @@ class TestPin:
             assert not list(verify(store))
 
     def test_survives_the_loss_of_its_file(self, root: Path) -> None:
-        "Also that of the index, before the file is written again"
+        "And the loss of the index, before the file is written again"
         with contextlib.closing(Store(root)) as store:
             a = fill(store, "a")
             pin(store, "a")
@@ -116,12 +116,12 @@ def kept(removal: Removal) -> dict[str, str]:
     return {entry.state.response_id: reason for entry, reason in removal.kept}
 
 
-NEEDED = "another response goes on from it"
-PINNED = "it is pinned, or something pinned needs it"
+NEEDED = "another response continues from it"
+PINNED = "it is pinned, or a pinned state needs it"
 
 
 class TestPrune:
-    "What was pruned is gone, what anything else needs is not"
+    "What was pruned is deleted, unless something else needs it"
 
     def test_rows_and_token_ids(self, store: Store) -> None:
         entry = put(store, "one", DOCUMENT, tip_hash="tip")
@@ -162,7 +162,7 @@ class TestPrune:
         assert not list(verify(store))
 
     def test_what_others_are_linked_through_stays(self, store: Store) -> None:
-        "Although they need none of its rows"
+        "Even if they need none of its rows"
         put(store, "one", DOCUMENT)
         put(store, "two", DOCUMENT[:50] + [7] * 30, 50, "one")
         whole = DOCUMENT[:30] + [8] * 40
@@ -171,7 +171,7 @@ class TestPrune:
         assert find(store, whole).available == 70
 
     def test_what_only_lends_its_name_goes(self, store: Store) -> None:
-        "Not one token of it is in the other's context"
+        "None of its tokens is in the other's context"
         put(store, "one", DOCUMENT)
         put(store, "two", [7, 8, 9], 0, "one")
         put(store, "other", [*DOCUMENT, 7], 100, "one", fingerprint="other-model")
@@ -232,7 +232,7 @@ class TestPrune:
 
 
 class TestRebuiltByAnother:
-    "A store that goes on with an index that is no more writes for nobody"
+    "A store that keeps using a replaced index writes for nobody"
 
     @pytest.mark.parametrize("how", ["rebuilt", "removed", "turned to garbage"])
     def test_the_next_state_is_in_the_new_one(self, root: Path, how: str) -> None:

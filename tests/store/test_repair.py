@@ -1,8 +1,8 @@
-"""Whatever happened to files or index, a repair makes them agree, once.
+"""Whatever happened to files or index, one repair makes them agree.
 
-A repair that leaves something wrong, that breaks what was whole, or that finds
-something to do each time, is none. So each test of one ends with a check that
-finds nothing, and with a second repair that does nothing.
+A repair must leave nothing wrong, break nothing that was sound, and find nothing to
+do the second time. So each test ends with a check that finds no problem, and with a
+second repair that does nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def path_of(store: Store, name: str, model: str = MODEL) -> Path:
 
 
 def edit(*statements: str) -> Damage:
-    "Damage to the rows of the index"
+    "Damage rows of the index"
 
     def damage(store: Store) -> None:
         for statement in statements:
@@ -71,7 +71,7 @@ def copy(source: str, target: str, model: str = MODEL) -> Damage:
 
 
 def write_in_place(store: Store) -> None:
-    "The right state, but not the file that the index knows"
+    "The right state, but not in the file that is in the index"
     entry = store.get("three")
     assert entry is not None
     path_of(store, "three").unlink()
@@ -105,10 +105,10 @@ def die_while_writing(store: Store) -> None:
 
 
 DAMAGED = "removed: state file is damaged (digest does not match)"
-TAKEN, GONE = "taken into the index", "file is gone: noted"
-REBUILT = ("index.db", "made again from the files")
-FINDABLE = "made findable by its tokens"
-MISPLACED = "removed: the file is in the place of another"
+TAKEN, GONE = "added to the index", "file is missing: index updated"
+REBUILT = ("index.db", "rebuilt from the files")
+FINDABLE = "indexed by its tokens"
+MISPLACED = "removed: the file has the name of another state"
 CASES: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
     "nothing": (lambda store: None, []),
     "a damaged file": (
@@ -190,7 +190,7 @@ CASES: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
     "others may read": (
         open_to_all,
         [
-            (name, "closed to others")
+            (name, "made private")
             for name in (
                 "index.db",
                 f"states/{MODEL}",
@@ -200,14 +200,14 @@ CASES: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
     ),
     "a temporary file": (
         lambda store: (store.root / "tmp" / "0.safetensors").touch(0o600),
-        [("0.safetensors", "removed a temporary file")],
+        [("0.safetensors", "deleted a temporary file")],
     ),
 }
 
 
 @pytest.fixture
 def filled(store: Store) -> Entry:
-    "A conversation of three turns, one of its own; returns the last turn's"
+    "A conversation of three turns and a separate turn; returns the third entry"
     put(store, "one", DOCUMENT)
     put(store, "two", DOCUMENT[:50] + [7] * 30, 50, "one")
     last = put(store, "three", DOCUMENT[:50] + [7] * 30 + [8], 80, "two")
@@ -217,7 +217,7 @@ def filled(store: Store) -> Entry:
 
 
 def check_all(store: Store) -> None:
-    "Nothing is wrong, nothing is left to do, every row is the right one"
+    "Nothing is wrong, nothing is left to repair, every row is the right one"
     assert list(verify(store)) == []
     before = contents(store.root), list(store.db.iterdump())
     assert list(repair(store)) == []
@@ -229,7 +229,7 @@ def check_all(store: Store) -> None:
 
 
 class TestRepair:
-    "A repair that breaks what is whole, or never ends, is worse than the damage"
+    "A repair that breaks what is sound, or never ends, is worse than the damage"
 
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.usefixtures("filled")
@@ -243,7 +243,7 @@ class TestRepair:
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.usefixtures("filled")
     def test_loses_nothing_else(self, store: Store, case: str) -> None:
-        "Of the states there were, those whose own file was sound are still there"
+        "All states whose own file was sound are still there"
         damage, done = CASES[case]
         damage(store)
         list(repair(store))
@@ -275,7 +275,7 @@ class TestRepair:
         die_while_writing(store)
         ((name, done),) = repair(store)
         assert name.endswith(".safetensors")
-        assert done == "removed a temporary file"
+        assert done == "deleted a temporary file"
         check_all(store)
 
     @pytest.mark.parametrize("keep", [0, 100, 4096, 8192])
@@ -328,7 +328,7 @@ class TestRepair:
         assert list(verify(store)) == []
 
     def test_what_hangs_on_nothing_is_forgotten(self, store: Store) -> None:
-        "Even if it was pinned: its token ids stand for no context"
+        "Even if it was pinned: its token ids are not a whole context"
         put(store, "x", DOCUMENT, 50, "nobody")
         pin(store, "x")
         list(repair(store))

@@ -1,7 +1,7 @@
-"""Who may not lose a state, and where room is made other than by a new one.
+"""Which states must not be evicted, and when room is made other than by a put.
 
-A budget kept by removing what someone reads, or by an index that grows instead,
-is not kept; a disk filled by others is no reason to keep no more answers.
+It is no use to keep the budget by deleting what someone reads, or by letting the
+index grow instead. If others filled the disk, answers are still stored.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ sys.stdin.readline()
 
 
 class TestHeld:
-    "Rows gone from under whoever plans with them are read again, all of them"
+    "If rows vanish after a prompt was planned, all of them are read again"
 
     def test_by_another_store(self, store: Store) -> None:
         *_, b = conversation(store, "a", "b")
@@ -123,7 +123,7 @@ class TestHeld:
     def test_an_interrupted_eviction_claims_nothing(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        "Else other processes cannot read the state until this one ends"
+        "Otherwise no other process could read the state until this one ends"
         a = fill(store, "a")
 
         def interrupted() -> Iterator[Entry]:
@@ -176,11 +176,11 @@ class TestHeld:
 
 
 class TestDefaultBudget:
-    "A share of a disk is only right as long as it follows what is free"
+    "A share of a disk is only right while it follows the free space"
 
     @pytest.fixture
     def disk(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        "A disk that holds nothing but the store"
+        "A disk with nothing but the store"
         disk = SimpleNamespace(size=1_000_000)
 
         def usage(root: Path) -> SimpleNamespace:
@@ -212,9 +212,7 @@ class TestDefaultBudget:
             fill(store, "h")
             assert present(store) == "h"
             disk.size = 4 * SIZE
-            with pytest.raises(
-                StoreError, match="raise it with llm kvbranch store budget"
-            ):
+            with pytest.raises(StoreError, match="Raise the budget"):
                 fill(store, "i")
             assert present(store) == "h"
 
@@ -227,11 +225,11 @@ class TestDefaultBudget:
             assert store.budget() == SIZE
 
 
-BIG = 4 * SIZE  # more than the room that is made for the index as well
+BIG = 4 * SIZE  # more than the room that is made for the index
 
 
 class TestFullDisk:
-    "A disk that others filled must not stop answers from being kept"
+    "A disk that others filled must not keep answers from being stored"
 
     @pytest.fixture
     def store(self, root: Path) -> Iterator[Store]:
@@ -242,7 +240,7 @@ class TestFullDisk:
     def disk_of(
         self, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Callable[..., None]:
-        "Give the disk room for so many bytes of files"
+        "Set how many bytes of files fit on the disk"
 
         def limit(nbytes: int, number: int = errno.ENOSPC) -> None:
             def flush(_: int) -> None:
@@ -260,7 +258,7 @@ class TestFullDisk:
         disk_of(4 * BIG, number)
         for name in "abcde":
             fill(store, name, nbytes=4 * ROWS)
-        # More than the new one takes, by less than another: for the index
+        # More than the new one takes, for the index, but not by a whole state
         assert present(store) == "c d e"
         found = store.get("a")
         assert found is not None
@@ -319,7 +317,7 @@ class TestFullDisk:
 
 
 class TestCollect:
-    "Room that was asked for and not made, or made of what was needed"
+    "Room that was asked for and not made, or made by deleting what is needed"
 
     def test_to_a_limit(self, store: Store) -> None:
         entries = [fill(store, name) for name in "abcd"]
@@ -369,7 +367,7 @@ class TestCollect:
 
 
 class TestBoundedIndex:
-    "Token ids of states long gone would fill the disk in place of their rows"
+    "Token ids of evicted states would fill the disk instead of their rows"
 
     @staticmethod
     def long(store: Store, name: str, parent: Entry | None = None) -> Entry:
@@ -430,7 +428,7 @@ class TestBoundedIndex:
             store.lost(entry, "gone")
         for left in (["a", "b"], ["b"], []):
             with store._write() as db:
-                store._forget_gone(db, 1)
+                store._delete_gone(db, 1)
             assert names(list(store.entries())) == left
 
     def test_the_one_being_put_is_not_forgotten(
@@ -446,10 +444,10 @@ class TestBoundedIndex:
 
 
 class TestRebuilt:
-    "An index made again knows no dates: it must not give up beginnings first"
+    "A rebuilt index has no dates of use, but must not evict beginnings first"
 
     def order(self, root: Path) -> list[str]:
-        "In which states go after the index was lost"
+        "The order in which states are evicted after the index was lost"
         remove_index(root)
         with contextlib.closing(Store(root)) as store:
             return names(list(store.by_use()))
@@ -468,7 +466,7 @@ class TestRebuilt:
         assert self.order(root) == ["x", "d", "c", "b", "a"]
 
     def test_also_where_one_of_them_was_written_again(self, root: Path) -> None:
-        "So that its file is newer than those that go on from it"
+        "So that its file is newer than those that continue from it"
         with contextlib.closing(Store(root)) as store:
             a, b, _ = conversation(store, "a", "b", "c")
             fill(store, "b", a)

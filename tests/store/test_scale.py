@@ -1,7 +1,6 @@
-"""What a question to the store costs does not depend on how much there is.
+"""What a query of the store costs does not depend on the store's size.
 
-``benchmarks/store_scale.py`` measures it; here are the reasons for which it once
-was not so.
+``benchmarks/scale.py`` measures it; these are tests for the causes of past failures.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    "Keys of the states whose chains were put together"
+    "Keys of the states whose chains were assembled"
     keys: list[int] = []
     original = Index._chain
 
@@ -43,7 +42,7 @@ def chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def put(store: Store, name: str, tokens: list[int], chain: Chain | None = None) -> None:
-    "Store a response to some tokens, on a chain that the store knows"
+    "Store a response to some tokens, on the chain that the store finds for them"
     chain, whole = chain or Chain(), tokens_of(tokens)
     start = len(chain.tokens)
     parent = chain.segments[-1].entry.state.response_id if start else None
@@ -65,7 +64,7 @@ def find(store: Store, tokens: list[int]) -> Chain:
 
 
 def shared(store: Store, n: int) -> None:
-    "Conversations that have a system prompt in common and nothing else"
+    "Conversations that only have a system prompt in common"
     for i in range(n):
         tokens = SYSTEM + [i] * 20
         put(store, f"conversation-{i}", tokens, find(store, tokens))
@@ -94,7 +93,7 @@ class TestSharedPrompt:
         assert not chains
 
     def test_with_rows_that_are_gone(self, store: Store) -> None:
-        "What is lost on the way to the one that goes on furthest is not counted"
+        "Lost rows below the deepest match do not count"
         put(store, "lost", SYSTEM + [1] * 30)
         put(store, "kept", SYSTEM[:-1])
         put(store, "far", SYSTEM + [1] * 60, find(store, SYSTEM + [1] * 30))
@@ -106,7 +105,7 @@ class TestSharedPrompt:
 
 
 def test_a_chain_is_evicted_from_its_end(store: Store) -> None:
-    "No state is kept whose beginning is gone"
+    "No state is kept whose beginning was evicted"
     tokens: list[int] = []
     for i in range(6):
         chain = find(store, tokens)

@@ -1,7 +1,7 @@
-"""export and import: what is in a bundle, who may give one, what it is worth.
+"""export and import: what is in a bundle, whose bundle is accepted, what it saves.
 
-A bundle that holds more than the response's context tells others what they were
-not told; one that is believed without reason puts words into a model's mouth.
+A bundle with more than the response's context leaks what was not shared; one that is
+trusted without reason puts words into a model's mouth.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def llm(made, tmp_path, monkeypatch) -> Homes:
-    "With ann's home as it was when she exported"
+    "Homes, with ann's as it was when she exported"
     monkeypatch.setattr(model_module, "_sessions", {})
     shutil.copytree(made, tmp_path / "homes")
     return Homes(tmp_path / "homes")
@@ -71,7 +71,7 @@ def rewrite(path: Path, name: str, data: bytes | None, **options) -> None:
 
 
 class TestRoundTrip:
-    "A prompt of which others still have to read what was read for them"
+    "A prompt whose reader still has to read what was read before"
 
     def test_nothing_is_read_again(self, llm, bundle) -> None:
         out = llm("bob", "kvbranch", "import", str(bundle), key="of the team")
@@ -117,7 +117,7 @@ class TestRoundTrip:
 
 
 class TestPrivacy:
-    "Something that is not in the response's context, given away with it"
+    "Something outside the response's context that is shared with it"
 
     def test_what_came_after_the_cut_is_not_in_it(self, llm, bundle) -> None:
         said = " ".join(
@@ -161,7 +161,7 @@ def read_member(bundle: Path, name: str):
 
 
 class TestTrust:
-    "A bundle of anyone, taken for one's own"
+    "A stranger's bundle that is accepted like one's own"
 
     @pytest.mark.parametrize("key", ["", "of another team"])
     def test_refused_unless_signed_or_trusted(self, llm, bundle, tmp_path, key) -> None:
@@ -199,8 +199,8 @@ HOSTILE = {
         lambda p: rewrite(p, "x", b"0", compression=zipfile.ZIP_DEFLATED),
         "compressed",
     ),
-    "manifest of nothing": (lambda p: rewrite(p, "bundle.json", b"[]"), "no sense"),
-    "deep manifest": (lambda p: rewrite(p, "bundle.json", b"[" * 100_000), "no sense"),
+    "manifest of nothing": (lambda p: rewrite(p, "bundle.json", b"[]"), "invalid"),
+    "deep manifest": (lambda p: rewrite(p, "bundle.json", b"[" * 100_000), "invalid"),
     "future": (lambda p: change(p, format="llm-kvbranch-bundle/9"), "format"),
     "state missing": (
         lambda p: rewrite(p, "states/000001.safetensors", None),
@@ -218,12 +218,12 @@ HOSTILE = {
         "missing",
     ),
     "another model": (lambda p: change(p, model={"name": "x"}), "model"),
-    "model of nothing": (lambda p: change(p, model=3), "no sense"),
+    "model of nothing": (lambda p: change(p, model=3), "invalid"),
     "a name that clears the screen": (
         lambda p: change(p, model={**manifest(p)["model"], "name": "\x1b[2J"}),
-        "no sense",
+        "invalid",
     ),
-    "an id that does": (lambda p: change(p, response_id="\x1b[2J"), "no sense"),
+    "an id that does": (lambda p: change(p, response_id="\x1b[2J"), "invalid"),
     "attachment": (
         lambda p: change(
             p,
@@ -241,11 +241,11 @@ HOSTILE = {
     ),
     "turns beyond the messages": (
         lambda p: change(p, turns=[{**manifest(p)["turns"][0], "n_sent": 99}]),
-        "no sense",
+        "invalid",
     ),
     "an id that is a path": (
         lambda p: change(p, turns=[{**manifest(p)["turns"][0], "id": "../x"}]),
-        "no sense",
+        "invalid",
     ),
 }
 
@@ -255,7 +255,7 @@ def change(path: Path, **facts) -> None:
 
 
 class TestHostile:
-    "A traceback, something half taken in, or a file where none should be"
+    "A traceback, something half imported, or a file where none should be"
 
     def test_refused_with_nothing_taken_in(self, llm, bundle, tmp_path) -> None:
         llm("bob", "kvbranch", "import", str(bundle), "--trust")
@@ -314,7 +314,9 @@ class TestCut:
 
         engine = Engine(Weights(Load(embedded_model())), Settings(flash_attn=flash))
         engine.reserve(256)
-        for begin in range(0, 60, 4):  # two sequences by turns: cells are not in order
+        for begin in range(
+            0, 60, 4
+        ):  # two sequences in turns, so that cells are not in order
             for seq in (0, 1):
                 tokens = array("i", range(begin + 100, begin + 104))
                 engine.decode([Feed(seq, begin, tokens)])

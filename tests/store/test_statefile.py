@@ -1,10 +1,10 @@
-"""A state file is believed whole or not at all.
+"""A state file is trusted completely or not at all.
 
-What is restored from a file decides what a model says next, so the tests here
-are mostly about refusal: whatever happens to a file's bytes, reading it gives
-back what was written or a StateError with a reason that can be counted. The
-few about writing hold that a failure leaves nothing; how a file gets to its
-place is the store's matter.
+What is restored from a file decides what a model says next, so most of these tests
+are about refusal: whatever happens to a file's bytes, reading it returns what was
+written or raises a StateError with a reason that can be counted. The few about
+writing check that a failure leaves nothing behind; the store is responsible for
+moving a file to its place.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def states(draw: st.DrawFn) -> State:
 
 
 def refusal(path: Path) -> str:
-    "The reason for which a file is refused: one line, which names no path"
+    "The reason why a file is refused: one line without a path"
     with pytest.raises(StateError) as caught:
         read_state(path)
     reason = str(caught.value)
@@ -88,13 +88,13 @@ def refusal(path: Path) -> str:
 
 
 def write(path: Path, state: State, payload: Any) -> State:
-    "A state file in the place of the one before it"
+    "Write a state file in place of the existing one"
     path.unlink(missing_ok=True)
     return write_state(path, state, payload)[0]
 
 
 def n_token_bytes(header: Any) -> int:
-    "How much of a body the digest covers, as far as the header makes sense"
+    "How much of a body the digest covers, if the header says so"
     try:
         metadata = header["__metadata__"]
         return max(0, 4 * (int(metadata["end"]) - int(metadata["start"])))
@@ -109,9 +109,9 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def packed(header: Any, body: bytes) -> bytes:
-    """A safetensors file with the digest that its content ought to have.
+    """A safetensors file with the right digest for its content.
 
-    So that nothing but a check of the structure itself can refuse a lie.
+    Only a check of the structure itself can then refuse a lie.
     """
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     signed = isinstance(metadata, dict) and isinstance(metadata.get("digest"), str)
@@ -147,7 +147,7 @@ def umask() -> Iterator[Callable[[int], int]]:
 
 
 class TestRoundTrip:
-    "A field that is lost or altered on the way would go unnoticed until reuse"
+    "A field that is lost or altered would go unnoticed until reuse"
 
     @given(state=states(), payload=st.binary(max_size=4096))
     @settings(max_examples=80, deadline=None)
@@ -214,7 +214,7 @@ class TestRoundTrip:
 
 
 class TestContainer:
-    "A file that only this package can open could not be inspected or moved on"
+    "A file that only this package can open could not be inspected or converted"
 
     def test_safetensors_reads_it(self, path: Path) -> None:
         facts = {"parent_id": "ü-parent", "thread_id": "a-thread", "created": "now"}
@@ -263,7 +263,7 @@ class TestContainer:
 
 
 class TestPrivacy:
-    "Rows can be turned back into the prompt, so they are for their owner only"
+    "The prompt can be recovered from rows, so only their owner may read them"
 
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
     def test_mode(self, path: Path, umask: Callable[[int], int], mask: int) -> None:
@@ -304,7 +304,7 @@ class TestPrivacy:
 
 
 class TestDamage:
-    "A changed byte that gets through is a wrong answer"
+    "A changed byte that goes unnoticed is a wrong answer"
 
     def test_every_flipped_bit_is_refused(self, written: Path) -> None:
         data = written.read_bytes()
@@ -372,7 +372,7 @@ class TestDamage:
 
 
 class TestReasons:
-    "Reasons are shown and counted: each must say which of its kind it is"
+    "Reasons are shown and counted, so each must be specific"
 
     def test_missing(self, path: Path) -> None:
         assert refusal(path) == "state file is missing"
@@ -392,7 +392,7 @@ class TestReasons:
     def test_a_good_file_that_could_not_be_read(
         self, written: Path, monkeypatch: pytest.MonkeyPatch, call: str
     ) -> None:
-        "Told apart from a bad file, which may be deleted"
+        "Unlike a bad file, it must not be deleted"
 
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -420,12 +420,12 @@ class TestReasons:
 
     def test_foreign_tensors(self, path: Path) -> None:
         safetensors.numpy.save_file({"weight": np.zeros(9)}, path)
-        assert refusal(path) == "state file is not one of llm-kvbranch's"
+        assert refusal(path) == "state file is not in llm-kvbranch's format"
 
     def test_foreign_metadata(self, path: Path) -> None:
         tensors = {"tokens": np.zeros(9, np.int32), "state": np.zeros(9, np.uint8)}
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-        assert refusal(path) == "state file is not one of llm-kvbranch's"
+        assert refusal(path) == "state file is not in llm-kvbranch's format"
 
     @pytest.mark.parametrize("other", ["llm-kvbranch/2", "llm-kvbranch/4"])
     def test_format_of_another_version(self, written: Path, other: str) -> None:
@@ -435,11 +435,11 @@ class TestReasons:
         written.write_bytes(packed(header, body))
         safetensors.numpy.load_file(written)
         assert refusal(written) == (
-            f"state file has format {other}, this version reads llm-kvbranch/3"
+            f"state file has format {other}; this version reads llm-kvbranch/3"
         )
 
     def test_a_repacked_file_is_read(self, written: Path) -> None:
-        "Else the refusals of repacked files in this module would prove nothing"
+        "Otherwise the refusals of repacked files in this module would prove nothing"
         header, body = unpacked(written.read_bytes())
         written.write_bytes(packed(header, body))
         assert list(read_state(written).tokens) == [5, 6, 7]
@@ -480,7 +480,7 @@ REQUIRED = [place for place in PLACES if place[-1] not in OPTIONAL]
 
 
 def lie(path: Path, place: Places, value: Any) -> None:
-    "Change one thing that a file says, under a digest that is right"
+    "Change one thing in a header, and make the digest right"
     header, body = unpacked(path.read_bytes())
     within = header
     for key in place[:-1]:
@@ -490,7 +490,7 @@ def lie(path: Path, place: Places, value: Any) -> None:
 
 
 class TestLyingHeader:
-    "A header that is believed too early makes the reader crash or run wild"
+    "A header that is trusted too early makes the reader crash or run wild"
 
     @pytest.mark.parametrize(
         ("place", "value"),
@@ -597,7 +597,7 @@ class TestLyingHeader:
     def test_a_huge_length_is_not_believed(self, written: Path, length: int) -> None:
         data = written.read_bytes()
         written.write_bytes(struct.pack("<Q", length) + data[8:])
-        assert refusal(written) == "state file is not one of llm-kvbranch's"
+        assert refusal(written) == "state file is not in llm-kvbranch's format"
 
     def test_a_header_longer_than_its_file(self, written: Path) -> None:
         data = written.read_bytes()
@@ -613,7 +613,7 @@ def failing(kind: type[BaseException]) -> Callable[..., None]:
 
 
 class TestFailingWrites:
-    "Half a file under a good name, or a heap of leftovers, after a full disk"
+    "Half a file under a valid name, or leftovers, after a full disk"
 
     @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
     def test_a_failing_flush_leaves_nothing(
@@ -655,14 +655,14 @@ class TestFailingWrites:
 
 
 class TestHead:
-    "An index made again from heads that nobody checked would find wrong tokens"
+    "An index rebuilt from unchecked headers would find wrong tokens"
 
     @staticmethod
     def rows_begin(path: Path) -> int:
         return path.stat().st_size - len(PAYLOAD)
 
     def refusal(self, path: Path) -> str:
-        "Of a head: for the reason for which the whole file is refused"
+        "The reason why a head is refused, which is that of the whole file"
         with pytest.raises(StateError) as caught:
             read_head(path)
         assert str(caught.value) == refusal(path)
@@ -689,7 +689,7 @@ class TestHead:
         assert self.refusal(path) == "state file is missing"
 
     def test_the_rows_are_not_read(self, written: Path) -> None:
-        "Or an index could not be made again while someone waits for an answer"
+        "Otherwise rebuilding an index would take too long before an answer"
         before = read_head(written)
         data = bytearray(written.read_bytes())
         data[-1] ^= 1
@@ -716,7 +716,7 @@ class TestHead:
 
 
 class TestMapping:
-    "The payload is mapped memory: it must not outlive its file nor write to it"
+    "The payload is mapped memory: it must not outlive its file or write to it"
 
     def test_writing_to_the_payload_leaves_the_file_alone(self, written: Path) -> None:
         before = written.read_bytes()
@@ -750,7 +750,7 @@ class TestMapping:
 
 
 class TestPositions:
-    "A state whose numbers disagree would restore rows to the wrong place"
+    "A state with inconsistent numbers would restore rows to the wrong place"
 
     @pytest.mark.parametrize(
         "facts",
@@ -806,7 +806,7 @@ class TestCommonPrefix:
 
 
 class TestPrefixDigest:
-    "The digest stands for what comes before: it must mean all of that, no more"
+    "The digest identifies what comes before: all of it, and nothing else"
 
     @given(st.lists(token_ids, max_size=50), st.lists(token_ids, max_size=9))
     def test_is_that_of_the_ids_alone(self, ids: list[int], after: list[int]) -> None:

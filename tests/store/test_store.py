@@ -1,10 +1,10 @@
-"""The store finds what is there, and nothing that is not.
+"""The store finds everything that it has, and nothing else.
 
-A state found for the wrong tokens is a wrong answer, one not found costs only
-time; so every test that looks something up compares tokens, not just ids. The
-last class drives a store and a naive twin of it, which keeps every response's
-whole token list in a dict, through the same random life, and asks both. Budgets
-are test_budget's matter, pins, removal and repair test_upkeep's.
+A state found for the wrong tokens is a wrong answer, while one that is not found only
+costs time. So every test that looks something up compares tokens, not just ids. The
+last class drives a store and a naive twin, which keeps every response's whole token
+list in a dict, through the same random events, and compares them. Budgets are tested
+in test_budget; pins, pruning and repair in test_maintenance and test_repair.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def full(*_: Any) -> None:
 
 
 def costs(store: Store, call: Callable[[], Any]) -> list[int]:
-    "Steps that SQLite takes for a call, among some other states and among many"
+    "Steps that SQLite takes for a call, with some other states and with many"
     store.db.execute("pragma synchronous = off")
     counts, n_put = [], 0
-    for n in (150, 450):  # both more than the states that are looked at
+    for n in (150, 450):  # both are more than the states that are considered
         for i in range(n_put, n):
             facts = {"tip_hash": f"tip {i}", "input_hash": f"input {i}"}
             put(store, f"other-{i}", [i] * 100, **facts)
@@ -178,7 +178,7 @@ class TestPut:
         self, store: Store, name: str
     ) -> None:
         before = sorted(store.root.parent.rglob("*"))
-        with pytest.raises(StoreError, match="cannot name a file"):
+        with pytest.raises(StoreError, match="cannot be used as a file name"):
             put(store, name, DOCUMENT)
         assert sorted(store.root.parent.rglob("*")) == before
         assert not list(store.entries())
@@ -240,7 +240,7 @@ class TestPut:
 
 
 class TestOpen:
-    "Rows of another state, however whole its file, are not the rows asked for"
+    "Rows of another state, however sound its file, are not the ones asked for"
 
     def test_a_file_swapped_for_another_states(self, store: Store) -> None:
         one, two = put(store, "one", DOCUMENT), put(store, "two", DOCUMENT)
@@ -271,7 +271,7 @@ class TestOpen:
 
 
 class TestPrefetch:
-    "What is read ahead must be the files, and none that fails may be told here"
+    "Exactly the files are read ahead, and failures are not reported here"
 
     @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="not on this system")
     def test_all_that_are_there(
@@ -302,7 +302,7 @@ class TestPrefetch:
 
 
 class TestChain:
-    "One row out of place and the model remembers a conversation that never was"
+    "With one row out of place the model remembers a conversation that never was"
 
     def test_of_a_root(self, store: Store) -> None:
         entry = put(store, "one", DOCUMENT)
@@ -443,7 +443,7 @@ class TestChain:
 
 
 class TestLongestPrefix:
-    "What is not found is read again: the cost that the store is there to save"
+    "What is not found is read again, the very cost that the store saves"
 
     def test_an_empty_store(self, store: Store) -> None:
         assert find(store, DOCUMENT) == Chain()
@@ -473,7 +473,7 @@ class TestLongestPrefix:
         assert find(store, [7, *DOCUMENT]) == Chain()
 
     def test_documents_that_differ_early(self, store: Store) -> None:
-        "The same block further on is another block: what comes before counts"
+        "The same tokens further on are another block: what comes before counts"
         put(store, "one", [1] * 32 + [5] * 64)
         put(store, "two", [2] * 32 + [5] * 64)
         assert suppliers(find(store, [1] * 32 + [5] * 64)) == [("one", 0, 96)]
@@ -493,7 +493,7 @@ class TestLongestPrefix:
             expected = [("root", 0, 40), (name, 40, 100)]
             assert suppliers(find(store, whole)) == expected
             assert len(find(store, [*whole[:65], -1]).tokens) == 65
-            # Among so many that begin in this block, a block may be missed
+            # With so many states in this block, a block may be missed
             assert len(find(store, [*whole[:45], -1]).tokens) in (40, 45)
 
     def test_every_one_of_many_that_begin_alike(self, store: Store) -> None:
@@ -663,11 +663,11 @@ class TestPermissions:
 
 
 class TestRestart:
-    "What a restart does not find might as well not have been stored"
+    "What is not found after a restart might as well not have been stored"
 
     @staticmethod
     def plant(root: Path) -> None:
-        "Two models, a branching conversation, documents that begin alike"
+        "Two models, a branching conversation, documents with the same beginning"
         with contextlib.closing(Store(root)) as store:
             for model in ("a", "b"):
                 one = [*DOCUMENT, 5, 5]
@@ -684,7 +684,7 @@ class TestRestart:
 
     @staticmethod
     def answers(store: Store) -> dict[str, Any]:
-        "Everything that the planted store can be asked"
+        "The results of all queries of the planted store"
         two, three = DOCUMENT[:50] + [6] * 70, DOCUMENT[:50] + [6] * 40 + [7] * 40
         found: dict[str, Any] = {}
         for model in ("a", "b"):
@@ -704,7 +704,7 @@ class TestRestart:
         return found
 
     def after(self, root: Path, event: Callable[[Path], None]) -> None:
-        "The answers are the same after an event between two openings"
+        "The results are the same after an event between two openings"
         self.plant(root)
         with contextlib.closing(Store(root)) as store:
             before = self.answers(store)
@@ -748,7 +748,7 @@ class TestRestart:
         self.after(root, event)
 
     def test_order_is_kept_when_the_index_is_rebuilt(self, root: Path) -> None:
-        "Newest first, although ids and models sort another way"
+        "Newest first, although ids and models sort differently"
         with contextlib.closing(Store(root)) as store:
             for name, model in (("b", "y"), ("a", "y"), ("a", "x")):
                 put(store, name, DOCUMENT, fingerprint=model, tip_hash="h")
@@ -807,7 +807,7 @@ class TestRestart:
                     assert rows == rows_of(name)
 
     def test_a_file_out_of_place_is_no_entry(self, root: Path) -> None:
-        "An entry's file is where its ids say: what says otherwise is not ours"
+        "An entry's file is where its ids say; any other file is not ours"
         with contextlib.closing(Store(root)) as store:
             put(store, "one", DOCUMENT)
         directory = root / "states" / MODEL
@@ -849,7 +849,7 @@ class TestRestart:
 
 
 class TestLost:
-    "What was generated must never be tokenised again, file or no file"
+    "What was generated must never be tokenised again, with or without a file"
 
     def test_token_ids_survive_the_file(self, store: Store) -> None:
         entry = put(store, "one", DOCUMENT, tip_hash="tip")
@@ -911,7 +911,7 @@ class TestLost:
         assert [e.present for e in store.entries()] == [True]
 
     def test_while_walking_through_all(self, store: Store) -> None:
-        "As an eviction does, also while another process stores something"
+        "As an eviction does, even while another process stores something"
         for i in range(5):
             put(store, f"old-{i}", DOCUMENT)
         seen = 0
@@ -939,7 +939,7 @@ def everything(store: Store) -> Any:
 
 
 class TestVerify:
-    "A check that finds nothing wrong with a broken store is worse than none"
+    "A check that finds no problem in a broken store is worse than none"
 
     @staticmethod
     def filled(store: Store) -> Entry:
@@ -988,7 +988,7 @@ class TestVerify:
             assert leftover.exists()
 
     def test_the_leftovers_of_a_killed_writer(self, store: Store) -> None:
-        "By the names that they really have"
+        "With the names that they really have"
         script = (
             "import os, sys\n"
             "from llm_kvbranch.store import Store\n"
@@ -1000,7 +1000,7 @@ class TestVerify:
         assert run(script, str(store.root)).wait() == 9
         (leftover,) = os.listdir(store.root / "tmp")
         assert list(verify(store)) == [
-            ("x", "being written, or left so by a crash"),
+            ("x", "being written, or left incomplete by a crash"),
             (leftover, "temporary file left by a crash"),
         ]
         with contextlib.closing(Store(store.root)):
@@ -1009,7 +1009,7 @@ class TestVerify:
     def test_a_swapped_file(self, store: Store) -> None:
         state = self.filled(store).state
         shutil.copy(store.path(replace(state, response_id="one")), store.path(state))
-        problem = "index and file say different things"
+        problem = "index and file disagree"
         assert list(verify(store)) == [("three", problem)]
 
     def test_a_file_that_came_back(self, store: Store) -> None:
@@ -1018,7 +1018,7 @@ class TestVerify:
         path.rename(store.root / "kept")
         store.lost(entry, "gone")
         (store.root / "kept").rename(path)
-        problem = "file is there, the index says it is not"
+        problem = "file exists, but not according to the index"
         assert list(verify(store)) == [("three", problem)]
 
     def test_an_unknown_parent(self, store: Store) -> None:
@@ -1135,7 +1135,7 @@ class TestConcurrentWriters:
 
 
 class TestUnwritable:
-    "A store that cannot be used must say so once, and what to do"
+    "A store that cannot be used must say so once, and say what to do"
 
     def refused(self, root: Path) -> None:
         with pytest.raises(StoreError) as caught:
@@ -1197,7 +1197,7 @@ class TestUnwritable:
 
 
 class TestFileDigest:
-    "A stale digest lends one model's states to another; a slow one delays all"
+    "A stale digest mixes up two models' states; a slow one delays every prompt"
 
     @pytest.fixture
     def model(self, tmp_path: Path) -> Path:
@@ -1207,7 +1207,7 @@ class TestFileDigest:
 
     @pytest.fixture
     def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-        "Every file that is read for its digest"
+        "All files whose content is read for their digest"
         paths: list[Path] = []
         digest = stats_module.content_digest
 
@@ -1287,7 +1287,7 @@ class TestFileDigest:
 
 
 class TestBookkeeping:
-    "What is shown of the store, and evicted from it, rests on these"
+    "The numbers that are shown, and those that eviction relies on"
 
     def test_what_a_state_goes_on_from_was_used(self, store: Store) -> None:
         one = put(store, "one", DOCUMENT)
@@ -1316,8 +1316,8 @@ class TestBookkeeping:
 
 # -- a store and its naive twin ----------------------------------------------
 
-# Runs of few values and of lengths around BLOCK: shared beginnings are common,
-# and so are cuts and ends at a block's very edge.
+# Runs of few values, with lengths around BLOCK: shared beginnings are common, and so
+# are cuts and ends exactly at a block's edge.
 runs = st.lists(
     st.tuples(
         st.integers(0, 1),
@@ -1337,7 +1337,7 @@ THREADS = [None, "thread-1", "thread-2"]
 
 @dataclass
 class Twin:
-    "A response with its whole context, and who holds which of its rows"
+    "A response with its whole context, and which states have which rows"
 
     state: State
     tokens: list[int]
@@ -1348,7 +1348,7 @@ class Twin:
 
 
 def cut_of(tokens: list[int], cut: tuple[int, int]) -> int:
-    "A position in or at the ends of a list: some sixths of it, or one beside"
+    "A position in or at the ends of a list: some sixths of it, or next to that"
     return min(max(0, len(tokens) * cut[0] // 6 + cut[1]), len(tokens))
 
 
@@ -1362,11 +1362,10 @@ def shared(a: list[int], b: list[int]) -> int:
 class StoreMachine(RuleBasedStateMachine):
     """A store and a dict of whole token lists live through the same events.
 
-    The store promises: of the states that share a query's whole blocks, as far
-    as any state shares them, the one with the most rows in files, then with the
-    most tokens. (It looks at as many states as there are, so none is left out.)
-    What is pinned, and all that it needs, is never evicted nor pruned. Totals are
-    the sums of their parts, whatever happened.
+    The store promises: of the states that share the most whole blocks with a query,
+    it finds the one with the most rows in files, then with the most tokens. (There
+    are too few states for any to be skipped.) Pinned states and their ancestors are
+    never evicted or pruned. Totals always add up.
     """
 
     def __init__(self) -> None:
@@ -1449,7 +1448,7 @@ class StoreMachine(RuleBasedStateMachine):
         (self.pinned.add if pinned else self.pinned.discard)(name)
 
     def protected(self) -> set[str]:
-        "The pinned, and all that leads up to them"
+        "The pinned responses and their ancestors"
         found: set[str] = set()
         waiting = list(self.pinned)
         while waiting:
@@ -1474,7 +1473,7 @@ class StoreMachine(RuleBasedStateMachine):
     def pruned(self, chosen: list[int]) -> None:
         asked = {self.pick(place).state.response_id for place in chosen if self.twins}
         stay = self.protected() | set(self.twins) - asked
-        for _ in self.twins:  # what stays keeps what it is linked through
+        for _ in self.twins:  # what stays keeps its ancestors
             links = [self.twins[n].state for n in stay]
             stay |= {s.parent_id for s in links if s.start and s.parent_id}
         removal = prune(self.store, asked)
@@ -1492,7 +1491,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def rebuilt_by_another(self) -> None:
-        "It takes the next change to notice"
+        "This is noticed by the next change"
         with contextlib.closing(Store(self.root)) as other:
             other.rebuild()
             self.forget(other)
@@ -1508,7 +1507,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.forget(self.store)
 
     def forget(self, store: Store) -> None:
-        "And a repair removes those that go on from them"
+        "And a repair deletes those that continue from them"
         list(repair(store))
         assert not list(verify(store))
         for name, twin in list(self.twins.items()):

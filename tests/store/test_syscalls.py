@@ -1,7 +1,7 @@
-"""The kernel refuses a call, or the process ends at it: for each call that writes.
+"""Each system call that writes is made to fail, or to be the process's last.
 
-strace does to the real process what ``test_crash`` does to Python's functions,
-and to SQLite's own calls as well.
+strace does to a real process, including SQLite's calls, what ``test_crash`` does to
+Python's functions.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def check(root: Path, done: subprocess.CompletedProcess[str], where: str) -> Non
         present = {e.state.response_id for e in store.entries() if e.present}
         assert present, where
     said = done.stdout.split()
-    if said:  # the last one that was stored, for no one else could evict it
+    if said:  # the last one that was stored, since nobody else could evict it
         assert said[-1] in present, where
     life = Life(root, 9, {})
     _, answer = life.step()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...log import History, Node, search
 from ...settings import format_size
-from ...store import known_states
+from ...store import look_up
 from .page_data import PROMPT, one_line
 
 _LINES = 10  # of a tree's outline
@@ -29,7 +29,7 @@ def describe_list(
             f.id: f for f in search.search_responses(history.db, wanted.words, newest)
         }
     nodes = {node.id for tree in page.trees for node in tree.root.walk()}
-    states = {id: known.nbytes for id, known in known_states(nodes).items()}
+    states = {id: known.nbytes for id, known in look_up(nodes).items()}
     return {
         "trees": [
             {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...log import Forest, History, Node, Turn, diff, read_path, read_turns, search
-from ...store import Known, known_states
+from ...store import StateInfo, look_up
 from ..serving import Server
 
 PROMPT, START, EXCERPT = 200, 160, 200  # characters of each that a tree shows
@@ -41,7 +41,7 @@ def describe_tree(
     forest.load_answers(root)
     nodes = list(root.walk())
     current = history.current()
-    states = known_states(node.id for node in nodes)
+    states = look_up(node.id for node in nodes)
     resident = _resident(forest, nodes, slots)
     return {
         "root": root.id,
@@ -68,7 +68,7 @@ def _resident(
     return resident
 
 
-def _node(node: Node, state: Known | None, slot: int | None) -> dict[str, Any]:
+def _node(node: Node, state: StateInfo | None, slot: int | None) -> dict[str, Any]:
     return {
         "id": node.id,
         "parent": node.parent.id if node.parent else None,
@@ -88,7 +88,7 @@ def _node(node: Node, state: Known | None, slot: int | None) -> dict[str, Any]:
     }
 
 
-def _state(state: Known | None, slot: int | None) -> dict[str, Any]:
+def _state(state: StateInfo | None, slot: int | None) -> dict[str, Any]:
     kind = state.kind if state else "none"
     return {
         "state": kind if slot is None else "hot",
@@ -106,7 +106,7 @@ def describe_path(
     forest = Forest(history, _READ)
     nodes = {node.id: node for node in forest.tree(wanted).walk()}
     turns = read_path(history, nodes[wanted])
-    states = known_states(turn.node.id for turn in turns)
+    states = look_up(turn.node.id for turn in turns)
     resident = _resident(forest, list(nodes.values()), slots)
     return {
         "id": wanted,
