@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,6 @@ from llm_kvbranch.store.statefile import read_state
 from llm_kvbranch.store.store import Store
 
 from ..support.stores import DOCUMENT, MODEL, a_state, find, put, rows_of, run, total
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "kvbranch"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(root)) as store:
-        yield store
 
 
 class TestOrder:

@@ -27,13 +27,13 @@ from ..support.stores import (
     DOCUMENT,
     MODEL,
     contents,
+    die_while_writing,
     files,
     find,
     flip,
     pinned,
     put,
     rows_of,
-    run,
 )
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -91,17 +91,6 @@ def open_to_all(store: Store) -> None:
     for path in (path_of(store, "two"), store.root / "index.db"):
         path.chmod(0o644)
     path_of(store, "two").parent.chmod(0o755)
-
-
-def die_while_writing(store: Store) -> None:
-    script = (
-        "import os, sys\n"
-        "from llm_kvbranch.store import Store\n"
-        "from tests.support.stores import a_state\n"
-        "os.replace = lambda *_: os._exit(9)\n"
-        "Store(sys.argv[1]).put(a_state('x', [1]), b'rows')\n"
-    )
-    assert run(script, str(store.root)).wait() == 9
 
 
 DAMAGED = "removed: state file is damaged (digest does not match)"

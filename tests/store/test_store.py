@@ -49,6 +49,7 @@ from ..support.stores import (
     a_state,
     blocks,
     check,
+    die_while_writing,
     files,
     find,
     flip,
@@ -989,15 +990,8 @@ class TestVerify:
 
     def test_the_leftovers_of_a_killed_writer(self, store: Store) -> None:
         "With the names that they really have"
-        script = (
-            "import os, sys\n"
-            "from llm_kvbranch.store import Store\n"
-            "from tests.support.stores import a_state\n"
-            "os.replace = lambda *_: os._exit(9)\n"
-            "Store(sys.argv[1]).put(a_state('x', [1]), b'rows')\n"
-        )
         self.filled(store)
-        assert run(script, str(store.root)).wait() == 9
+        die_while_writing(store)
         (leftover,) = os.listdir(store.root / "tmp")
         assert list(verify(store)) == [
             ("x", "being written, or left incomplete by a crash"),

@@ -176,3 +176,15 @@ def run(script: str, *args: str) -> subprocess.Popen[str]:
 
 def pinned(store: Store) -> list[str]:
     return [e.state.response_id for e in store.entries() if e.pinned]
+
+
+def die_while_writing(store: Store) -> None:
+    "Kill a writer before it renames its file"
+    script = (
+        "import os, sys\n"
+        "from llm_kvbranch.store import Store\n"
+        "from tests.support.stores import a_state\n"
+        "os.replace = lambda *_: os._exit(9)\n"
+        "Store(sys.argv[1]).put(a_state('x', [1]), b'rows')\n"
+    )
+    assert run(script, str(store.root)).wait() == 9

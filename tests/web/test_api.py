@@ -38,14 +38,6 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "A server with all defaults, which the tests share that do not stop it"
-    with Server(tmp_path_factory.mktemp("home")) as server:
-        yield server
-        server.end()
-
-
-@pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
     "A server that answers one at a time, and lets one wait"
     home = tmp_path_factory.mktemp("narrow")

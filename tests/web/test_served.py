@@ -39,14 +39,6 @@ pytestmark = pytest.mark.model
 FRUIT = "Name a fruit."
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "A server that the tests share which do not stop it"
-    with Server(tmp_path_factory.mktemp("home")) as server:
-        yield server
-        server.end()
-
-
 @pytest.fixture(autouse=True)
 def nothing_loaded(monkeypatch):
     "No model in this process but what a test loads"
