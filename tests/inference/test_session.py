@@ -171,7 +171,7 @@ DAMAGE = {
     "empty": (lambda p, d: p.write_bytes(b""), "empty"),
     "random": (
         lambda p, d: p.write_bytes(random.Random(1).randbytes(len(d))),
-        "not one of",
+        "not in llm-kvbranch's format",
     ),
     "missing": (lambda p, d: p.unlink(), "missing"),
     "future": (
