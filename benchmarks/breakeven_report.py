@@ -1,4 +1,4 @@
-"""What is told of restoring or reading again: see breakeven.py."""
+"""Tables and plots of restoring or reading again: see breakeven.py."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SLACK = 0.02  # seconds that the planner gives away to be on the safe side
 
 
 def lengths(result: Result, name: str) -> list[int]:
-    "Those that were measured with a model"
+    "The lengths that were measured with a model"
     known = result.settings["lengths"]
     return [n for n in known if result.values("prefill", name, n)]
 
 
 def break_even(result: Result, name: str, way: str = "restore") -> str:
-    "The length from which on restoring is sooner, as far as it was measured"
+    "The shortest measured length from which restoring is faster"
     some, at = lengths(result, name), None
     for n in reversed(some):
         value = result.ratio((way, name, n), ("prefill", name, n))
@@ -32,7 +32,7 @@ def break_even(result: Result, name: str, way: str = "restore") -> str:
 
 
 def regret(result: Result, name: str) -> float | None:
-    "Seconds that planning cost beyond the cheaper side, at the worst"
+    "Seconds that planning cost beyond the cheaper way, at worst"
     worst = None
     for n in lengths(result, name):
         chosen = result.facts.get(f"plan/{name}/{n}")
@@ -45,9 +45,7 @@ def regret(result: Result, name: str) -> float | None:
 
 
 def bars(result: Result) -> list[Bar]:
-    what = (
-        "seconds that the planner's choice costs beyond the cheaper one, at the worst"
-    )
+    what = "seconds that the planner's choice costs beyond the cheaper way, at worst"
     return [
         Bar(f"{name}: {what}", regret(result, name), most=SLACK)
         for name in result.contenders
@@ -64,8 +62,8 @@ def table(result: Result) -> str:
         ]
         for name in result.contenders
     ]
-    header = ["restoring is sooner from", "tokens on", "not in the page cache"]
-    parts = [markdown([*header, "the planner's choice costs at most"], rows)]
+    header = ["restoring is faster from", "tokens", "not in the page cache"]
+    parts = [markdown([*header, "the planner's choice costs, at most"], rows)]
     rows = [
         [
             f"{name}, {n:,}",

@@ -1,4 +1,4 @@
-"""What is told of follow-ups in a new process: see cold.py."""
+"""Tables and plots of follow-ups in a new process: see cold.py."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def table(result: Result) -> str:
                 *(spread(result, FOLLOW, name, n) for name in names),
             ]
         )
-    parts = [markdown(header, rows), "Medians (least to most)."]
+    parts = [markdown(header, rows), "Medians (lowest to highest)."]
     return "\n\n".join([*parts, split(result), plugin(result)])
 
 
@@ -67,7 +67,7 @@ def split(result: Result) -> str:
         for name in result.contenders
     ]
     tokens = result.facts[str(n)]["restored"]
-    text = markdown([f"{tokens:,} tokens: of", *PARTS, "all"], rows)
+    text = markdown([f"{tokens:,} tokens: time in", *PARTS, "all"], rows)
     return (
         f"{text}\n\nStart-up is all until the model's file is opened; restore is all "
         "from there to the first decoding that is neither load nor context; first "

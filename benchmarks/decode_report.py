@@ -1,4 +1,4 @@
-"""What is told of tokens a second: see decode.py."""
+"""Tables and plots of tokens a second: see decode.py."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def table(result: Result) -> str:
         for name in result.contenders
     ]
     header = ["one answer", f"of {BENCH}'s rate", "tokens / s"]
-    one = markdown([*header, "a token in llama.cpp", "a token beside it"], rows)
+    one = markdown([*header, "a token in llama.cpp", "a token outside of it"], rows)
     rows = [
         [
             f"{n}",

@@ -1,4 +1,4 @@
-"""What is told of bytes on disk: see disk.py."""
+"""Tables and plots of bytes on disk: see disk.py."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The figures that README quotes, from the results that are kept with it.
+"""The figures that README and docs quote, from the results kept here.
 
-README's tables are made by these functions, and a test fails when they are not what
-the results say. None is for what was not measured yet, or not to be quoted: README then
-keeps what it says.
+These functions make the tables, and a test fails if a page differs from the results.
+They return None for what was not measured, or only by a quick run: the page then keeps
+what it has.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def servers() -> str | None:
     ]
     if state is not None:
         rows.insert(3, disk()[0][:1] + disk()[0][2:4])
-    header = ["time to first token, or what is said", "`llm kvbranch serve`"]
+    header = ["time to first token, unless it says otherwise", "`llm kvbranch serve`"]
     return block([markdown([*header, "`llama-server`"], rows)])
 
 
@@ -135,7 +135,7 @@ def beside_others() -> str | None:
     rows = [*cold(), *resident(), *disk(), *decode()]
     if not rows:
         return None
-    header = ["", "ratio", "kvllama", "instead", "which is"]
+    header = ["", "ratio", "kvllama", "other", "which is"]
     last = next(r for r in map(result, ("resident", "cold", "disk", "decode")) if r)
     return block([markdown(header, rows), f"Medians on {machine.line(last.machine)}."])
 

@@ -1,4 +1,4 @@
-"""What is told of servers: see resident.py."""
+"""Tables and plots of servers: see resident.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "Tree of {n} branches asked at once, after a restart": ("tree", "restart", AT_ONCE),
     "Tree of {n} branches of a long conversation, in memory": (LONG, "hot", AT_ONCE),
     "The same, after a restart": (LONG, "restart", AT_ONCE),
-    "First turn: all is read": ("first turn",),
+    "First turn: everything is read": ("first turn",),
     "Starting the server": ("start",),
 }
 AHEAD = 3.0
@@ -81,7 +81,7 @@ def table(result: Result) -> str:
                 *(spread(result, *names, name) for name in (OURS, *peers)),
             ]
         )
-    parts = [markdown(header, rows), "Medians (least to most)."]
+    parts = [markdown(header, rows), "Medians (lowest to highest)."]
     return "\n\n".join([*parts, own(result), read(result)]).strip()
 
 
@@ -112,7 +112,7 @@ def read(result: Result) -> str:
         lines.append(f"- Tokens read for the tree after a restart: {', '.join(said)}")
     if "slot file" in result.facts:
         nbytes = megabytes(result.facts["slot file"])
-        lines.append(f"- llama-server's file of the slot is {nbytes}")
+        lines.append(f"- llama-server's slot file is {nbytes}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What is told of a large store and a large tree: see scale.py."""
+"""Tables and plots of a large store and a large tree: see scale.py."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .harness.table import DASH, markdown, plain, ratio, seconds
 # What is timed: title, and how many times the least size's cost is allowed
 TIMED: dict[str, tuple[str, float | None]] = {
     "open": ("open the store", None),
-    "follow_up": ("find what a follow-up goes on from", 2),
-    "branch": ("find what a branch inside an answer goes on from", 2),
+    "follow_up": ("find the prefix of a follow-up", 2),
+    "branch": ("find the prefix of a branch inside an answer", 2),
     "system": ("find a known system prompt", 2),
     "unknown": ("look for an unknown prompt", 2),
     "tip": ("find by the answer's hash", 2),
     "input": ("find by the prompt's hash", 2),
     "put": ("store a response's state", 2),
     "evict": ("store and evict", 2),
-    "hold": ("hold and drop a chain", None),
-    "pinned": ("bytes of what is pinned", None),
+    "hold": ("hold and release a chain", None),
+    "pinned": ("count the bytes that are pinned", None),
     "status": ("`status`", 2),
     "fresh": ("new process: open and find", None),
     "flush": ("to compare: write 4 kB, flush", None),
 }
 SIZES = {
     "peak": ("memory of a process that opens and finds, peak", 1e6, "MB"),
-    "imports": ("of which before the store is opened", 1e6, "MB"),
+    "imports": ("before the store is opened", 1e6, "MB"),
     "index": ("index.db", 1e6, "MB"),
-    "index each": ("index.db for each response", 1e3, "kB"),
-    "fill": ("filling, for each (nothing flushed)", 1, "ms"),
-    "rebuild": ("index made again from the files", 1, "s"),
-    "rebuild peak": ("memory of that, peak", 1e6, "MB"),
+    "index each": ("index.db per response", 1e3, "kB"),
+    "fill": ("filling the store, per response (nothing flushed)", 1, "ms"),
+    "rebuild": ("rebuild the index from the files", 1, "s"),
+    "rebuild peak": ("memory while rebuilding, peak", 1e6, "MB"),
 }
 OPENS_WITHIN = 0.010  # seconds
 TREE_WITHIN = 1.0  # seconds, of the largest
@@ -42,7 +42,7 @@ DATA, DRAWN = ("tree", "page's data"), ("browser", "first")
 
 
 def growth(result: Result, *name: object) -> float | None:
-    "The cost with the most, of the cost with the least"
+    "The cost at the largest size divided by the cost at the smallest"
     least, *_, most = result.settings["sizes"]
     return result.ratio((*name, most), (*name, least))
 
@@ -101,7 +101,7 @@ def cell(times: list[float]) -> str:
 
 
 def trees(result: Result) -> str:
-    "What is shown of trees of some sizes: over HTTP, whole"
+    "Trees of several sizes, sent over HTTP in full"
     sizes = result.settings["trees"]
     rows = []
     for name in ("tree", "page's data", "page", "list of trees"):

@@ -1,4 +1,4 @@
-"""What is told of several at once: see streams.py."""
+"""Tables and plots of several answers at once: see streams.py."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def table(result: Result) -> str:
         shares = [ratio(result.ratio((name, OURS), (name, peer))) for peer in peers]
         rows.append([title, *shares, *(spread(result, name, who) for who in names)])
     tokens = [plain(result.median("stall tokens", who)) for who in names]
-    rows.append(["tokens each was given meanwhile", *(DASH for _ in peers), *tokens])
+    rows.append(
+        ["tokens that each got in the meantime", *(DASH for _ in peers), *tokens]
+    )
     return "\n\n".join([rates, markdown(header, rows), command(result)])
 
 

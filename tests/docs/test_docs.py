@@ -98,6 +98,14 @@ def test_every_room_is_documented(room):
     assert f"| `{room}` |" in DOCS["architecture.md"]
 
 
+def test_files_that_the_architecture_names_are_there():
+    text = DOCS["architecture.md"] + (ROOT / "docs/way.svg").read_text()
+    named = set(re.findall(r"\b((?:\w+/)*\w+\.py)\b", text))
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / "llm_kvbranch" / name).exists() or (ROOT / name).exists(), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(page):
     text = FENCE.sub("", page.read_text())
@@ -176,3 +184,11 @@ def test_ci_runs_what_readme_says():
     assert "pip install -e '.[test]'" in README
     assert "'.[test]'" in script
     assert "/pytest" in script
+    assert "sphinx -W" in script
+
+
+def test_read_the_docs_installs_what_the_extra_does():
+    "Without the package itself, which would compile llama.cpp there"
+    project = (ROOT / "pyproject.toml").read_text()
+    for line in (ROOT / "docs" / "requirements.txt").read_text().splitlines():
+        assert f'  "{line}",\n' in project
