@@ -1,8 +1,8 @@
-"""What clients may send, as the OpenAI chat API has it, and branching beside it.
+"""The bodies of requests: OpenAI's chat API, and branching.
 
-The idea: these models check requests, name what is wrong with them, and are the
-OpenAPI document. What is not known is ignored, as OpenAI's clients expect, unless
-leaving it out would change what an answer means: that is refused.
+The idea: these models validate requests, name what is wrong with them, and become the
+OpenAPI document. Unknown fields are ignored, as OpenAI's clients expect, but fields
+whose absence would change the answer are refused.
 
 This module does not know llm's messages.
 """
@@ -19,7 +19,7 @@ Text = Annotated[str, Field(max_length=4_000_000)]
 
 
 class TextContent(BaseModel):
-    "A part of a message that is text"
+    "A text part of a message"
 
     type: Literal["text"]
     text: Text
@@ -37,7 +37,7 @@ class ToolCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    "A message of a conversation; content is text, or parts that are text"
+    "A message of a conversation; content is text, or a list of text parts"
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Union[Text, list[TextContent], None] = None
@@ -78,12 +78,12 @@ class Tool(BaseModel):
 
 
 def _only(*values: Any) -> Any:
-    "What is not supported may be sent if it says that it is not wanted"
+    "Values of an unsupported parameter that mean it is not used"
     return WithJsonSchema({"enum": list(values)})
 
 
 class Generating(BaseModel):
-    "How an answer is made: the OpenAI chat API's parameters, and llama.cpp's"
+    "How an answer is generated: OpenAI's parameters, and llama.cpp's"
 
     model_config = ConfigDict(extra="ignore")
 
@@ -135,7 +135,7 @@ class Generating(BaseModel):
         )
         options = {name: getattr(self, name) for name in names}
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
-        if isinstance(self.stop, str):  # which kvllama may take for a JSON list
+        if isinstance(self.stop, str):  # kvllama may parse a string as JSON
             options["stop"] = [self.stop]
         if self.seed is not None:
             options["seed"] = self.seed % 0xFFFFFFFF
@@ -151,18 +151,17 @@ class ChatRequest(Generating):
 
 
 class GenerateRequest(Generating):
-    "POST /generate: a new conversation"
+    "POST /generate: start a conversation"
 
     prompt: Annotated[Text, Field(min_length=1)]
     system: Optional[Text] = None
 
 
 class BranchRequest(Generating):
-    """POST /v1/chat/branch: go on from a response, or from a point inside one.
+    """POST /v1/chat/branch: branch from a response, or from a point inside one.
 
-    ``parent_id`` is a response id, the start of one, or "last". ``token_range``
-    counts the answer's tokens, ``char_range`` its characters; both leave out the
-    end.
+    ``parent_id`` is a response id, a unique prefix of one, or "last". ``token_range``
+    and ``char_range`` are half-open ranges of the answer's tokens or characters.
     """
 
     parent_id: Optional[str] = None
@@ -180,7 +179,7 @@ class BranchRequest(Generating):
     @classmethod
     def _range(cls, value: Any) -> Any:
         if value is not None and not 0 <= value[0] < value[1]:
-            raise ValueError("is [start, end) with 0 <= start < end")
+            raise ValueError("must be [start, end) with 0 <= start < end")
         return value
 
 
@@ -195,7 +194,7 @@ class FocusRequest(Generating):
 
 
 class ContinueRequest(Generating):
-    "POST /continue: a new turn after a response"
+    "POST /continue: continue after a response"
 
     message_id: str
     prompt: Annotated[Text, Field(min_length=1)]
@@ -203,16 +202,16 @@ class ContinueRequest(Generating):
 
 
 class RetryRequest(Generating):
-    "POST /retry: the same prompt again"
+    "POST /retry: answer the same prompt again"
 
     message_id: str
     system: Optional[Text] = None
 
 
 class MarkRequest(BaseModel):
-    """POST /-/kvbranch/mark: a star, a note.
+    """POST /-/kvbranch/mark: set a star or a note.
 
-    What is left out stays as it is; a note that is null or empty is taken off.
+    Omitted fields stay as they are; a null or empty note removes it.
     """
 
     id: str
@@ -221,9 +220,10 @@ class MarkRequest(BaseModel):
 
 
 class PruneRequest(BaseModel):
-    """POST /-/kvbranch/prune: drop a response and all that goes on from it.
+    """POST /-/kvbranch/prune: delete a response and everything after it.
 
-    ``state`` can be made again; ``log`` is for good.
+    ``state`` deletes state files, which can be recomputed; ``log`` deletes the
+    responses as well, for good.
     """
 
     id: str

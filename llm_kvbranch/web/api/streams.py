@@ -1,7 +1,7 @@
-"""Events to a client as they come, and an eye on whether it is still there.
+"""Streams of events, and noticing when the client disconnects.
 
-``send`` does not fail when a client has gone: only ``receive`` tells. So whatever is
-done for a client is done beside watching for that.
+The idea: ``send`` does not fail after a disconnect; only ``receive`` reports it. So
+all work for a client runs beside a task that waits for that.
 
 This module does not know what the events say.
 """
@@ -13,14 +13,14 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-Event = dict[str, Any] | str  # to be sent as JSON, or as it is
-QUIET = 5.0  # seconds after which a client is told that there is more to come
+Event = dict[str, Any] | str  # sent as JSON, or as it is
+QUIET = 5.0  # seconds without an event, after which a keep-alive is sent
 
 
 async def attend(
     receive: Any, stopping: asyncio.Event, work: Coroutine[Any, Any, Any]
 ) -> bool:
-    "Do some work to its end; False if the client left or the server stops before"
+    "Finish some work; False if the client disconnects or the server stops first"
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -42,9 +42,9 @@ async def attend(
 class EventStream:
     """A response of server-sent events, or of JSON lines.
 
-    It begins with its first event: until then a request can still be refused with a
-    status of its own. Lines begin earlier when that takes long, so that whoever reads
-    them can tell a server that is busy from one that hangs.
+    It begins with its first event: until then, the request can still be refused with
+    a status. Lines begin earlier if that takes long, so that the client can tell a
+    busy server from one that hangs.
     """
 
     def __init__(self, send: Any, lines: bool = False):
@@ -55,7 +55,7 @@ class EventStream:
         self.begun = False
 
     async def run(self, events: AsyncIterator[Event]) -> None:
-        "Send events to their end"
+        "Send all events, then end the response"
         beating = asyncio.ensure_future(self._beat())
         try:
             async for event in events:
@@ -69,7 +69,7 @@ class EventStream:
         await self._write(f"{text}\n" if self._lines else f"data: {text}\n\n")
 
     async def _beat(self) -> None:
-        "An empty line, or a comment, whenever nothing came for a while"
+        "Send an empty line, or a comment, whenever nothing was sent for a while"
         while True:
             await asyncio.sleep(QUIET)
             silent = asyncio.get_running_loop().time() - self._spoke
@@ -103,9 +103,9 @@ class EventStream:
 
 
 async def merged(sources: list[AsyncIterator[str]]) -> AsyncIterator[tuple[int, str]]:
-    """What several sources give, as it comes, with the number of each.
+    """Pieces of several sources as they come, each with the number of its source.
 
-    An empty text is the end of one. Raises what the first of them fails with.
+    An empty piece ends a source. Raises the first error of any of them.
     """
     queue: asyncio.Queue[tuple[int, str, Exception | None]] = asyncio.Queue()
 

@@ -53,7 +53,7 @@ async def prune(call: Call) -> Any:
     def find(history: History) -> list[str]:
         root = Forest(history, 0).below(history.resolve(body.id))
         ids = [node.id for node in root.walk()]
-        _refuse_if_wanted(history, server, ids)
+        _refuse_if_in_use(history, server, ids)
         return ids
 
     ids = await call.log.read(find)
@@ -84,11 +84,11 @@ def _forget(history: History, server: Server, ids: list[str]) -> None:
     root = Forest(history, 0).below(ids[0])
     if {node.id for node in root.walk()} != set(ids):
         raise RequestError(409, "A response was added there since: reload the page")
-    _refuse_if_wanted(history, server, ids)
+    _refuse_if_in_use(history, server, ids)
     edits.delete_responses(history, ids)
 
 
-def _refuse_if_wanted(history: History, server: Server, ids: Iterable[str]) -> None:
+def _refuse_if_in_use(history: History, server: Server, ids: Iterable[str]) -> None:
     "Raises RequestError if a running answer continues from one of some responses"
     chosen = set(ids)
     tips = {history.turn(each)["tip_message_hash"] for each in chosen}
@@ -96,9 +96,7 @@ def _refuse_if_wanted(history: History, server: Server, ids: Iterable[str]) -> N
     branches = [answer.request.branch for answer in answers]
     asked = [
         *(answer.response.prompt.messages for answer in answers),
-        *(
-            request.messages for request in server.scheduler.requests()
-        ),  # from other processes
+        *(each.messages for each in server.scheduler.requests()),  # of client.py
     ]
     if any(branch and branch.parent.id in chosen for branch in branches) or any(
         not tips.isdisjoint(_hashes(messages)) for messages in asked

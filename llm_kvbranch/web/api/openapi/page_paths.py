@@ -1,4 +1,7 @@
-"""What the page reads, as the OpenAPI document describes it."""
+"""The page's JSON, as the OpenAPI document describes it.
+
+This module does not know how any of it is found.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,21 @@ from typing import Any
 
 from .parts import BOOLEAN, NUMBER, TEXT, array_of, get, maybe, object_of, query
 
-_LOG = query("db", "The log, where datasette has several databases", TEXT)
-_ID = query("id", "A response, the start of one, a thread, or last", TEXT, True)
+_LOG = query("db", "The database with the log, if there are several", TEXT)
+_ID = query("id", "A response or thread id, a prefix of one, or last", TEXT, True)
 
 
 def page_paths() -> dict[str, Any]:
-    "Addresses that only read; who may see the log may use them"
-    words = query("q", "Words; the last may go on, quotes keep them together", TEXT)
-    root = query("root", "Search this response's tree alone", TEXT)
+    "Read-only addresses, for whoever may see the log"
+    words = query(
+        "q", "Words; the last one may be a prefix, quotes match a phrase", TEXT
+    )
+    root = query("root", "Search only this response's tree", TEXT)
     several = query(
         "id", "Responses", {**array_of(TEXT), "minItems": 2, "maxItems": 4}, True
     )
-    what = query("what", "How much", {"enum": ["path", "tree"]})
-    kind = query("as", "In which form", {"enum": ["markdown", "json"]})
+    what = query("what", "A conversation or a whole tree", {"enum": ["path", "tree"]})
+    kind = query("as", "Format", {"enum": ["markdown", "json"]})
     export = get("A conversation or a tree as a file", TEXT, [_ID, what, kind, _LOG])
     export["responses"]["200"]["content"] = {
         "text/markdown": {"schema": TEXT},

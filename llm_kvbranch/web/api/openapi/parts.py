@@ -1,4 +1,7 @@
-"""What OpenAPI descriptions are put together from."""
+"""The building blocks of OpenAPI descriptions.
+
+This module does not know which addresses there are.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,18 @@ ERROR = {
 
 
 def refused(*statuses: int) -> dict[str, Any]:
+    "The responses that refuse a request, by status"
     about = {
-        400: "The request makes no sense",
-        401: "Another token",
-        403: "No token, or a page of another site asked",
+        400: "Invalid request",
+        401: "Wrong token",
+        403: "No token, or a cross-site request",
         404: "No such response",
-        409: "An answer that goes on from there is on its way",
-        405: "Another method",
-        413: "The body is too large",
-        415: "The body is no JSON",
-        429: "Too many are waiting: see Retry-After",
-        503: "The server is shutting down, or serves no model",
+        409: "A running answer continues from there",
+        405: "Method not allowed",
+        413: "Body too large",
+        415: "The body is not JSON",
+        429: "Too many requests are waiting: see Retry-After",
+        503: "The server is shutting down, or no model is served",
     }
     schema = {"$ref": "#/components/schemas/Error"}
     content = {"application/json": {"schema": schema}}
@@ -62,18 +66,18 @@ def get(
 
 
 def post(
-    about: str, model: Any, told: str, content: dict[str, Any], *statuses: int
+    about: str, model: Any, result: str, content: dict[str, Any], *statuses: int
 ) -> dict[str, Any]:
-    """What takes a schema's JSON, and tells something of some types.
+    """An operation whose body is a schema's JSON, and the content of its response.
 
-    ``statuses`` are what it may be refused with beside the usual.
+    ``statuses`` are those it may be refused with beside the usual ones.
     """
-    asked = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    body = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
     return {
         "summary": about,
-        "requestBody": {"required": True, "content": {"application/json": asked}},
+        "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {
-            "200": {"description": told, "content": content},
+            "200": {"description": result, "content": content},
             **refused(*sorted((400, 401, 403, 404, 405, 413, 415, 503, *statuses))),
         },
     }
@@ -92,14 +96,14 @@ def array_of(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def maybe(schema: dict[str, Any]) -> dict[str, Any]:
-    "A value of a simple type, or null"
+    "A schema of a simple type, or null"
     return {**schema, "type": [schema["type"], "null"]}
 
 
 def query(
     name: str, about: str, schema: dict[str, Any], required: bool = False
 ) -> dict[str, Any]:
-    "A parameter of an address"
+    "A query parameter"
     return {
         "name": name,
         "in": "query",

@@ -1,4 +1,7 @@
-"""The API as an OpenAPI 3.1 document, made of what checks the requests."""
+"""The API as an OpenAPI 3.1 document, made from the models that validate requests.
+
+This module does not know how requests are answered.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,30 @@ from .parts import (
     post,
 )
 
-_CHAT = "A chat completion: JSON, or server-sent events where stream is true"
+_CHAT = "A chat completion: JSON, or server-sent events if stream is true"
 
 
 def document() -> dict[str, Any]:
-    "The document; it describes what clients may use, not what is internal"
+    "The document, which describes everything but the internal protocol"
     posts = {
         "/v1/chat/completions": ("Answer messages", schemas.ChatRequest),
-        "/v1/chat/branch": ("Go on from a point in an answer", schemas.BranchRequest),
-        "/generate": ("Begin a conversation", schemas.GenerateRequest),
-        "/continue": ("A new turn after a response", schemas.ContinueRequest),
+        "/v1/chat/branch": ("Branch from a point in an answer", schemas.BranchRequest),
+        "/generate": ("Start a conversation", schemas.GenerateRequest),
+        "/continue": ("Continue after a response", schemas.ContinueRequest),
         "/focus": ("Ask about a part of an answer", schemas.FocusRequest),
-        "/retry": ("The same prompt again", schemas.RetryRequest),
+        "/retry": ("Answer the same prompt again", schemas.RetryRequest),
     }
     changes = {
-        "/-/kvbranch/mark": ("Star a response, or note", schemas.MarkRequest, _mark()),
-        "/-/kvbranch/prune": ("Drop a response", schemas.PruneRequest, _prune()),
+        "/-/kvbranch/mark": (
+            "Star a response or write a note",
+            schemas.MarkRequest,
+            _mark(),
+        ),
+        "/-/kvbranch/prune": (
+            "Delete a response and everything after it",
+            schemas.PruneRequest,
+            _prune(),
+        ),
     }
     models: list[Any] = [each[1] for each in (*posts.values(), *changes.values())]
     _, defined = models_json_schema(
@@ -48,7 +59,7 @@ def document() -> dict[str, Any]:
     }
     for path, (about, model, result) in changes.items():
         paths[path] = {"post": _change(about, model, result)}
-    paths["/v1/models"] = {"get": get("The model that is served", _list())}
+    paths["/v1/models"] = {"get": get("The served model", _list())}
     paths["/branch/tree"] = {"get": get("Trees of responses", _trees(), _TREE)}
     paths["/-/kvbranch/slots"] = {"get": get("What each slot holds", _slots())}
     paths |= {path: {"get": described} for path, described in page_paths().items()}
@@ -58,7 +69,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "llm-kvbranch",
             "version": "1",
-            "description": "The OpenAI chat API, and branching beside it",
+            "description": "OpenAI's chat API, with branching",
         },
         "security": [{"bearer": []}],
         "paths": paths,
@@ -69,23 +80,23 @@ def document() -> dict[str, Any]:
     }
 
 
-_EVENT = {  # as what reads such streams takes a schema: of each event
+_EVENT = {  # for streams, clients apply the schema to each event
     "type": "object",
     "required": ["data"],
     "properties": {
         "data": {
             "type": "string",
-            "description": "A chat.completion.chunk as JSON; [DONE] is the end",
+            "description": "A chat.completion.chunk as JSON; [DONE] at the end",
         }
     },
 }
 _TREE = [
-    {"name": "id", "in": "query", "schema": TEXT, "description": "A response"},
+    {"name": "id", "in": "query", "schema": TEXT, "description": "A response id"},
     {
         "name": "n",
         "in": "query",
         "schema": {"type": "integer", "minimum": 1, "maximum": 100},
-        "description": "How many trees without an id",
+        "description": "How many trees, if no id is given",
     },
 ]
 
