@@ -114,7 +114,7 @@ class TestSplice:
 
 
 class TestNoSplice:
-    "Fails if what follows an answer is taken from where it is not certain"
+    "Fails if tokens are spliced where it is not certain what follows an answer"
 
     @pytest.mark.parametrize("how", CHANGING)
     def test_answers_that_are_changed(self, how):
@@ -152,7 +152,7 @@ class TestNoSplice:
 
 
 class SpacingVocab(FakeVocab):
-    "One byte a token, and a space before a text, as in Llama 2's vocabulary"
+    "A token per byte, and a space before each text, as in Llama 2's vocabulary"
 
     def tokenize(self, text, special, bos=False):
         tokens = array("i")
@@ -213,7 +213,7 @@ class TestForging:
         assert list(tokens).count(CONTROLS["<|im_end|>"]) == 1
 
     def test_in_any_part_of_a_message(self):
-        "Arguments, names and tools are put into prompts, too"
+        "Arguments, names and tools are part of prompts too"
         end = "<|im_end|>"
         template = (
             "{{ tools | tojson(ensure_ascii=true) }}"
@@ -230,7 +230,7 @@ class TestForging:
         assert spell(chat, tokens).count(end) == 13
 
     def test_thinking_is_found_by_templates_that_drop_it(self):
-        "Also where its marks are control tokens, in what the model wrote"
+        "Also if its marks are control tokens, in what the model wrote"
 
         class Vocab(FakeVocab):
             control_texts = (*CONTROLS, "</think>")
@@ -251,7 +251,7 @@ class TestForging:
 
 
 class TestBeginning:
-    "Fails if a prompt begins twice, or not at all"
+    "Fails if a prompt has two beginning tokens, or none"
 
     @pytest.mark.parametrize(
         ("template", "bos"),

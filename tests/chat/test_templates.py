@@ -1,13 +1,13 @@
 """Conversations with the ten most used model families.
 
-The idea: ``templates/`` renders as each family's own template does: its control
-tokens, their order, what is trimmed, dated, folded, dropped or refused. What a
-prompt must be is said twice more here, by another rendering of the template
+The idea: ``templates/`` holds templates that render like each family's own: its control
+tokens, their order, and what is trimmed, dated, folded, dropped or refused. What a
+prompt must be is stated twice more here: by another rendering of the template
 (``shown``) and, for what follows an answer, by hand (``Family``).
 
-The invariant: a follow-up begins with the very tokens of the turn before and
-goes on with what the template puts after an answer, or it is the template's
-whole rendering and says why.
+The invariant: a follow-up begins with the very tokens of the turn before and continues
+with what the template puts after an answer, or it is the template's whole rendering and
+says why.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ THINK = "<think>\n{thought}\n</think>\n\n{said}"
 
 @dataclass(frozen=True)
 class Family:
-    """What is around a question and an answer, and how the model writes one.
+    """What surrounds a question and an answer, and how the model writes one.
 
     ``stop`` is the token that ends the generation, if not the one in ``ends``.
     ``drops``: its template drops the thinking of earlier answers. ``moves``: it
@@ -278,7 +278,7 @@ def spell(vocab, tokens) -> str:
 
 
 def follow_up(name: str, question: str, system: str = "") -> str:
-    "What comes after an answer that was ended, and a question was asked"
+    "What comes after a complete answer when a question follows"
     family = FAMILIES[name]
     moved = f"{system}\n\n" if family.moves and system else ""
     return marked(
@@ -289,7 +289,7 @@ def follow_up(name: str, question: str, system: str = "") -> str:
 
 @pytest.fixture
 def today(monkeypatch):
-    "Sets the day that templates are told"
+    "Sets the date that templates see"
 
     def set_day(day: datetime.datetime) -> None:
         clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: day))
@@ -426,7 +426,7 @@ class TestSplice:
 
 
 class Scripted(FakeEngine):
-    "Writes some tokens first, and then what its rows say"
+    "Generates given tokens first, then those that its rows lead to"
 
     def __init__(self, family: Family, script=()):
         super().__init__()
@@ -452,7 +452,7 @@ def session_of(name, root, script=()) -> Session:
 
 
 def wrote(name, root, text, messages, ended=True) -> Answer:
-    "An answer of just that text, ended by the model or by the limit of tokens"
+    "An answer of exactly that text, ended by the model or by max_tokens"
     vocab = Vocab(FAMILIES[name])
     # Byte by byte, which is not how this vocabulary would read the text
     script = [
@@ -470,7 +470,7 @@ def wrote(name, root, text, messages, ended=True) -> Answer:
 
 
 def goes_on(name, root, answer, question="Go on?") -> Answer:
-    "The follow-up of a later process; it is exact, and prefills the new turn only"
+    "The follow-up in a later process: exact, and only the new turn is prefilled"
     after = Answer(session_of(name, root), [*answer.chain, llm.user(question)])
     tokens, known = after.generation.plan.tokens, answer.generation.tokens
     assert tokens[: len(known)] == known
@@ -481,7 +481,7 @@ def goes_on(name, root, answer, question="Go on?") -> Answer:
 
 
 def told(answer, known=None) -> str:
-    "What a plan says, from where the known answer ends"
+    "What a plan's tokens spell after the known answer"
     begin = len(known.generation.tokens) if known else 0
     vocab = answer.session.engine.weights
     return spell(vocab, answer.generation.plan.tokens[begin:])
@@ -524,7 +524,7 @@ class TestFollowUp:
             assert after == follow_up(name, "Go on?", "Be brief.")
 
     def test_without_the_state(self, name, tmp_path, today):
-        "Then it is the whole rendering, and the user is told"
+        "Then it is rendered anew, and the user is told"
         family = FAMILIES[name]
         first = wrote(name, tmp_path / "a", family.raw("Hm.", "Salt."), QUESTION)
         messages = [*first.chain, llm.user("Go on?")]
@@ -613,7 +613,7 @@ FORMS = {
 
 
 class TestTools:
-    "Fails if a call's arguments do not come in the form that a template wants"
+    "Fails if a call's arguments do not have the form that a template expects"
 
     @pytest.mark.parametrize("name", FORMS)
     def test_call_and_result(self, name, today):

@@ -1,4 +1,4 @@
-"""What models say to call tools: found, and nothing else taken for it."""
+"""Tool calls are found in what models write, and nothing else is taken for one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read(pieces, names=NAMES):
 
 
 class TestCalls:
-    "A call that is not found is shown to the user as garbage"
+    "Fails if a call is not found: the user would see it as text"
 
     @pytest.mark.parametrize("model", SAID)
     def test_every_way(self, model):
@@ -90,7 +90,7 @@ class TestCalls:
 
 
 class TestText:
-    "Text that is lost, held back for long, or taken for a call"
+    "Fails if text is lost, held back for long, or taken for a call"
 
     @pytest.mark.parametrize("text", NO_CALLS)
     @pytest.mark.parametrize("size", [1, 4, 1000])

@@ -1,19 +1,18 @@
 """Stored state on every kind of memory that llama.cpp has.
 
-The idea: the rule for using state again differs by architecture. Attention can
-be cut anywhere; a sliding window or a recurrent state only be taken as it was
-when it was stored, and llama.cpp does not always say so when it is cut all the
-same: it answers wrongly. So whole sessions run here on models of noise, and two
-oracles judge them:
+The idea: how state can be reused depends on the architecture. Attention can be cut
+anywhere. A sliding window or a recurrent state can only be used as it was stored, and
+if it is cut all the same, llama.cpp does not always fail: it answers wrongly. So whole
+sessions run here on toy models of random weights, and two oracles judge them:
 
-- a session that stayed alive: what a later process restores must go on with the
-  same tokens, exactly;
-- the plan's tokens decoded from nothing: each token of an answer must be the
-  likeliest one there too. As the batches differ, and with them the rounding, a
-  token may be beaten by ``CLOSE``; with a wrong state it is beaten by far more.
+- a session that stayed alive: what a later process restores must continue with exactly
+  the same tokens;
+- the plan's tokens decoded from scratch: each token of an answer must be the likeliest
+  one there too. As the batches differ, and with them the rounding, a token may be
+  beaten by ``CLOSE``; with a wrong state it is beaten by far more.
 
-What these models write is noise: invalid UTF-8, control tokens, no end. That is
-wanted: the bookkeeping has to survive it.
+These models write noise: invalid UTF-8, control tokens, no end. That is intended: the
+bookkeeping has to survive it.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ LAST = "Who told you that?"
 
 @dataclass
 class Home:
-    "A place for state, and sessions over it: each a later process, as it were"
+    "A directory for state, and sessions that use it, each like a later process"
 
     toy: Toy
     root: Path
@@ -89,7 +88,7 @@ def home(toy: Toy, tmp_path: Path) -> Home:
 
 @dataclass
 class Turn:
-    "An answer, and the messages it belongs to, itself included"
+    "An answer, and the messages up to it and with it"
 
     generation: Generation
     text: str
@@ -142,7 +141,7 @@ def ask(
 
 
 def is_right(turn: Turn) -> bool:
-    "Whether the plan's tokens, decoded from nothing, lead to the answer too"
+    "Whether the plan's tokens, decoded from scratch, lead to the same answer"
     generation = turn.generation
     weights = generation.model.engine.weights
     decoded = decode(weights, generation.tokens, generation.n_prompt)
@@ -159,7 +158,7 @@ def path_of(home: Home, turn: Turn) -> Path:
 
 
 class TestToys:
-    "Guards against tests that prove nothing: toys that do not read their prompt"
+    "Guards against tests that prove nothing: toys that ignore their prompt"
 
     def test_writing_is_deterministic(self, tmp_path: Path) -> None:
         first = synth.write("lfm2", tmp_path / "1.gguf").read_bytes()
@@ -178,7 +177,7 @@ class TestToys:
     @architectures()
     @pytest.mark.parametrize("back", [2, 40, 100])
     def test_every_token_matters(self, toy: Toy, back: int) -> None:
-        "Another token, so far back, makes another answer"
+        "A different token that far back leads to a different answer"
         prompt = toy.weights.tokenize((QUESTION + NEXT) * 5, special=False)
         changed = array("i", prompt)
         changed[-back] += 1
@@ -197,7 +196,7 @@ class TestToys:
 
 
 class TestContinuing:
-    "Guards against a later process that goes on otherwise than this one would"
+    "Guards against a later process that continues differently than this one would"
 
     @architectures()
     def test_a_restored_answer_goes_on_as_the_live_one(self, home: Home) -> None:
@@ -218,7 +217,7 @@ class TestContinuing:
 
     @architectures()
     def test_every_turn_in_a_process_of_its_own(self, home: Home) -> None:
-        "Four turns, longer than the window; each restores all before it"
+        "Four turns, longer than the window; each restores all turns before it"
         alive, turns, live = home.session(), [], []
         for i, question in enumerate([QUESTION, NEXT, LAST, NEXT]):
             before = turns[-1].messages if turns else []
@@ -236,7 +235,7 @@ class TestContinuing:
 
     @architectures()
     def test_a_state_that_left_memory_first(self, home: Home) -> None:
-        "Logged only when the next turn has begun, or another conversation has"
+        "Logged only after the next turn, or another conversation, has begun"
         session = home.session()
         first = ask(session, [])
         second = ask(session, first.messages, NEXT)
@@ -276,7 +275,7 @@ class TestContinuing:
 
     @architectures()
     def test_an_answer_that_outgrows_the_context(self, home: Home) -> None:
-        "The context is made again under a running answer, then under the next"
+        "The context grows during an answer, and again during the next"
         small = home.session()
         first = ask(small, [], n=None, n_ctx=800).commit("r1")
         assert first.generation.facts["finish_reason"] == "context"
@@ -350,13 +349,13 @@ class TestSeveralAtOnce:
 
 
 def shared(turn: Turn, parent: Turn) -> int:
-    "How many leading tokens a prompt has in common with what a parent ended with"
+    "How many leading tokens a prompt shares with its finished parent"
     pairs = zip(turn.prompt, parent.generation.tokens, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(turn.prompt))
 
 
 def explained(branch: Turn, kept: int) -> bool:
-    "Whether it is no miss where all that is kept was restored, and is one else"
+    "Whether a miss is reported exactly if not all shared tokens were restored"
     if branch.restored == kept:
         return branch.miss_reason is None
     return "continues from a snapshot" in (branch.miss_reason or "")
@@ -405,7 +404,7 @@ class TestCutting:
 
     @architectures()
     def test_a_short_branch_of_a_long_answer(self, home: Home) -> None:
-        "The whole file has to be read for it, which takes more room than it needs"
+        "The whole file is restored, which takes more room than the branch needs"
         first = ask(home.session(), [], n=700).commit("r1")
         for n in (40, len(first.text) // 2):
             branch = ask(home.session(), first.cut(n), LAST, n=4)
@@ -421,7 +420,7 @@ class TestCutting:
 
     @architectures()
     def test_a_short_branch_beside_others(self, home: Home) -> None:
-        "In a context that is full of what may still be gone on with"
+        "In a context that is full of rows that may still be continued"
         first = ask(home.session(), [], n=400).commit("r1")
         session = home.session()
         running = Running(session, NEXT, 200)
@@ -435,7 +434,7 @@ class TestCutting:
 
     @architectures()
     def test_the_same_prompt_again(self, home: Home) -> None:
-        "A retry shares the prompt with an answer, and nothing of the answer"
+        "A retry shares an answer's prompt, and none of the answer"
         first = ask(home.session(), []).commit("r1")
         second = ask(home.session(), first.messages, NEXT).commit("r2")
         again = ask(home.session(), first.messages, NEXT)
@@ -462,7 +461,7 @@ class TestCutting:
 
     @architectures()
     def test_several_answers_at_once(self, home: Home) -> None:
-        "They take over the prompt of the first, in memory"
+        "They share the prompt of the first, in memory"
         long = " ".join([QUESTION] * 10)
         session = home.session()
         running = [Running(session, long, N) for _ in range(3)]
@@ -483,7 +482,7 @@ class TestCutting:
 
     @architectures("llama", "qwen35")
     def test_the_context_grows_under_several_answers(self, home: Home) -> None:
-        "Fails if one draws a token from a context that another one has replaced"
+        "Fails if one draws a token from a context that is gone"
         session = home.session()
         running = [Running(session, QUESTION, None, 800) for _ in range(3)]
         take_turns(*running, until=running[0])
@@ -545,7 +544,7 @@ class TestDamage:
 
     @architectures()
     def test_another_answers_file(self, home: Home) -> None:
-        "Sound in itself, in the wrong place"
+        "A good file in the wrong place"
         first = ask(home.session(), []).commit("r1")
         other = ask(home.session(), [], LAST).commit("r2")
         shutil.copy(path_of(home, other), path_of(home, first))
@@ -556,7 +555,7 @@ class TestDamage:
 
     @architectures(*RECURRENT)
     def test_a_recurrent_state_of_several_cells(self, home: Home) -> None:
-        "Found before llama.cpp sees it, which can end the process over such a block"
+        "Found before llama.cpp sees it, which can abort on such a block"
         first = ask(home.session(), [])
         engine = first.generation.model.engine
         end, seq = first.generation.end, first.generation.slot.seq
@@ -581,7 +580,7 @@ class TestDamage:
     def test_a_window_of_other_positions(
         self, home: Home, field: str, value: int
     ) -> None:
-        "A sound block for the full layers, a bad one for those with a window"
+        "A good block for the full layers, a bad one for those with a window"
         first = ask(home.session(), [], n=2 * N)
         engine = first.generation.model.engine
         end, seq = first.generation.end, first.generation.slot.seq
@@ -603,7 +602,7 @@ class TestDamage:
 
     @architectures(*ENDS_ONLY)
     def test_a_snapshot_is_read_only_where_it_is_needed(self, home: Home) -> None:
-        "Going on from a turn takes the rows of those before, and nothing else of them"
+        "Continuing a turn needs the rows of the turns before, and nothing else of them"
         first = ask(home.session(), []).commit("r1")
         second = ask(home.session(), first.messages, NEXT).commit("r2")
         for mark in first.entry.state.marks:
@@ -619,7 +618,7 @@ class TestDamage:
 
     @architectures(*ENDS_ONLY)
     def test_what_a_turn_adds_is_what_it_takes(self, home: Home) -> None:
-        "No file holds rows, or a snapshot of a place, that another one has"
+        "No two files hold the same rows, or a snapshot of the same position"
         session, messages, entries = home.session(), [], []
         for i, question in enumerate([QUESTION, NEXT, LAST, NEXT]):
             turn = ask(session, messages, question).commit(f"r{i}")
@@ -633,7 +632,7 @@ class TestDamage:
 
 
 class TestRows:
-    "Guards against rows that hold what is not theirs, or lack what is"
+    "Guards against rows with too much or too little in them"
 
     @architectures()
     def test_less_of_them_is_what_less_would_be(self, home: Home) -> None:
@@ -658,11 +657,11 @@ class TestRows:
 
 
 class TestControlTokens:
-    "Guards against an answer whose invisible end is forgotten"
+    "Guards against losing control tokens at the end of an answer"
 
     @architectures(*ENDS_ONLY)
     def test_they_are_part_of_the_answer(self, toy: Toy, tmp_path: Path) -> None:
-        "A toy for which two tokens in five are control tokens: they spell nothing"
+        "A toy with two control tokens in five, which spell nothing"
         path = tmp_path / f"{toy.name}-controls.gguf"
         synth.write(toy.name, path, controls=range(30_000, 49_152))
         controlled = Toy(toy.name, Load(path), Weights(Load(path)))
@@ -683,7 +682,7 @@ class TestControlTokens:
 
 
 class TestRandomTrees:
-    "Guards against what nobody thought of: any order of turns, cuts and restarts"
+    "Guards against the unforeseen: any order of turns, cuts and restarts"
 
     @architectures()
     @pytest.mark.parametrize("seed", [1, 2])

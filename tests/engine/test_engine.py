@@ -1,14 +1,14 @@
 """The engine against the real llama.cpp and the real SmolLM2.
 
-The idea: rows that were captured and restored must be the rows that were there,
-bit for bit, in whatever context they come back to. Two things are compared: the
-rows captured again, and the tokens that greedy decoding goes on with. The rows
-of those tokens are compared too: the keys and values of a late layer depend on
-everything before them, so equal bytes mean that the computation was equal.
-``rows_of`` leaves out what may differ, such as the order of the cells.
+The idea: rows that were captured and restored must be the same rows, bit for bit, in
+any context. Two things are compared: the rows captured again, and the tokens that
+greedy decoding continues with. The rows of those tokens are compared too: the keys and
+values of a late layer depend on everything before them, so equal bytes mean that the
+computation was equal. ``rows_of`` leaves out what may differ, such as the order of the
+cells.
 
-Payloads are captured once, on one context, and restored into fresh ones, which
-takes milliseconds; nothing here needs a second prefill.
+Payloads are captured once, in one context, and restored into new ones, which takes
+milliseconds; nothing here needs a second prefill.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def engine_of(weights: Weights, n_ctx: int = 512, **chosen: Any) -> Engine:
 def rows_of(payload: bytes) -> bytes:
     """Positions, types, keys and values of a payload, ordered by position.
 
-    Not in it: the order in which the rows lay in the cache, and the id of the
-    scratch sequence, both of which depend on the context.
+    Without the order of the rows in the cache and the id of the scratch sequence, which
+    depend on the context.
     """
     cells, tensors = parsed(payload)
     order = np.argsort(cells[:, 0], kind="stable")
@@ -162,7 +162,7 @@ def parsed(payload: bytes) -> tuple[Any, list[tuple[bytes, Any]]]:
 
 @dataclass
 class Recorded:
-    "What was captured of a live sequence, and how that sequence went on"
+    "What was captured of a live sequence, and how that sequence continued"
 
     tokens: array[int]
     segments: dict[tuple[int, int], bytes]
@@ -201,20 +201,20 @@ def restored(engine: Engine, recorded: Recorded, *ranges: tuple[int, int]) -> Se
 
 
 def goes_on_as(sequence: Sequence, recorded: Recorded) -> bool:
-    "Whether it decodes what the recorded one did, to the same rows"
+    "Whether it continues like the recorded one, with the same rows"
     following = sequence.feed(SUFFIX).generate(N_MORE)
     return following == recorded.next and sequence.rows() == recorded.after
 
 
 @pytest.fixture(scope="module")
 def alphabet(weights: Weights) -> set[int]:
-    "The bytes that the vocabulary can spell: a few it has no token for"
+    "The bytes that the vocabulary can spell: it has no token for a few"
     pieces = map(weights.piece, range(weights.n_vocab))
     return {piece[0] for piece in pieces if len(piece) == 1}
 
 
 class TestTokens:
-    "Guards against prompts that change on their way, and against forged turns"
+    "Guards against prompts that are changed, and against forged turns"
 
     def test_control_tokens_are_parsed_only_on_request(self, weights: Weights) -> None:
         text = "<|im_start|>user"
@@ -257,7 +257,7 @@ def spelled(weights: Weights, tokens: array[int]) -> str:
 
 
 class TestRestore:
-    "Guards against a restored context that is nearly the one that was left"
+    "Guards against a restored context that is almost the one that was captured"
 
     @pytest.mark.parametrize(
         ("n_ctx", "chosen"),
@@ -331,7 +331,7 @@ class TestRestore:
     def test_a_sequence_whose_cells_are_not_in_order(
         self, weights: Weights, recorded: Recorded
     ) -> None:
-        "As siblings that take turns leave it, when the first of them ends"
+        "As when the first of two siblings that took turns has ended"
         live = Sequence(engine_of(weights))
         ended = Sequence(live.engine, 1)
         for at in range(0, 40, 10):
@@ -374,7 +374,7 @@ class TestRestore:
 
 
 class TestKVTypes:
-    "Guards against a KV type whose rows come back rounded, or as another type"
+    "Guards against a KV type whose rows are restored rounded, or as another type"
 
     @pytest.mark.parametrize(
         ("type_k", "type_v"), [("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0")]
@@ -412,9 +412,9 @@ def target(weights: Weights, recorded: Recorded) -> Sequence:
 
 @pytest.fixture
 def refuses(target: Sequence, recorded: Recorded) -> Iterator[Callable[..., str]]:
-    """Restore something bad after [0, 61); gives the reason.
+    """Restore something bad after [0, 61); returns the reason.
 
-    Afterwards everything must be as it was, and the good state still fit.
+    Afterwards nothing must have changed, and the good state must still fit.
     """
     engine, good = target.engine, recorded.segments[61, 110]
     before = target.rows(), bytes(engine.capture(1, 0, 3))
@@ -440,7 +440,7 @@ GOOD = (61, 110)  # the segment that is spoilt below
 
 
 class TestRefusal:
-    "Guards against a bad state that is taken, or that takes good rows with it"
+    "Guards against a bad state that is accepted, or that destroys good rows"
 
     @pytest.mark.parametrize("move", [-61, -1, 1, 4096])
     def test_other_positions(
@@ -498,7 +498,7 @@ class TestRefusal:
     def test_another_layout(
         self, refuses: Callable[..., str], weights: Weights, recorded: Recorded
     ) -> None:
-        "Well formed, so that only llama.cpp can tell; its reason is passed on"
+        "Well formed, so that only llama.cpp notices; its reason is passed on"
         other = engine_of(weights, flash_attn="off")
         other.decode([Feed(0, 0, recorded.tokens[:110])])
         reason = refuses(other.capture(0, *GOOD))
@@ -551,7 +551,7 @@ class TestRefusal:
     def test_a_flipped_byte_never_changes_a_row(
         self, target: Sequence, recorded: Recorded, data: st.DataObject
     ) -> None:
-        "Anywhere in the structure: refused, or without any effect"
+        "Anywhere in the structure: refused, or without effect"
         payload = bytearray(recorded.segments[GOOD])
         at = data.draw(st.sampled_from(structure(payload)), label="offset")
         payload[at] ^= data.draw(st.integers(1, 255), label="bits")
@@ -567,7 +567,7 @@ class TestRefusal:
         assert scratch_is_empty(target.engine)
 
     def test_too_little_room(self, weights: Weights, recorded: Recorded) -> None:
-        "A context that is too small loses nothing either"
+        "A context that is too small loses nothing"
         small = restored(engine_of(weights, 256), recorded, (0, N))
         before = small.rows()
         with pytest.raises(StateError, match="cells"):
@@ -590,7 +590,7 @@ def structure(payload: bytes) -> list[int]:
 
 @contextlib.contextmanager
 def little_memory(spare: int = 1 << 30) -> Iterator[None]:
-    "This process may not take more than that in addition to what it has"
+    "Limit the memory that this process may allocate from now on"
     resource = pytest.importorskip("resource")
     try:
         with open("/proc/self/statm") as file:
@@ -606,7 +606,7 @@ def little_memory(spare: int = 1 << 30) -> Iterator[None]:
 
 
 class TestContext:
-    "Guards against a context that grows, or fails to, at the cost of its rows"
+    "Guards against a context that loses rows when it grows, or fails to"
 
     def test_growing_keeps_the_rows(self, weights: Weights, recorded: Recorded) -> None:
         engine = engine_of(weights, 256, n_seq=3)
@@ -641,7 +641,7 @@ class TestContext:
     def test_an_impossible_context_leaves_the_old_one(
         self, weights: Weights, recorded: Recorded, capfd: Any
     ) -> None:
-        "By limiting memory: more than any machine has takes long to refuse"
+        "By limiting memory: asking for more than any machine has takes long to fail"
         engine = engine_of(weights, 256)
         sequence = restored(engine, recorded)
         reason = "cannot make a context of 262144 tokens .*failed to allocate"
@@ -701,7 +701,7 @@ class TestContext:
 
 
 class TestStopping:
-    "Guards against Ctrl-C that waits for a prefill, or breaks what comes after"
+    "Guards against Ctrl-C that waits for a prefill, or breaks what follows"
 
     def test_a_decode_ends_early(self, weights: Weights, recorded: Recorded) -> None:
         sequence = restored(engine_of(weights), recorded, (0, 60), (60, 61))
@@ -746,7 +746,7 @@ def prompt(weights: Weights, recorded: Recorded) -> Callable[[], Sequence]:
 
 
 class TestSampling:
-    "Guards against options that are accepted and have no effect"
+    "Guards against options that are accepted but have no effect"
 
     def test_temperature_zero_takes_the_likeliest(
         self, prompt: Callable[[], Sequence]
@@ -846,7 +846,7 @@ class TestSampling:
 
 
 class TestBadModels:
-    "Guards against a crash or a screen of log lines where one line would do"
+    "Guards against a crash, or a screen of log lines instead of one line"
 
     @pytest.mark.parametrize(
         ("n_bytes", "words"),
@@ -892,7 +892,7 @@ class TestBindings:
     "Guards against a slow start, and against breaking others who use llama.cpp"
 
     def python(self, program: str) -> None:
-        "Run a program in a process of its own; it asserts for itself"
+        "Run a program, which makes its own assertions, in a new process"
         done = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,
@@ -922,7 +922,7 @@ class TestBindings:
         ],
     )
     def test_the_log_stays_ours(self, tmp_path: Path, before: str) -> None:
-        "Importing the package llama_cpp takes llama.cpp's log over, and prints it"
+        "Importing the package llama_cpp redirects llama.cpp's log, and prints it"
         bad = tmp_path / "bad.gguf"
         bad.write_bytes(b"GGUF" + bytes(100))
         self.python(
@@ -951,7 +951,7 @@ class TestBindings:
         )
 
     def test_a_schema_prints_nothing(self, path: Path, tmp_path: Path) -> None:
-        "What follows on a context that is there already is as quiet as before"
+        "Using a context that exists already stays quiet"
         printed = tmp_path / "printed"
         self.python(
             "import os, pathlib, sys\n"
@@ -992,14 +992,14 @@ class TestBindings:
 
 
 class TestThreads:
-    """Fails if llama.cpp's threads spin for long beside others, or not if there are
-    none, or not as long as a user wants
+    """Fails if llama.cpp's threads spin for long beside other programs, or do not
+    without them, or not for as long as the user wants.
     """
 
     BUSY = "0.74 0.90 1.02 {}/79 20242"
 
     def spins(self, load=None, **chosen):
-        "What a new process has in its environment once llama.cpp is loaded"
+        "The environment of a new process that has loaded llama.cpp"
         code = (
             "import os, sys, pathlib; from llm_kvbranch.engine import threads\n"
             "if sys.argv[1]: threads.LOAD = pathlib.Path(sys.argv[1])\n"

@@ -1,13 +1,13 @@
-"""Hostile and stale input: files and payloads that nobody meant to be read.
+"""Hostile and stale input: files and payloads that were never meant to be read.
 
-The idea: what the other tests damage by hand is damaged at random here, in large
-numbers; ``fuzz`` makes the damage, and can run it for hours. Three things are
-held: what an accident leaves is never accepted, whatever is refused is refused
-with StateError, and the engine behind it never crashes and forgets nothing. The
-engine runs in a process of its own, so that a crash would be a failure here.
+The idea: what other tests damage by hand is damaged at random here, in large numbers;
+``fuzz`` makes the damage, and can run for hours. Three things must hold: accidental
+damage is never accepted, whatever is refused raises StateError, and the engine neither
+crashes nor forgets anything. The engine runs in a process of its own, so that a crash
+is a failed test.
 
-Rows and snapshots are damaged alike: a good part of a file whose other part is bad
-is still read, and is what it was.
+Rows and snapshots are damaged alike. A good part of a file is still read if another
+part is bad, and must then be what it was.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ TAKEN = {
 
 
 def layout_of(kind: str, window: int) -> Layout:
-    "Of what fuzz.rows_of and fuzz.snapshot_of make"
+    "The layout of what fuzz.rows_of and fuzz.snapshot_of make"
     return Layout(kind, window, tail=fuzz.tail_of(kind, window))
 
 
 def none_went_wrong(report: Report, n: int) -> None:
-    "No crash, nothing accepted that should not be: else the cases are named"
+    "Assert that nothing crashed, and nothing was accepted that should not be"
     assert not report.crashes, "\n".join(report.crashes[:9])
     assert not report.failures, "\n".join(report.failures[:9])
     assert report.tried >= n
@@ -110,7 +110,7 @@ def smollm2() -> str:
 
 
 class TestAccidents:
-    "A changed file that is believed is a wrong answer"
+    "Fails if a changed file is accepted: that leads to a wrong answer"
 
     def test_none_of_ten_thousand_is_accepted(self, folder: Path) -> None:
         report = fuzz.check_files(10_000, SEED, folder)
@@ -127,7 +127,7 @@ class TestAccidents:
         assert not report.accepted
 
     def test_a_good_file_is_read(self, folder: Path, good: list[bytes]) -> None:
-        "Else the refusals would prove nothing"
+        "Otherwise the refusals would prove nothing"
         path = folder / f"good{SUFFIX}"
         for data in good:
             assert fuzz.sign(data) == data
@@ -144,7 +144,7 @@ class TestAccidents:
 
 
 class TestLies:
-    "A file that is wrong in itself must not end what reads it"
+    "Fails if a malformed file crashes its reader"
 
     def test_signed_lies_are_refused_or_agree_with_themselves(
         self, folder: Path
@@ -159,7 +159,7 @@ class TestLies:
         none_went_wrong(fuzz.check_signed(100_000, SEED + 1, folder), 100_000)
 
     def test_a_store_of_lies_can_be_opened_and_repaired(self, folder: Path) -> None:
-        "Its index is gone, so that it has nothing but the files to believe"
+        "The index is gone, so the store has only the files to go by"
         report = fuzz.check_stores(40, SEED, folder)
         assert not report.crashes, "\n".join(report.crashes[:9])
         assert not report.failures, "\n".join(report.failures[:9])
@@ -178,12 +178,12 @@ Change = Callable[[Facts], Any]
 
 
 def offsets(mark: str, *numbers: Any) -> Change:
-    "A change of where a snapshot is; the file has 1436, 1784, 2132 and 2480"
+    "Changes the offsets of a snapshot; the file has 1436, 1784, 2132 and 2480"
     return lambda facts: facts[f"snapshot.{mark}"].update(data_offsets=list(numbers))
 
 
 def said(old: str, new: str) -> Change:
-    "A change of what is said of the snapshots, of positions 32, 48 and 50"
+    "Changes the metadata of the snapshots at positions 32, 48 and 50"
 
     def change(facts: Facts) -> None:
         text = facts["__metadata__"]["snapshots"]
@@ -300,7 +300,7 @@ SOUND: dict[str, Change] = {
 
 
 class TestSnapshots:
-    "A snapshot of another place, or another's bytes, would be gone on from"
+    "Fails if a snapshot of another position, or with other bytes, is accepted"
 
     def forge(self, good: list[bytes], change: Change) -> bytes:
         header, *body = fuzz.split(good[2])
@@ -310,7 +310,7 @@ class TestSnapshots:
 
     @pytest.mark.parametrize("how", FORGED)
     def test_forged(self, folder: Path, good: list[bytes], how: str) -> None:
-        "Though every digest is right, and though no snapshot is asked for"
+        "Refused although every digest is right, and even if no snapshot is asked for"
         path = folder / f"forged{SUFFIX}"
         fuzz.put(path, self.forge(good, FORGED[how]))
         with pytest.raises(StateError):
@@ -321,19 +321,19 @@ class TestSnapshots:
 
     @pytest.mark.parametrize("how", SOUND)
     def test_sound(self, folder: Path, good: list[bytes], how: str) -> None:
-        "What cannot be refused is what it says"
+        "A change that is accepted leaves a consistent file"
         path = folder / f"sound{SUFFIX}"
         fuzz.put(path, self.forge(good, SOUND[how]))
         assert agrees_with(path)
 
     def test_the_same_again(self, good: list[bytes]) -> None:
-        "Else the forgeries would prove nothing"
+        "Otherwise the forgeries would prove nothing"
         assert self.forge(good, lambda facts: None) == good[2]
 
     def test_each_is_covered_by_its_own_digest(
         self, folder: Path, good: list[bytes]
     ) -> None:
-        "A damaged one is refused, and takes none of the others with it"
+        "A damaged snapshot is refused, the others are not"
         path = folder / f"covered{SUFFIX}"
         header, tokens, rest = fuzz.split(good[2])
         begin = len(header) + len(tokens)
@@ -369,11 +369,11 @@ def at_end(end: int) -> State:
 
 
 class TestFound:
-    "What fuzzing found: it must not come back"
+    "Bugs that fuzzing found"
 
     @pytest.mark.parametrize("end", [2**63, 2**64, 10**30])
     def test_positions_that_no_index_can_hold(self, tmp_path: Path, end: int) -> None:
-        "They are integers to Python; SQLite ended the process that met them"
+        "Python takes them as integers, but they made SQLite crash the process"
         with pytest.raises(StateError, match="out of order"):
             at_end(end)
 
@@ -392,7 +392,7 @@ class TestFound:
     def test_positions_that_no_cell_can_have(
         self, kind: str, window: int, position: int
     ) -> None:
-        "Nor do they wrap around to those that cells have"
+        "They do not wrap around to valid positions either"
         layout, view = layout_of(kind, window), fuzz.snapshot_of(kind, window, 3)
         with pytest.raises(StateError):
             blob.check_snapshot(memoryview(view), position, layout)
@@ -401,7 +401,7 @@ class TestFound:
     def test_a_format_that_cannot_be_shown(
         self, folder: Path, good: list[bytes], version: str
     ) -> None:
-        "It was repeated in the reason, which is printed, and counted by SQLite"
+        "It was part of the reason, which is printed, and stored by SQLite"
         header, *body = fuzz.split(good[0])
         facts = json.loads(header[8:])
         facts["__metadata__"]["format"] = f"llm-kvbranch/{version}"
@@ -413,7 +413,7 @@ class TestFound:
 
     @pytest.mark.timeout(60)
     def test_rows_of_nothing_are_cut_at_once(self) -> None:
-        "Each claimed 2**32 - 1 of them, which were gone through one by one"
+        "The header claimed 2**32 - 1 rows, which were processed one by one"
         whole = fuzz.payload_of(0, 3, n_layer=1)
         layers, values = 16 + 12 * 3, len(whole) - 12 - 3 * 8
         payload = bytearray(whole[:values] + struct.pack("<iII", 1, 0, 2**32 - 1))
@@ -423,7 +423,7 @@ class TestFound:
 
     @pytest.mark.parametrize(("kind", "window"), KINDS)
     def test_only_a_whole_payload_can_be_cut(self, kind: str, window: int) -> None:
-        "What follows the cells would be given away with them, whatever it is"
+        "Whatever follows the cells would be exported with them"
         rows = fuzz.rows_of(kind, window, 0, 3)
         tail = fuzz.tail_of(kind, window)
         for spoilt in (
@@ -462,7 +462,7 @@ digests = st.just("0" * 32) | st.sampled_from(["f" * 31, "F" * 32, "", "f" * 33]
 
 
 def agrees_with(path: Path) -> bool:
-    "Whether a file that can be read is what it says; raises StateError if it cannot"
+    "Whether a readable file is consistent; raises StateError if it cannot be read"
     with open_state(path) as (state, payload, snapshots):
         parts = {mark: bytes(part) for mark, part in snapshots.items()}
         problems = fuzz.contradictions(state, bytes(payload), parts, path.read_bytes())
@@ -472,7 +472,7 @@ def agrees_with(path: Path) -> bool:
 
 
 class TestParser:
-    "Bytes that make the reader run wild"
+    "Fails if a header makes the reader use much time or memory"
 
     @given(data=st.data(), rng=st.randoms(use_true_random=False))
     @settings(max_examples=300, deadline=None)
@@ -527,7 +527,7 @@ class TestParser:
         between: str,
         data: st.DataObject,
     ) -> None:
-        "Whatever is said of them, and whatever the tensors are called"
+        "Whatever the metadata says, and whatever the tensors are called"
         header, tokens, rest = fuzz.split(good[2])
         facts = json.loads(header[8:])
         facts["__metadata__"]["snapshots"] = between.join(map(":".join, items))
@@ -547,11 +547,11 @@ class TestParser:
 
 
 class TestPayloads:
-    "A count that is believed, and llama.cpp is given what ends the process"
+    "Fails if a wrong count gets through: llama.cpp would abort"
 
     @pytest.mark.parametrize(("kind", "window"), KINDS)
     def test_every_count_and_position_is_checked(self, kind: str, window: int) -> None:
-        "Before llama.cpp is asked, which believes some, and ends over others"
+        "Before llama.cpp sees them, which accepts some and aborts on others"
         shape, layout = Shape(kind, window > 0), layout_of(kind, window)
         rows = fuzz.rows_of(kind, window, 3, 12)
         parts = anatomy(rows, shape, False).parts
@@ -574,7 +574,7 @@ class TestPayloads:
 
     @pytest.mark.parametrize(("kind", "window"), KINDS)
     def test_every_length_is_checked(self, kind: str, window: int) -> None:
-        "But for recurrent layers, of which only llama.cpp knows how many there are"
+        "Except for recurrent layers, whose number only llama.cpp knows"
         shape, layout = Shape(kind, window > 0), layout_of(kind, window)
         rows = fuzz.rows_of(kind, window, 3, 12)
         for name, data in length_lies(rows, anatomy(rows, shape, False).parts):
@@ -676,7 +676,7 @@ class TestPayloads:
 
 
 def numbers(rng: random.Random, data: bytes, _: bytes) -> bytes:
-    "Another number where there may be one"
+    "Change a number, more often than not in the header"
     at = 4 * rng.randrange(rng.choice([8, max(1, len(data) // 4)]))
     new = rng.choice([0, 1, 2, 3, 2**31 - 1, 2**31, 2**32 - 1])
     return data[:at] + struct.pack("<I", new) + data[at + 4 :]
@@ -692,7 +692,7 @@ def cells_in(data: bytes) -> list[int]:
 
 
 def end_of(areas: list[blob.Area], data: bytes) -> int:
-    "Where the last of some areas ends, none of which may be over another"
+    "Where the last area ends; asserts that areas do not overlap"
     at = 8
     for area in areas:
         assert at <= area.header < area.at == area.header + 12
@@ -703,7 +703,7 @@ def end_of(areas: list[blob.Area], data: bytes) -> int:
 
 @pytest.mark.model
 class TestEngine:
-    "A crash inside llama.cpp, or rows that are not the ones that were stored"
+    "Fails if llama.cpp crashes, or if rows are not those that were stored"
 
     def test_files(self, folder: Path, smollm2: str) -> None:
         report = fuzz.run_engine(smollm2, "files", 500, SEED, folder)
@@ -719,7 +719,7 @@ class TestEngine:
 
     @pytest.mark.parametrize("model", fuzz.MODELS)
     def test_payloads(self, folder: Path, model: str, smollm2: str) -> None:
-        "Only what is known to be accepted is, and is then what it says"
+        "Only known kinds of damage are accepted, and those are consistent"
         report = fuzz.run_engine(model, "payloads", 200, SEED, folder)
         none_went_wrong(report, 1_200)
         assert report.accepted.keys() - {"noise", "finite rows"} == TAKEN[model]
@@ -762,7 +762,7 @@ class TestEngine:
     def test_a_crash_is_told_and_gone_on_after(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        "Else a silent end would pass for success"
+        "Otherwise a silent exit would count as success"
         script = folder / "python"
         script.write_text(
             "#!/bin/sh\n"

@@ -29,7 +29,7 @@ KINDS = [{}, {"recurrent": True}, {"window": 12}]
 
 
 class Served:
-    "Generations over one session; their pieces are taken after every step"
+    "Generations in one session, whose pieces are taken after every step"
 
     def __init__(self, session):
         self.session = session
@@ -58,7 +58,7 @@ class Served:
         raise AssertionError("it does not end")
 
     def check(self, generation):
-        "Its answer is that of an engine that had nothing else to do"
+        "The answer is that of an engine that runs nothing else"
         assert generation.ended
         if generation.error is not None:
             raise generation.error
@@ -74,7 +74,7 @@ def served(root=None, n_seq=4, n_batch=16, **kind):
 
 
 class TestSharedPrefill:
-    "A document that several ask about at once is read for each of them"
+    "Fails if a document in several prompts at once is prefilled for each of them"
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_same_prompt(self, kind):
@@ -100,7 +100,7 @@ class TestSharedPrefill:
         for generation in generations:
             crowd.check(generation)
 
-    def test_who_reads_it_leaves(self):
+    def test_the_one_that_prefills_it_is_cancelled(self):
         crowd = served()
         first = crowd.start([user(DOCUMENT)])
         others = [crowd.start([user(f"{DOCUMENT} {i}?")]) for i in range(3)]
@@ -113,8 +113,8 @@ class TestSharedPrefill:
             crowd.check(generation)
         assert sum(g.facts["prefilled_tokens"] for g in others) < len(DOCUMENT)
 
-    def test_one_who_is_ahead_is_waited_for(self, tmp_path):
-        "The earlier one has less of it: the later one restored more"
+    def test_the_one_that_is_ahead_is_waited_for(self, tmp_path):
+        "Even if it started later: it restored more of the document"
         crowd = served(tmp_path)
         stored = crowd.start([user(DOCUMENT[:600])])
         crowd.run()
@@ -150,7 +150,7 @@ class TestSharedPrefill:
 
 
 class TestEveryOneGoesOn:
-    "An answer stands still while a prompt is read, or one prompt while another is"
+    "Fails if an answer or a prompt stands still while another prompt is prefilled"
 
     def test_answers_while_a_prompt_is_read(self):
         crowd = served()
@@ -183,7 +183,7 @@ class TestEveryOneGoesOn:
         assert len(unread.pieces) == 1
         assert unread.n_generated <= 3
 
-    def test_a_batch_is_full_but_not_fuller(self):
+    def test_a_batch_is_filled_up_to_its_limits(self):
         feeds = [
             Feed(0, 5, tokens_of(range(1))),
             Feed(1, 0, tokens_of(range(100))),
@@ -208,8 +208,8 @@ class TestEveryOneGoesOn:
             pace.measured(512, 0.01)
         assert pace.chunk() == 512
 
-    def test_llama_cpp_asks_nothing_in_a_short_batch(self):
-        "Fails if every token of an answer takes some hundred calls of Python"
+    def test_a_short_batch_has_no_stop_function(self):
+        "Fails if each token of an answer costs some hundred calls of Python"
         pace = Pace(512)
         assert not pace.takes_long(0)  # answers alone
         assert pace.takes_long(1)  # nobody knows yet
@@ -228,7 +228,7 @@ class _Running:
 
 
 class TestRoom:
-    "Generations run out of cells that were promised to others"
+    "Fails if a generation takes cells that another has reserved"
 
     def test_a_reading_one_keeps_its_cells(self):
         crowd = served(n_seq=3)
@@ -271,7 +271,7 @@ class TestRoom:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_context_grows_for_one_of_several(self, monkeypatch, kind):
-        "The others have drawn their tokens by then: the logits go with the context"
+        "Fails if the others draw their tokens after that: the logits are gone then"
         monkeypatch.setattr(one_answer, "HEADROOM", 1)
         monkeypatch.setattr(cells, "HEADROOM", 1)
         crowd = served(**kind)
@@ -299,12 +299,12 @@ class TestRoom:
 
 
 class TestDisturbance:
-    "What happens to one generation harms another"
+    "Fails if what happens to one generation harms another"
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("seed", range(6))
     def test_any_order(self, tmp_path, kind, seed):
-        "Starts, cancels, commits and interrupts at random; answers stay right"
+        "Generations start, end, commit and are interrupted at random"
         draw = random.Random(seed)
         crowd, ids = served(tmp_path, **kind), itertools.count()
         known, cancelled = [[user(DOCUMENT)], [llm.system("Be brief")]], set()
@@ -334,7 +334,7 @@ class TestDisturbance:
         crowd.run()
         assert not list(verify(crowd.session.store))
 
-    def test_an_error_is_its_own(self):
+    def test_an_error_ends_its_own_generation_only(self):
         crowd = served()
         good = crowd.start([user("Hello")])
         bad = crowd.start([user("Hi")])
@@ -347,7 +347,7 @@ class TestDisturbance:
         assert all(not slot.busy for slot in crowd.session.slots._slots)
 
     def test_ctrl_c_while_tokens_are_drawn(self):
-        "Fails if the answers after it in the batch lose the token they were to get"
+        "Fails if the generations after it in the batch lose their tokens"
         crowd = served()
         stopped, others = crowd.start([user("Hi")]), []
         others += [crowd.start([user(f"Hello {i}")]) for i in range(2)]
@@ -381,7 +381,7 @@ def _interrupt(*_):
 
 
 def interrupted(session):
-    "A step that Ctrl-C ends, after the batch was decoded"
+    "A step that ends with KeyboardInterrupt after the batch was decoded"
     decode = session.engine.decode
 
     def interrupt(feeds, stop=None):

@@ -1,7 +1,7 @@
-"""Restoring or reading again, whichever these measurements say is sooner.
+"""Restoring or prefilling, whichever is faster by what was measured.
 
-A disk that makes a turn slower than no store at all is worth less than none; one
-that is doubted without measurements would never be used.
+A disk that makes a turn slower than no store at all is worse than none; but one that
+is distrusted without measurements would never be used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LONG = "Tell me about the sea, its tides and its storms. " * 40
 
 
 def session_with(root: Path, prefill: float, opened: float, read: float):
-    "A session whose store has measured these: tokens, files, bytes per second"
+    "A session whose store has these rates: tokens, files and bytes per second"
     session = fake_session(root)
     names = session.planner.rates()
     measured = dict(
@@ -57,7 +57,7 @@ class TestChoice:
         assert after.facts["restored_tokens"] == n  # 10 ms instead of 1
 
     def test_only_what_is_worth_it(self, tmp_path, parent) -> None:
-        "A few tokens of a file so large that reading it takes longer"
+        "A file so large that restoring a few tokens from it takes longer"
         answered = Answer(
             fake_session(tmp_path), [*parent.chain, user("And?" + LONG)], max_tokens=3
         ).check()
@@ -91,7 +91,7 @@ class TestChoice:
 
 
 class TestMeasuring:
-    "Rates of another machine, or of long ago"
+    "Fails if rates are those of another machine, or of long ago"
 
     def test_measured_as_prompts_are_answered(self, tmp_path) -> None:
         one = Answer(fake_session(tmp_path), [user(LONG)]).check()

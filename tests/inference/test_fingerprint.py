@@ -1,7 +1,7 @@
-"""State made in any other way than it would be made now is not used, and says so.
+"""State that was made with other settings is not used, and the miss says why.
 
-llama.cpp accepts rows of other weights of the same shape, of another rope base, or
-rotated otherwise, and answers wrongly: so each of these is part of a name.
+llama.cpp accepts rows of other weights of the same shape, or with another rope base or
+rotation, and answers wrongly. So each of these is part of the fingerprint.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TestEveryField:
         assert said in after.facts["miss_reason"]
         assert "changed" in after.facts["miss_reason"] or name == "model"
         assert ours.store.misses()[0]["reason"] == after.facts["miss_reason"]
-        # What was there before is there still, for who goes back
+        # The old state is still there for the old settings
         again = Answer(session(tmp_path, FIELDS), [*parent.chain, user("Or?")]).check()
         assert again.facts["restored_tokens"] == parent.entry.state.end
 

@@ -1,4 +1,4 @@
-"""What is known of a prompt: where tokens and text can be cut together."""
+"""What is known about a prompt, and why something is not reused."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class TestCovered:
         assert covered(pair, piece, "abc") == (1, 2)
 
 
-class TestLeast:
-    "Fails if a prompt is refused that there was room for"
+class TestMinTokens:
+    "Fails if a prompt is refused that would fit"
 
     @given(texts=st.lists(st.text("ab \n€", max_size=200), max_size=3))
     def test_a_prompt_has_no_fewer_tokens(self, texts):
@@ -68,7 +68,7 @@ class TestLeast:
 
 
 class TestHashes:
-    "Fails if we would look for a response under another name than llm's"
+    "Fails if our hashes are not llm's"
 
     def test_as_llm_folds_them(self):
         from llm.logs import message_hash
@@ -83,7 +83,7 @@ class TestHashes:
 
 
 class TestReasons:
-    "Fails if something is read again silently, or a reason is given for nothing"
+    "Fails if something is prefilled again silently, or a reason is given for nothing"
 
     def test_a_branch_cut_inside_the_first_token_misses_nothing(self, tmp_path):
         parents = (
@@ -97,7 +97,7 @@ class TestReasons:
         assert branch.facts["miss_reason"] is None
 
     def test_a_prompt_that_is_asked_again_is_known(self, tmp_path):
-        "Its end has no snapshot to go on from, for it is short"
+        "It is too short to have a snapshot at its end"
         first = Answer(fake_session(tmp_path, recurrent=True), [user("Hi")])
         again = Answer(fake_session(tmp_path, recurrent=True), first.messages).check()
         assert again.facts["restored_tokens"] == 0

@@ -1,12 +1,12 @@
-"""The real model over random trees: restored rows are the rows of a live context.
+"""The real model over random trees: restored rows equal those of a live context.
 
-The live world goes the whole way to a node in one context that is never left:
-it decodes what was decoded, steps back where a branch was cut, and goes on. The
-other world starts a new engine for every node and has nothing but the store.
-Both must generate the same tokens and end with the same bytes.
+The live world decodes the whole path to a node in one context that is never left: it
+decodes what was decoded, steps back where a branch was cut, and continues. The restored
+world starts a new engine for every node and has nothing but the store. Both must
+generate the same tokens and end with the same bytes.
 
-(A live context that holds other sequences too is no reference: llama.cpp's
-attention then sums in another order, see the engine's tests of siblings.)
+(A live context that also holds other sequences is no reference: llama.cpp's attention
+then sums in another order, see the engine's tests of siblings.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def weights():
 
 
 def generate(engine: Engine, seq: int, tokens: array, index: int) -> array:
-    "Greedy tokens after the last one of tokens, all of them decoded"
+    "The tokens and greedy ones after them, all decoded"
     sampler = engine.sampler(GREEDY, tokens)
     tokens = array("i", tokens)
     for _ in range(N_GENERATED):
@@ -61,14 +61,14 @@ def alone(work, engine: Engine):
 
 
 class Live:
-    "The way to every node, walked in one context"
+    "The path to every node, decoded in one context"
 
     def __init__(self, weights):
         self.weights = weights
         self.ways: list[list[tuple[int, array]]] = []
 
     def grow(self, parent: int | None, cut: int, tokens: array):
-        "Generated tokens, and the engine that still holds all of them"
+        "All tokens, with generated ones, and the engine that holds them"
         way = [*(self.ways[parent] if parent is not None else []), (cut, tokens)]
         self.ways.append(way)
         engine = Engine(self.weights, Settings(n_seq=1))

@@ -1,4 +1,4 @@
-"""Many askers at one session, on the FakeEngine: who is let in, and how it ends."""
+"""Many clients of one session, on the FakeEngine: who is served, and how it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..support.scheduled import LONG, Asked, scheduled
 
 
 class TestAnswers:
-    "An answer of many is wrong, late or lost"
+    "Fails if one of many answers is wrong, late or lost"
 
     @pytest.mark.parametrize("kind", [{}, {"recurrent": True}, {"window": 12}])
     def test_more_than_there_are_slots(self, kind):
@@ -38,14 +38,14 @@ class TestAnswers:
             asked.check()
             assert len(asked.pieces) > 1
 
-    def test_an_error_is_told_to_who_asked(self):
+    def test_an_error_reaches_its_client(self):
         with scheduled() as scheduler:
             scheduler.session.engine.n_ctx_train = 40
             wrong, right = Asked(scheduler, LONG), Asked(scheduler, "Hi")
             assert isinstance(wrong.wait().ticket.error, ContextError)
             right.check()
 
-    def test_the_engine_outlives_what_nobody_foresaw(self):
+    def test_the_engine_survives_an_unexpected_error(self):
         with scheduled() as scheduler:
             decode, scheduler.session.step = scheduler.session.step, _fail
             first = Asked(scheduler, "Hi")
@@ -71,10 +71,10 @@ def _fail():
 
 
 class TestReadAhead:
-    "Idle time is wasted, or what is read in it harms what is asked next"
+    "Fails if idle time is wasted, or what is read ahead harms the next request"
 
     def idle(self, scheduler, asked):
-        "The slot of an answer, after a while in which nobody asked anything"
+        "The slot of an answer, after a while without requests"
         slot, n = asked.ticket.generation.slot, len(asked.ticket.generation.tokens)
         deadline = time.monotonic() + 5
         while len(slot.tokens) == n and time.monotonic() < deadline:
@@ -96,7 +96,7 @@ class TestReadAhead:
             resident = then.ticket.generation.facts["resident_tokens"]
             assert resident == len(generation.tokens) + ahead
 
-    def test_a_branch_is_none_the_worse(self):
+    def test_a_branch_is_not_affected(self):
         with scheduled() as scheduler:
             first = Asked(scheduler, LONG).check()
             self.idle(scheduler, first)
@@ -117,7 +117,7 @@ class TestReadAhead:
             facts = then.ticket.generation.facts
             assert facts["restored_tokens"] == entry.state.end
 
-    def test_who_asks_meanwhile_does_not_wait(self):
+    def test_a_request_meanwhile_does_not_wait(self):
         with scheduled() as scheduler:
             decode, begun = scheduler.session.engine.decode, threading.Event()
 
@@ -145,7 +145,7 @@ class TestReadAhead:
 
 
 class TestTurns:
-    "One client takes all slots, or waits forever"
+    "Fails if one client takes all slots, or one waits forever"
 
     def test_clients_take_turns(self):
         with scheduled(n_seq=1, pause=0.002) as scheduler:
@@ -172,7 +172,7 @@ class TestTurns:
             Asked(scheduler, "One more").check()
 
     def test_no_room_for_two(self):
-        "The second waits for the first one's cells, though a slot is free"
+        "The second waits for the first one's cells, although a slot is free"
         with scheduled(n_seq=3, pause=0.001) as scheduler:
             scheduler.session.slots.max_cells = 700
             for asked in [Asked(scheduler, f"{i} {LONG}") for i in range(3)]:
@@ -182,7 +182,7 @@ class TestTurns:
 
 
 class TestLeaving:
-    "Something goes on for someone who left"
+    "Fails if work goes on for a client that left"
 
     def test_while_it_waits(self):
         with scheduled(n_seq=1, pause=0.002) as scheduler:
@@ -247,7 +247,7 @@ class TestLeaving:
 
 
 class TestStopping:
-    "A server that ends leaves someone waiting, or a thread"
+    "Fails if a server that stops leaves a client waiting, or a thread running"
 
     def test_everybody_is_told(self):
         with scheduled(n_seq=1, pause=0.01) as scheduler:

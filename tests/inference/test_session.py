@@ -31,7 +31,7 @@ LONG = "Tell me about the sea, its tides and its storms. " * 8
 
 
 def talkative(root, messages, text: str):
-    "A user turn that the fake model answers with something"
+    "A user turn to which the fake model's answer is not empty"
     for n in itertools.count():
         turn = user(text + "!" * n)
         if Answer(fake_session(root), [*messages, turn], log=False).text:
@@ -43,7 +43,7 @@ KINDS = [{}, {"recurrent": True}, {"window": 12}]
 
 
 class TestFollowUp:
-    "Fails if a later process reads again what an earlier one has read"
+    "Fails if a later process prefills what an earlier one has stored"
 
     def test_only_the_new_turn_is_decoded(self, tmp_path):
         first = Answer(fake_session(tmp_path), [user(LONG)]).check()
@@ -104,7 +104,7 @@ class TestFollowUp:
 
 
 class TestBranch:
-    "Fails if a branch sees what it was cut from, or reads its prefix again"
+    "Fails if a branch sees what it was cut from, or prefills its prefix again"
 
     @pytest.mark.parametrize("cut", [1, 2, 3, 7, 20])
     def test_inside_an_answer(self, tmp_path, cut):
@@ -148,7 +148,7 @@ class TestBranch:
 
 
 class TestSharedPrefix:
-    "Fails if a new conversation reads a known document again"
+    "Fails if a new conversation prefills a known document again"
 
     def test_same_document(self, tmp_path):
         document = "".join(chr(97 + i * i % 26) for i in range(2000))
@@ -314,7 +314,7 @@ class TestUnlogged:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_what_was_shared_is_not_stored_again(self, tmp_path, kind):
-        "Fails if a branch whose slot was needed at once stores its parent's rows too"
+        "Fails if a branch that lost its slot stores its parent's rows too"
         session = fake_session(tmp_path, **kind)
         parent = Answer(session, [user(LONG)])
         branches = [
@@ -339,7 +339,7 @@ class TestUnlogged:
             after = Answer(session_after, [*messages, user("?")], log=False).check()
             assert after.facts["restored_tokens"] == branch.end
 
-    def test_rows_that_hang_in_the_air_are_not_stored(self, tmp_path):
+    def test_rows_without_a_stored_beginning_are_not_stored(self, tmp_path):
         warnings = []
         session = fake_session(tmp_path, warnings)
         one = Answer(session, [user(LONG)], log=False)
@@ -388,7 +388,7 @@ class TestSeveralAtOnce:
             assert "".join(Answer(session, alone.messages, max_tokens=20).text) == text
 
     def siblings(self, session, messages, n):
-        "Generations that take turns; their texts"
+        "Generations that take turns, and their texts"
         request = Request(messages=messages, max_tokens=20)
         generations = [session.generate(request) for _ in range(n)]
         texts, running = [""] * n, [iter(g) for g in generations]
@@ -466,7 +466,7 @@ class TestSeveralAtOnce:
                     assert facts["resident_tokens"] == facts["restored_tokens"]
                     assert facts["resident_tokens"] > 100 * i
 
-    def test_the_longest_unused_is_given_up(self, tmp_path):
+    def test_the_least_recently_used_slot_is_cleared(self, tmp_path):
         session = fake_session(tmp_path)
         Answer(session, [user("Make room")], max_tokens=500)
         old = Answer(session, [user("a" * 200)])
@@ -508,7 +508,7 @@ class TestSeveralAtOnce:
 
 
 class TestInterruption:
-    "Fails if a stopped generation leaves a slot that lies about its rows"
+    "Fails if a stopped generation leaves a slot with other rows than it records"
 
     def test_abandoned(self, tmp_path):
         session = fake_session(tmp_path)
@@ -547,7 +547,7 @@ class TestInterruption:
 
 
 def interrupt_once(engine, at: int):
-    "Ctrl-C right after the decode with that number; returns the real decode"
+    "Raise KeyboardInterrupt after the decode numbered ``at``; the real decode"
     decode, calls = engine.decode, itertools.count()
 
     def interrupted(feeds, stop=None):
@@ -561,7 +561,7 @@ def interrupt_once(engine, at: int):
 
 
 def honest(session):
-    "Every slot holds the rows that it says it holds"
+    "Every slot's sequence holds the rows that the slot records"
     for slot in session.slots._slots:
         assert session.engine.length(slot.seq) == len(slot.tokens)
         assert not slot.busy
@@ -671,8 +671,8 @@ class TestForgery:
 class TreeMachine(RuleBasedStateMachine):
     """Random trees of turns, with damage and restarts, against the oracle.
 
-    Whatever happened before, an answer is that of an engine which decoded the
-    same tokens from the beginning, and nothing that is whole is read twice.
+    Whatever happened before, an answer is that of an engine which decoded the same
+    tokens from the beginning, and nothing is prefilled whose file is good.
     """
 
     kind: ClassVar[dict[str, Any]] = {}
@@ -768,7 +768,7 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 class SnapshotTreeMachine(TreeMachine):
-    "Snapshots at small distances, so that many are taken"
+    "Snapshots at short intervals, so that many are taken"
 
     @initialize()
     def come_closer(self):

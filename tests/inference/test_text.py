@@ -1,4 +1,4 @@
-"""Text out of bytes: whatever the pieces, the same text comes out whole."""
+"""Text from bytes: the same text, however the bytes are cut into pieces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_kvbranch.inference.text import TextStream
 
 
 def run(data: bytes, cuts: list[int], stop: tuple[str, ...] = ()):
-    "Feed data cut into pieces; (what was shown, the stream)"
+    "Feed data in pieces; returns (what was shown, the stream)"
     stream, shown = TextStream(stop), ""
     edges = sorted({0, len(data), *(c % (len(data) + 1) for c in cuts)})
     for a, b in itertools.pairwise(edges):
@@ -22,7 +22,7 @@ def run(data: bytes, cuts: list[int], stop: tuple[str, ...] = ()):
 
 
 class TestWholeCharacters:
-    "Fails if a character is shown in halves or lost"
+    "Fails if half a character is shown, or one is lost"
 
     @given(st.text(), st.lists(st.integers(0, 1000)))
     def test_any_pieces(self, text, cuts):
@@ -34,7 +34,7 @@ class TestWholeCharacters:
 
 
 class TestStopStrings:
-    "Fails if a stop string, or a part of it, is shown"
+    "Fails if a stop string or a part of it is shown"
 
     @given(
         st.text("ab\u20ac", max_size=40),

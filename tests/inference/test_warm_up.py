@@ -1,4 +1,4 @@
-"""What is done once is done before the first request, and leaves nothing behind."""
+"""Warming up happens before the first request, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_rows_that_are_there_stay(tmp_path):
     assert more.facts["resident_tokens"]
 
 
-def test_a_template_that_wants_more_is_no_reason_not_to_start(tmp_path, monkeypatch):
+def test_a_template_that_rejects_the_message_does_not_prevent_the_start(
+    tmp_path, monkeypatch
+):
     session = fake_session(tmp_path)
 
     def refuse(*_):
