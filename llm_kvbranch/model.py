@@ -1,9 +1,12 @@
 """``kvllama`` as llm sees it: a model, its options, its usage.
 
-The idea: one session (one loaded model, one context) is shared by everything in
-the process that asks for the same file and settings. A response's state is
-stored when, and only when, the response is logged: ``log_to_db`` of the
-response, which is what llm and its plugins call, is extended to do so.
+The idea: one session (one loaded model, one context) is shared by all responses in the
+process that use the same file and settings. The state of a response is stored if and
+only if the response is logged: llm and its plugins log by calling ``log_to_db`` of the
+response, which is wrapped here.
+
+llm imports this module for every command that names a model, whichever it is: what
+takes time is imported when kvllama itself is used.
 
 This module does not know how state is found or stored.
 """
@@ -16,38 +19,29 @@ import json
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
 import llm
 
 from .errors import SettingError
-from .models import (
-    KVLlamaOptions,
-    ModelSettings,
-    answer_options,
-    catalog,
-    choose,
-    context_of,
-    load_of,
-    sampling_of,
-    session_key,
-    template_of,
-)
+from .models import catalog
 from .settings import budget, data_directory
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from .chat import Call
     from .client import Remote, RemoteGeneration
     from .inference import Generation, Request, Session
+    from .models import KVLlamaOptions, ModelSettings
 
 
 def model_names() -> list[tuple[str, str | None]]:
-    "(model id, file name or None for the default) of all models to register"
+    "(model id, name or None for the default) of all models to register"
     try:
         names = list(catalog.found_models())
-    except SettingError:  # said when kvllama is asked; llm has other models too
+    except SettingError:  # raised again when kvllama is used; llm has other models
         names = []
     return [(catalog.MODEL_ID, None), *((f"kvllama/{name}", name) for name in names)]
 
@@ -58,12 +52,14 @@ def request_of(
     recommended: dict[str, float],
     tools: Sequence[dict[str, Any]] = (),
 ) -> Request:
-    """What to generate from, for a prompt of llm's.
+    """The request for a prompt of llm.
 
-    ``recommended`` is the file's, ``tools`` as tools_of gives them.
+    ``recommended`` is the sampling that the model file recommends; ``tools`` are those
+    of tools_of.
     """
     from .engine import json_grammar
     from .inference import Request
+    from .models import sampling_of
 
     more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
     stop = chosen.stop or ()
@@ -78,7 +74,7 @@ def request_of(
 
 
 def tools_of(prompt: Any) -> tuple[dict[str, Any], ...]:
-    "The tools that a prompt offers, as chat templates take them"
+    "The tools of a prompt, in the form that chat templates take"
     return tuple(
         {
             "type": "function",
@@ -93,7 +89,7 @@ def tools_of(prompt: Any) -> tuple[dict[str, Any], ...]:
 
 
 def called(response: Any, calls: Sequence[Call]) -> Iterator[Any]:
-    "The events of a response that wants tools called; notes the calls on it"
+    "The events of the tool calls in a response; also adds the calls to it"
     from llm.parts import StreamEvent
 
     for call in calls:
@@ -104,7 +100,7 @@ def called(response: Any, calls: Sequence[Call]) -> Iterator[Any]:
 
 
 def describe(response: Any, facts: dict[str, Any], name: str) -> None:
-    "Put what is known of an answer on its response, to be logged with it"
+    "Record usage, model and KV facts on a response, to be logged with it"
     restored = facts["restored_tokens"]
     response.set_usage(
         input=facts["prompt_tokens"],
@@ -115,9 +111,19 @@ def describe(response: Any, facts: dict[str, Any], name: str) -> None:
     response.response_json = {"kvbranch": facts}
 
 
+class _LazyOptions:
+    "KVLlamaOptions as a class attribute, imported on first use"
+
+    def __get__(self, instance: Any, owner: Any = None) -> type[KVLlamaOptions]:
+        from .models import KVLlamaOptions
+
+        return KVLlamaOptions
+
+
 class _Shared:
     "What the sync and the async model have in common"
 
+    Options: Any = _LazyOptions()
     can_stream = True
     supports_schema = True
     supports_tools = True
@@ -130,14 +136,15 @@ class _Shared:
 
     def tail(self, text: str, n_tokens: int) -> str:
         "The last n tokens of a text, whole characters only"
-        if remote := self._remote(KVLlamaOptions())[0]:
+        if remote := self._remote(self.Options())[0]:
             return remote.tail(text, n_tokens)
-        session, _ = _session(self.name, KVLlamaOptions())
+        session, _ = _session(self.name, self.Options())
         return session.tail(text, n_tokens)
 
     def _remote(self, options: Any) -> tuple[Remote | None, ModelSettings]:
-        "The server to ask in place of a session of our own, if one fits"
+        "A running server to use instead of our own session, and the settings"
         from . import client
+        from .models import choose, session_key
 
         model = catalog.model(self.name)
         chosen = choose(options, model.settings)
@@ -146,6 +153,8 @@ class _Shared:
         return client.find(session_key(model.path, chosen)), chosen
 
     def _generation(self, prompt: Any) -> Generation | RemoteGeneration:
+        from .models import answer_options
+
         remote, chosen = self._remote(prompt.options)
         if remote is not None:
             return remote.generate(
@@ -167,10 +176,7 @@ class _Shared:
 
 
 class KVLlama(_Shared, llm.Model):
-    "A GGUF model run by llama.cpp, each logged answer leaving its KV state"
-
-    class Options(KVLlamaOptions):
-        pass
+    "A GGUF model run by llama.cpp; each logged answer leaves its KV state"
 
     def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
@@ -182,10 +188,7 @@ class KVLlama(_Shared, llm.Model):
 
 
 class AsyncKVLlama(_Shared, llm.AsyncModel):
-    "The same model for asyncio; the computation runs in a thread of its own"
-
-    class Options(KVLlamaOptions):
-        pass
+    "The same model for asyncio; generation runs in a thread of its own"
 
     async def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
@@ -200,7 +203,7 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
                     break
                 yield piece
         finally:
-            generation.cancel()  # without effect once it has ended
+            generation.cancel()  # no effect once it has ended
             await asyncio.shield(loop.run_in_executor(pool, pieces.close))
         for event in called(response, generation.calls):
             yield event
@@ -209,7 +212,9 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    "One thread: the tokens of several answers take turns in it"
+    "One thread, in which the tokens of several answers take turns"
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(1, thread_name_prefix="kvllama")
 
 
@@ -218,13 +223,13 @@ _opening = threading.Lock()
 
 
 def _session(name: str | None, options: Any) -> tuple[Session, ModelSettings]:
-    """The session for a model and options, and all that was chosen for the answer.
+    """The session for a model and options, and the settings of the answer.
 
-    The last session used is kept. Another one takes its place, so that one model
-    is in memory at a time; weights are shared when only the settings of the
-    context differ.
+    The last session is kept until another is needed, so that one model is in memory
+    at a time. Weights are shared if only settings of the context differ.
     """
     from .inference import open_session
+    from .models import choose, context_of, load_of, template_of
 
     model = catalog.model(name)
     chosen = choose(options, model.settings)
@@ -249,7 +254,7 @@ def _session(name: str | None, options: Any) -> tuple[Session, ModelSettings]:
 
 
 def warn(message: str) -> None:
-    "Tell the user, on standard error in a command, as a warning in Python"
+    "Warn the user: on standard error in a command, as a warning in Python"
     if click.get_current_context(silent=True) is not None:
         click.echo(f"Warning: {message}", err=True)
     else:
@@ -261,7 +266,7 @@ def _commit_when_logged(
 ) -> None:
     """Store the state right after llm has logged the response.
 
-    ``response.commit_state()`` is for who logs it in another way.
+    Callers that log in another way call ``response.commit_state()``.
     """
     log_to_db = response.log_to_db
 
@@ -280,7 +285,7 @@ def _commit_when_logged(
 
 
 def _hook_sync_copies(response: Any, generation: Generation | RemoteGeneration) -> None:
-    "llm logs an async response by way of a sync copy of it"
+    "Hook the sync copy of an async response, which is what llm logs"
     if hasattr(response, "_to_sync_response"):
         to_sync = response._to_sync_response
 

@@ -41,6 +41,12 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
         for places in sections.values():
             self._places.update(places)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # completion: of the commands, not of the default's
+            return click.Group.parse_args(self, ctx, args)
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for places in self._sections.values() for name in places]
 

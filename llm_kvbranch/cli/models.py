@@ -264,7 +264,7 @@ def download(
         raise click.ClickException(
             "Interrupted. Run the same command again to resume the download"
         ) from None
-    doctor.check_model(catalog.Model(path.stem, path, "Hugging Face"))
+    doctor.check_model(catalog.Model(path.stem, path, "Hugging Face", {}))
     name = preset.name if preset and not file else None
     model = catalog.add(path, "Hugging Face", name)
     if catalog.default_name() is None:

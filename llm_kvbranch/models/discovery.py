@@ -1,9 +1,10 @@
-"""GGUF files that other programs keep: found and offered, never copied or changed.
+"""The models of other programs on this machine; they are never copied or changed.
 
-The idea: whoever comes here has models already. Each program's folder is read the
-way that program writes it: file names, and Ollama's manifests.
+The idea: most users have models already. The folder of each program is read as that
+program writes it: by file names, and for Ollama by manifests. A folder that is missing
+or unreadable counts as empty.
 
-This module opens no model. A folder that is absent or unreadable holds nothing.
+This module opens no model.
 """
 
 from __future__ import annotations
@@ -19,28 +20,29 @@ from typing import Any
 import llm
 
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
-_FIRST_PART = re.compile(r"-00001-of-\d{5}$")
-_ANY_PART = re.compile(r"-\d{5}(-of-\d{5})$")
+# Not compiled here, which would be done whenever llm starts
+_LATER_PART = r"-(?!00001)\d{5}-of-\d{5}$"
+_FIRST_PART = r"-00001-of-\d{5}$"
+_ANY_PART = r"-\d{5}(-of-\d{5})$"
 
 
 def model_name(path: Path) -> str:
-    "What a model is called by its file; a split one without the part's number"
-    return _FIRST_PART.sub("", path.stem)
+    "The name of a model by its file, without the number of the part"
+    return re.sub(_FIRST_PART, "", path.stem)
 
 
 def first_part(path: Path) -> Path:
-    "The file that stands for a split model, of which any part was named"
-    return path.with_name(_ANY_PART.sub(r"-00001\1", path.stem) + path.suffix)
+    "The first file of a split model, given any part"
+    return path.with_name(re.sub(_ANY_PART, r"-00001\1", path.stem) + path.suffix)
 
 
 def is_model(path: Path) -> bool:
-    "Whether a file name is that of a model, or of the first part of one"
-    return not (path.name.startswith("mmproj") or _LATER_PART.search(path.stem))
+    "Whether this is the name of a model, or of the first part of one"
+    return not (path.name.startswith("mmproj") or re.search(_LATER_PART, path.stem))
 
 
 def other_models() -> Iterator[tuple[str, str, Path]]:
-    "(program, name, file) of the models that other programs keep"
+    "(program, name, file) of the models of other programs"
     seen = set()
     for program, find in (
         ("Hugging Face", _hugging_face),
@@ -56,7 +58,7 @@ def other_models() -> Iterator[tuple[str, str, Path]]:
 
 
 def _hugging_face() -> Iterator[tuple[str, Path]]:
-    "Of each repository the revision that was last fetched"
+    "The newest revision of each repository"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -85,7 +87,7 @@ def _lm_studio() -> Iterator[tuple[str, Path]]:
 
 
 def _ollama() -> Iterator[tuple[str, Path]]:
-    "Ollama's files are named by their digest; manifests say which model they are"
+    "Files are named by digest; manifests give the names of the models"
     folders = ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
     if chosen := os.environ.get("OLLAMA_MODELS"):
         folders.insert(0, chosen)
@@ -122,7 +124,7 @@ def _gguf_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    "An object in a JSON file, empty where there is none"
+    "The object in a JSON file, empty if there is none"
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):

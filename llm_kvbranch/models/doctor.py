@@ -32,7 +32,8 @@ from ..errors import KVBranchError, ModelLoadError, SettingError
 from ..settings import budget, data_directory, format_size
 from ..store import describe_store
 from . import catalog
-from .options import KVLlamaOptions, choose
+from .effective import choose
+from .options import KVLlamaOptions
 
 _INSTALL = "llm install --force-reinstall --no-cache-dir llama-cpp-python"
 INSTALL = {

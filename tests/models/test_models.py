@@ -24,8 +24,15 @@ from llm_kvbranch.engine.fit import (
 )
 from llm_kvbranch.engine.gguf import read_header
 from llm_kvbranch.errors import ModelLoadError, ModelNotFound, SettingError
-from llm_kvbranch.models import catalog, hub, presets
-from llm_kvbranch.models.options import KVLlamaOptions, choose, parse, sampling_of
+from llm_kvbranch.models import (
+    KVLlamaOptions,
+    catalog,
+    choose,
+    hub,
+    parse,
+    presets,
+    sampling_of,
+)
 
 from ..support import synth
 from ..support.fakehub import FakeHub
