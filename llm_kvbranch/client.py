@@ -1,14 +1,14 @@
-"""A server that runs here, used by other processes in place of a model of their own.
+"""A running server, used by other processes instead of loading the model themselves.
 
-The idea: ``llm kvbranch serve`` leaves a private file that says where it is and what
-it serves. Who wants an answer of just that model, with just those settings, asks it
-there and gets what a session of its own would have given, without loading anything.
-The log stays the asker's business: the state is stored when it says that it logged.
+The idea: ``llm kvbranch serve`` writes a private file with its address and what it
+serves. Other processes that need the same model with the same settings send their
+prompts there. They get the answer that a session of their own would give, without
+loading anything. Logging stays with the client: the server stores the state once the
+client reports that it has logged the response.
 
-The invariant: a server is used only if it serves the same model file with the same
-settings and keeps state in the same place. One that cannot be reached is not there:
-it holds a lock on the file while it lives, so that what took over its port or its
-process id later is not taken for it, and told a prompt.
+The invariant: a server is used only if it has the same model file, settings and state
+directory. It locks the file while it runs, so that a program that later gets its port
+or process id is never mistaken for it and sent a prompt.
 
 This module does not know llama.cpp, sessions or llm's models.
 """
@@ -35,15 +35,16 @@ except ImportError:  # pragma: no cover  (Windows)
 PROTOCOL = 1
 RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail"))
 _CONNECT_SECONDS = 2.0
-_SILENT_SECONDS = 30.0  # a server says every few seconds that it is still there
+_SILENT_SECONDS = 30.0  # a server sends a sign of life every few seconds
 
 
 def announce(
     url: str, token: str, key: dict[str, Any], asked: dict[str, Any] | None = None
 ) -> None:
-    """Leave word of a server that listens; ``key`` is what it serves.
+    """Announce a server that is listening; ``key`` is what it serves.
 
-    ``asked`` is how it was started, for who would start the same again. Raises OSError.
+    ``asked`` is how it was started, so that the same server is not started twice.
+    Raises OSError.
     """
     path = _path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def announce(
             "key": _whole(key),
             "asked": asked,
         }
-        os.write(descriptor, json.dumps(about).encode())  # mkstemp made it 0600
+        os.write(descriptor, json.dumps(about).encode())  # mode 0600, by mkstemp
         os.replace(temporary, path)
     except BaseException:
         os.close(descriptor)
@@ -69,11 +70,11 @@ def announce(
     _announced.append(descriptor)
 
 
-_announced: list[int] = []  # file descriptors, open for as long as they are locked
+_announced: list[int] = []  # file descriptors, kept open to hold their locks
 
 
 def withdraw() -> None:
-    "Take that back, unless another server has left word since"
+    "Withdraw the announcement, unless another server has replaced it"
     while _announced:
         descriptor = _announced.pop()
         with contextlib.suppress(OSError):
@@ -85,13 +86,13 @@ def withdraw() -> None:
 def find(
     key: dict[str, Any], token: str | None = None, asked: dict[str, Any] | None = None
 ) -> Remote | None:
-    """The server that serves just this, None if none does.
+    """The running server with this key, None if there is none.
 
-    With ``asked``, only one that was started in the same way, with the same token.
+    With ``asked``, only a server that was started with the same options and token.
     """
     try:
         with open(_path()) as file:
-            if os.fstat(file.fileno()).st_uid != os.getuid():  # somebody else's word
+            if os.fstat(file.fileno()).st_uid != os.getuid():  # written by another user
                 return None
             about = json.load(file)
             if about["protocol"] != PROTOCOL or about["key"] != _whole(key):
@@ -108,13 +109,13 @@ def find(
 
 
 def _whole(key: dict[str, Any]) -> dict[str, Any]:
-    "A key together with whether state is kept at all, as JSON has it"
+    "A key, with whether state is stored at all, as it comes back from JSON"
     whole: dict[str, Any] = json.loads(json.dumps({**key, "keeps": budget() != 0}))
     return whole
 
 
 def _lock(descriptor: int, shared: bool = False) -> bool:
-    "Lock a file that nobody else has locked; False where there is no such thing"
+    "Try to lock a file; False if it is locked or the system has no locks"
     if fcntl is None:
         return False
     try:
@@ -130,7 +131,7 @@ def _path() -> Path:
 
 
 class Remote:
-    "A server, and the token that opens it"
+    "A server and its token"
 
     def __init__(self, url: str, token: str):
         from urllib.parse import urlsplit
@@ -142,7 +143,7 @@ class Remote:
         self._token = token
 
     def is_there(self) -> bool:
-        "Whether anybody listens"
+        "Whether the server accepts connections"
         import socket
 
         with contextlib.suppress(OSError):
@@ -151,7 +152,7 @@ class Remote:
         return False
 
     def generate(self, asked: dict[str, Any]) -> RemoteGeneration:
-        "A generation there, which does nothing until it is iterated over"
+        "A generation on the server, which starts when it is iterated over"
         return RemoteGeneration(self, asked)
 
     def tail(self, text: str, n_tokens: int) -> str:
@@ -159,14 +160,14 @@ class Remote:
         return str(self.ask(TAIL, {"text": text, "n": n_tokens})["text"])
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        "A whole answer; raises KVBranchError"
+        "The whole JSON response; raises KVBranchError"
         with self.post(path, body) as response:
             answer: dict[str, Any] = json.load(response)
         return answer
 
     @contextlib.contextmanager
     def post(self, path: str, body: dict[str, Any]) -> Generator[Any, None, None]:
-        "The response to a request, to be read; raises KVBranchError"
+        "The open response to a request; raises KVBranchError"
         import http.client
 
         connection = http.client.HTTPConnection(*self._address, _SILENT_SECONDS)
@@ -183,17 +184,17 @@ class Remote:
             yield response
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise KVBranchError(
-                f"llm kvbranch serve broke off ({error}): start it again, or go on "
-                "without it (--no-server, or -o server false)"
+                f"The connection to llm kvbranch serve failed ({error}): restart "
+                "it, or continue without it (--no-server or -o server false)"
             ) from None
         finally:
             connection.close()
 
 
 def _error(body: Any, status: int = 400, retry_after: str | None = None) -> Exception:
-    "What the server says went wrong, as it would have been raised here"
+    "The exception for an error that the server reports"
     about = body.get("error") if isinstance(body, dict) else None
-    message = str((about or {}).get("message") or f"the server answers {status}")
+    message = str((about or {}).get("message") or f"the server answered {status}")
     if status in (429, 503):
         return OverloadedError(message, int(retry_after or 1))
     if (about or {}).get("code") == "context_length_exceeded":
@@ -202,7 +203,7 @@ def _error(body: Any, status: int = 400, retry_after: str | None = None) -> Exce
 
 
 class RemoteGeneration:
-    "An answer that is made elsewhere: iterate over it for its text, then commit it"
+    "An answer generated on the server: iterate over its text, then commit it"
 
     def __init__(self, remote: Remote, asked: dict[str, Any]):
         self.facts: dict[str, Any] = {}
@@ -215,7 +216,7 @@ class RemoteGeneration:
         self._cancelled = False
 
     def cancel(self) -> None:
-        "Stop as soon as possible; the server sees that nobody reads any more"
+        "Stop as soon as possible; the server notices that the connection is closed"
         self._cancelled = True
 
     def __iter__(self) -> Generator[str, None, None]:
@@ -235,11 +236,11 @@ class RemoteGeneration:
         if self._ticket is None:
             raise KVBranchError(
                 "llm kvbranch serve was stopped before the answer was complete: "
-                "start it again, or go on without it"
+                "restart it, or continue without it (--no-server or -o server false)"
             )
 
     def commit(self, response_id: str, thread_id: str | None = None) -> None:
-        "Have the state stored under a logged response's id; never raises for that"
+        "Have the server store the state of a logged response; never raises"
         ticket, self._ticket = self._ticket, None
         if ticket is None:
             return

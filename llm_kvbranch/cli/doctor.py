@@ -39,7 +39,7 @@ def doctor(json_: bool) -> None:
 
 
 def _print_problems(found: dict[str, Any]) -> None:
-    from ..models import doctor as checks
+    from ..models import gpu
 
     click.echo()
     for level, text in found["problems"]:
@@ -47,9 +47,11 @@ def _print_problems(found: dict[str, Any]) -> None:
         click.echo(f"{click.style(sign, fg=colour, bold=True)} {hanging(text, 2)}")
     if not found["problems"]:
         click.echo(f"{click.style('✓', fg='green', bold=True)} All is well")
-    if builds := checks.gpu_builds(found):
-        click.echo("\nTo use a GPU, build llama-cpp-python for it:")
-    for kind, needs in builds:
+    compute = found["compute"]
+    if compute is None or compute["can_offload"]:
+        return
+    click.echo("\nTo use a GPU, build llama-cpp-python for it:")
+    for kind, needs in gpu.builds(compute["gpu_build_wanted"]):
         click.echo(f"\n{click.style(kind, bold=True)}: {needs}")
         click.echo(f"  {found['install'][kind]}")
 
@@ -88,10 +90,9 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _model_lines(model: dict[str, Any], can_offload: bool) -> Iterator[tuple[str, str]]:
-    from ..models import doctor as checks
-    from ..models import shown
+    from ..models import short_count, shown
 
-    parameters = checks.short_count(model["parameters"])
+    parameters = short_count(model["parameters"])
     yield "Model", f"{model['name']} ({model['source']})"
     trained = f", trained for {model['n_ctx_train']:,} tokens"
     kind = f" {model['file_type']}" if model["file_type"] else ""

@@ -53,12 +53,12 @@ def list_(remove_: str | None, json_: bool) -> None:
     \b
         llm kvbranch models use llama3.2:3b
     """
-    from ..models import doctor
+    from ..models import describe_models
 
     if remove_ is not None:
         _remove(remove_)
         return
-    rows = doctor.describe_models()
+    rows = describe_models()
     if json_:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -144,7 +144,7 @@ def use(name: str) -> None:
     NAME is a model that llm kvbranch models lists, PATH is any GGUF file. The file
     is used where it is, not copied.
     """
-    from ..models import catalog, doctor, hub
+    from ..models import catalog, check_model, hub
 
     try:
         chosen = _model(name)
@@ -154,7 +154,7 @@ def use(name: str) -> None:
         raise ModelNotFound(
             f"{error}. To get it from Hugging Face: llm kvbranch models download {name}"
         ) from None
-    doctor.check_model(chosen)
+    check_model(chosen)
     chosen = catalog.use(chosen)
     also = f"also available as kvllama/{chosen.name}"
     if catalog.is_default(chosen):
@@ -245,7 +245,7 @@ def download(
     is llama-3.2-3b) and REPOSITORY is like bartowski/Llama-3.2-3B-Instruct-GGUF.
     FILE is one of its files, or a quantisation like Q5_K_M.
     """
-    from ..models import DEFAULT, PRESETS, catalog, doctor, hub
+    from ..models import DEFAULT, PRESETS, catalog, check_model, hub
 
     if list_:
         width = max(map(len, PRESETS))
@@ -264,7 +264,7 @@ def download(
         raise click.ClickException(
             "Interrupted. Run the same command again to resume the download"
         ) from None
-    doctor.check_model(catalog.Model(path.stem, path, "Hugging Face", {}))
+    check_model(catalog.Model(path.stem, path, "Hugging Face", {}))
     name = preset.name if preset and not file else None
     model = catalog.add(path, "Hugging Face", name)
     if catalog.default_name() is None:

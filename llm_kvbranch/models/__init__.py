@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .catalog import Model
+    from .describe import check_model, describe_models, short_count
     from .effective import (
         answer_options,
         choose,
@@ -33,20 +34,25 @@ __all__ = [
     "ModelSettings",
     "answer_options",
     "catalog",
+    "check_model",
     "choose",
     "context_of",
+    "describe_models",
     "doctor",
+    "gpu",
     "hub",
     "load_of",
     "parse",
     "sampling_of",
     "session_key",
+    "short_count",
     "shown",
     "template_of",
 ]
 
 _NAMES = {
     "catalog": "Model",
+    "describe": "check_model describe_models short_count",
     "effective": "answer_options choose context_of load_of sampling_of session_key "
     "template_of",
     "options": "KVLlamaOptions ModelSettings parse shown",

@@ -1,21 +1,20 @@
-"""Models from the Hugging Face hub, kept where every other tool looks for them.
+"""Downloads from the Hugging Face hub, into the cache that other tools use as well.
 
-The idea: a file goes into Hugging Face's own cache, by its own library, with its
-token, endpoint, folders and progress bar. Two things are added that the library
-does not do, or no longer: a transfer that broke off goes on where it stopped, in
-whichever process, and content is compared with the SHA-256 that the hub promised.
+The idea: files are downloaded into Hugging Face's own cache by its own library, with
+its token, endpoint, folders and progress bar. Two things are added that the library
+does not do (any more): interrupted downloads are resumed, by any process, and content
+is compared with the SHA-256 that the hub announced.
 
-The invariant: a file gets its place in the cache only after it was compared. What
-has its place was compared here or put there by another tool; it is not read again.
+The invariant: a file appears in the cache only after it was verified. Files that are
+already there were verified here or come from another tool; they are not read again.
 
-This module does not know what is in a GGUF file, nor what is done with it.
+This module does not know what is in a GGUF file or what is done with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import hashlib
 import importlib
 import logging
@@ -29,9 +28,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import DownloadError
+from .hub_errors import explained, line_of
+from .hub_names import choose, models_in, parts
 from .presets import DEFAULT, PRESETS
-
-USUAL = "Q4_K_M"  # the quantisation that most people take and most repositories have
 
 _ADDRESS = re.compile(
     r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/)?"
@@ -40,54 +39,20 @@ _ADDRESS = re.compile(
     r"|/tree/main|:(?P<quantisation>[\w.-]+))?/?(?:[?#].*)?",
     re.ASCII,
 )
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-# What lies beside models: projectors for images, and data to quantise with
-_NO_MODEL = re.compile(r"mmproj|^imatrix", re.IGNORECASE)
 _PATIENCE = 2  # seconds to wait for another process
-
-# What to tell a person: by the class of an error, the HTTP status or the errno; the
-# first that fits. Classes by name, as httpx became httpx2 in the library's version 2
-_SIGN_IN = "run `hf auth login` or set HF_TOKEN"
-# fmt: off
-_ADVICE = {
-    "OfflineModeIsEnabled":
-        "HF_HUB_OFFLINE is set and {what} is not in the cache: unset it to download",
-    "GatedRepoError":
-        "{repo} has a licence to accept: do so at {hub}/{repo}, then " + _SIGN_IN,
-    "RevisionNotFoundError":
-        "{repo} has no revision {revision}: leave it out to get the newest files",
-    "RepositoryNotFoundError 401 404":
-        "There is no {repo} that you may read: check the name; if it is private, "
-        + _SIGN_IN,
-    "403":
-        "You may not read {what}: " + _SIGN_IN + " to a token that may",
-    "429":
-        "The hub has had too many requests: wait some minutes, or " + _SIGN_IN,
-    "HfHubHTTPError":
-        "The hub cannot give {what} now (HTTP {status}): run this again later",
-    "HTTPError":
-        "Cannot reach {hub} ({error}): check the network, then run this again",
-    "ENOSPC EDQUOT":
-        "The disk is full: free some, then run this again, or set HF_HOME to another",
-    "EACCES EPERM EROFS ENOTDIR":
-        "Cannot write {path} ({reason}): make it writable, or set HF_HOME elsewhere",
-    "Exception":
-        "Cannot get {what}: {error}",
-}
-# fmt: on
 
 
 def is_address(name: str) -> bool:
-    "Whether a name looks like one that can be downloaded"
+    "Whether a name looks like something to download"
     return name.lower() in PRESETS or (
         bool(_ADDRESS.fullmatch(name)) and not name.lower().endswith(".gguf")
     )
 
 
 def resolve(repo_or_preset: str | None, file: str | None) -> tuple[str, str]:
-    """The repository and the file that a person means.
+    """The repository and file that a user means.
 
-    ``file`` may be the name of a file or of a quantisation. Raises DownloadError.
+    ``file`` may be the name of a file or a quantisation. Raises DownloadError.
     """
     name = (repo_or_preset or DEFAULT).strip()
     if preset := PRESETS.get(name.lower()):
@@ -99,80 +64,36 @@ def resolve(repo_or_preset: str | None, file: str | None) -> tuple[str, str]:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise DownloadError(
-            f"{name!r} is neither a repository (owner/name) nor a model with a short"
-            f" name{meant}: {', '.join(PRESETS)}"
+            f"{name!r} is neither a repository (owner/name) nor a short name"
+            f"{meant}. Short names: {', '.join(PRESETS)}"
         )
     repo = address["repo"]
     if address["revision"] not in (None, "main"):
         raise DownloadError(
-            f"This address is of revision {address['revision']}, not of main: give"
-            f" {repo}, the file and the revision one by one"
+            f"This address is of revision {address['revision']}, not main: give"
+            f" {repo}, the file and --revision separately"
         )
     wanted = file or unquote(address["file"] or "") or address["quantisation"]
     if wanted and wanted.lower().endswith(".gguf"):
         return repo, wanted
-    with _explained(repo, "the list of files"):
-        names = _models_in(repo)
-    return repo, _choose(repo, names, wanted)
-
-
-def _models_in(repo: str) -> list[str]:
-    "The GGUF models of a repository; a split one by its first part"
-    from huggingface_hub import HfApi, constants
-
-    info = HfApi().model_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    names = sorted(sibling.rfilename for sibling in info.siblings or ())
-    return [
-        name
-        for name in names
-        if name.lower().endswith(".gguf")
-        and name.isprintable()
-        and not _NO_MODEL.search(name.rpartition("/")[2])
-        and _parts(name)[0] == name
-    ]
-
-
-def _choose(repo: str, names: list[str], quantisation: str | None) -> str:
-    if not names:
-        raise DownloadError(
-            f"{repo} has no GGUF file: look for a repository with GGUF in its name"
-        )
-    if len(names) == 1 and not quantisation:
-        return names[0]
-    # Q4_K is not in Q4_K_M, nor Q4_NL in IQ4_NL
-    whole = rf"(?<![a-z0-9]){re.escape(quantisation or USUAL)}(?![a-z0-9_])"
-    fitting = [name for name in names if re.search(whole, name, re.IGNORECASE)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if quantisation and not fitting:
-        problem = f"{repo} has no file of {quantisation}, name one that it has"
-    else:
-        problem = f"{repo} has several files, name one"
-    raise DownloadError(f"{problem}: {', '.join(fitting or names)}")
-
-
-def _parts(name: str) -> list[str]:
-    "The names of all parts of a split file, else its own"
-    found = _PART.search(name)
-    if found is None:
-        return [name]
-    stem, count = name[: found.start()], found[1]
-    return [f"{stem}-{i:05}-of-{count}.gguf" for i in range(1, int(count) + 1)]
+    with explained(repo, "the list of files"):
+        names = models_in(repo)
+    return repo, choose(repo, names, wanted)
 
 
 def download(repo: str, file: str, revision: str | None = None) -> Path:
-    """Where a file is in the cache, brought there if need be.
+    """The path of a file in the cache, where it is downloaded to if necessary.
 
-    Of a split model every part is brought, and the first is where. What the cache
-    has will do when the hub cannot be asked. Raises DownloadError.
+    Of a split model all parts are downloaded; the path is that of the first. If the
+    hub cannot be reached, what is in the cache is used. Raises DownloadError.
     """
     if file.startswith("/") or ".." in file.split("/"):
         raise DownloadError(f"{file!r} is not the name of a file in a repository")
-    names = _parts(file)
-    with _explained(repo, file, revision):
+    names = parts(file)
+    with explained(repo, file, revision):
         try:
             first = _ask(repo, names[0], revision)
-            # Of one commit, whatever is pushed meanwhile
+            # Of the same commit, even if another is pushed meanwhile
             files = [first, *(_ask(repo, name, first.commit) for name in names[1:])]
         except Exception:
             paths = _cached(repo, names, revision)
@@ -188,13 +109,13 @@ def download(repo: str, file: str, revision: str | None = None) -> Path:
         for path in paths:
             with open(path, "rb") as content:
                 if content.read(4) != b"GGUF":
-                    raise DownloadError(f"{path} is no GGUF file: choose another one")
+                    raise DownloadError(f"{path} is not a GGUF file: choose another")
     return paths[0]
 
 
 @dataclass(frozen=True)
 class _File:
-    "A file as the hub describes it, and its places in the cache"
+    "A file as the hub describes it, and its paths in the cache"
 
     repo: str
     name: str
@@ -204,23 +125,23 @@ class _File:
     folder: Path
     link: Path
     blob: Path
-    partial: Path  # named as by versions of the library that still went on with it
+    partial: Path  # named as in versions of the library that resumed downloads
 
 
 def _ask(repo: str, name: str, revision: str | None) -> _File:
-    "What the hub says about a file"
+    "Ask the hub about a file"
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
-    with _explained(repo, name, revision):
+    with explained(repo, name, revision):
         found = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision))
     commit, etag = found.commit_hash or "", found.etag or ""
     # Both become names of files
     named = re.fullmatch(r"[0-9a-f]{40}", commit) and re.fullmatch(r"[\w-]+", etag)
     if not named or found.size is None:
         raise DownloadError(
-            f"What answers at {constants.ENDPOINT} is no Hugging Face hub: check"
-            " HF_ENDPOINT, or the network's sign-in page"
+            f"{constants.ENDPOINT} does not answer like a Hugging Face hub: check"
+            " HF_ENDPOINT, or sign in to your network"
         )
     cache = Path(constants.HF_HUB_CACHE)
     folder = cache / repo_folder_name(repo_id=repo, repo_type="model")
@@ -230,7 +151,7 @@ def _ask(repo: str, name: str, revision: str | None) -> _File:
 
 
 def _cached(repo: str, names: list[str], revision: str | None) -> list[Path]:
-    "Where files are in the cache if it has them all, else nothing"
+    "The paths of files in the cache if all are there, else nothing"
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(repo, name, revision=revision) for name in names]
@@ -239,7 +160,7 @@ def _cached(repo: str, names: list[str], revision: str | None) -> list[Path]:
 
 
 def _bring(file: _File) -> None:
-    "Transfer, compare, and only then give it its place"
+    "Download, verify, and only then move to the final path"
     from huggingface_hub import hf_hub_download
 
     file.blob.parent.mkdir(parents=True, exist_ok=True)
@@ -250,15 +171,15 @@ def _bring(file: _File) -> None:
             os.replace(file.partial, file.blob)
             file.link.unlink(missing_ok=True)
     hf_hub_download(file.repo, file.name, revision=file.commit)  # makes the link
-    if not file.link.is_symlink():  # it made a copy: the file system knows no links
+    if not file.link.is_symlink():  # it made a copy: the file system has no links
         file.blob.unlink(missing_ok=True)
 
 
 def _transfer(file: _File) -> None:
-    """Fetch what is still missing.
+    """Download what is still missing.
 
-    Over HTTP even if the hub offers Xet: neither that nor the library's own
-    download leaves anything to go on with.
+    Over HTTP even if the hub offers Xet: neither Xet nor the library's own download
+    can be resumed.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -267,7 +188,7 @@ def _transfer(file: _File) -> None:
         if target.tell() > file.nbytes:
             target.seek(0)
             target.truncate()
-        # A compressed answer could not go on in the middle
+        # A compressed response could not start in the middle
         headers = {**_utils().build_hf_headers(), "Accept-Encoding": "identity"}
         try:
             with _quietly():
@@ -280,12 +201,12 @@ def _transfer(file: _File) -> None:
                     displayed_filename=Path(file.name).name,
                 )
         except Exception as error:
-            # An answer of the hub and an error of the disk are told as everywhere
+            # Responses of the hub and errors of the disk are explained elsewhere
             if hasattr(error, "response") or getattr(error, "errno", None):
                 raise
             raise DownloadError(
-                f"The transfer of {file.name} broke off ({_line(error)}): run this"
-                f" again, and it goes on after the first {_said(target.tell())} of"
+                f"The download of {file.name} was interrupted ({line_of(error)}): run"
+                f" this again to resume it after {_said(target.tell())} of"
                 f" {_said(file.nbytes)}"
             ) from error
         target.flush()
@@ -293,10 +214,10 @@ def _transfer(file: _File) -> None:
 
 
 def _compare(file: _File) -> None:
-    """Delete what is not what the hub promised.
+    """Delete a download whose SHA-256 is not what the hub announced.
 
-    What is not in large file storage has another hash, and mirrors have any: then
-    the size is all there is to know, and the transfer looked at that.
+    Files outside large file storage have another kind of hash, and mirrors have any.
+    Then only the size is known, which the download has checked.
     """
     if not re.fullmatch(r"[0-9a-f]{64}", file.etag):
         return
@@ -313,14 +234,14 @@ def _compare(file: _File) -> None:
     if digest.hexdigest() != file.etag:
         file.partial.unlink()
         raise DownloadError(
-            f"{file.name} is not what the hub promised (SHA-256 differs): it was"
-            " deleted, download it again"
+            f"{file.name} is not what the hub announced (SHA-256 differs). It was"
+            " deleted; download it again"
         )
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    "Without what the library says each time it tries again: the bar shows it"
+    "Hide what the library logs on each retry: the progress bar shows it"
     logger = logging.getLogger("huggingface_hub.file_download")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -332,7 +253,7 @@ def _quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(file: _File) -> Iterator[None]:
-    "Hold the library's own lock for a file; it goes away with the process"
+    "Hold the library's own lock for a file; it is released with the process"
     lock = file.folder.parent / ".locks" / file.folder.name / f"{file.etag}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -352,8 +273,8 @@ def _check_room(files: list[_File]) -> None:
     for file in files:
         if file.nbytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
             raise DownloadError(
-                f"{file.name} has {_said(file.nbytes)}, more than comes over HTTP: run"
-                f" `hf download {file.repo} {file.name}`, then this again"
+                f"{file.name} has {_said(file.nbytes)}, too much for HTTP: run"
+                f" `hf download {file.repo} {file.name}`, then run this again"
             )
         if _size(file.blob) != file.nbytes:
             needed += file.nbytes - (_size(file.partial) or 0)
@@ -364,67 +285,21 @@ def _check_room(files: list[_File]) -> None:
     if missing > 0:
         raise DownloadError(
             f"The disk lacks {_said(missing)} of the {_said(needed)} to download into"
-            f" {constants.HF_HUB_CACHE}: free some, or set HF_HOME to another disk"
+            f" {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another disk"
         )
 
 
 def _remember(file: _File, revision: str | None) -> None:
-    "Which commit a branch is at, for whoever asks the cache without the hub"
+    "Record the commit of a branch, for looking it up without the hub"
     reference = file.folder / "refs" / (revision or "main")
     if revision != file.commit:
-        with contextlib.suppress(OSError):  # a cache that can only be read will do
+        with contextlib.suppress(OSError):  # a read-only cache will do
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(file.commit)
 
 
-@contextlib.contextmanager
-def _explained(repo: str, file: str, revision: str | None = None) -> Iterator[None]:
-    "One line of whatever the library raises, as it does not say what that may be"
-    try:
-        yield
-    except DownloadError:
-        raise
-    except Exception as error:
-        if type(error).__name__ == "RemoteEntryNotFoundError":
-            text = f"{repo} has no file {file}. {_nearest(repo, file)}"
-        else:
-            text = _advice(error, repo, f"{file} of {repo}", revision)
-        raise DownloadError(text) from error
-
-
-def _advice(error: Any, repo: str, what: str, revision: str | None) -> str:
-    from huggingface_hub import constants
-
-    if type(error).__name__ == "LocalEntryNotFoundError":  # of the last question
-        error = error.__cause__ or error
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    number = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
-    traits = {kind.__name__ for kind in type(error).__mro__} | {str(status), number}
-    text = next(text for names, text in _ADVICE.items() if traits & set(names.split()))
-    return text.format(
-        repo=repo,
-        what=what,
-        revision=revision,
-        hub=constants.ENDPOINT,
-        status=status,
-        path=getattr(error, "filename", None) or what,
-        reason=getattr(error, "strerror", None),
-        error=_line(error),
-    )
-
-
-def _nearest(repo: str, file: str) -> str:
-    "What may have been meant by the name of a file that is not there"
-    try:
-        names = _models_in(repo)
-    except Exception:  # the problem to tell is the first one
-        return "Look at its page for those it has"
-    near = difflib.get_close_matches(file, names)
-    return f"It has {', '.join(near or names)}" if names else "It has no GGUF file"
-
-
 def _utils() -> Any:
-    "Tools of the library that it does not declare to type checkers"
+    "Parts of the library that type checkers cannot see"
     return importlib.import_module("huggingface_hub.utils")
 
 
@@ -437,9 +312,3 @@ def _size(path: Path) -> int | None:
 
 def _said(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
-
-
-def _line(error: BaseException) -> str:
-    "What an error says, some of which the server said"
-    printable = "".join(c if c.isprintable() else " " for c in str(error))
-    return " ".join(printable.split())[:200] or type(error).__name__

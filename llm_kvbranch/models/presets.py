@@ -1,4 +1,4 @@
-"""Models under short names: one for every size of machine."""
+"""Short names for models to download: one for every size of machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    "A model under a short name; ``note`` says who it is for"
+    "A model with a short name; ``note`` says what it is for"
 
     name: str
     repo: str
@@ -23,7 +23,7 @@ PRESETS = {preset.name: preset for preset in (
            "to try things out on any machine"),
     Preset("qwen3-0.6b", "Qwen/Qwen3-0.6B-GGUF",
            "Qwen3-0.6B-Q8_0.gguf", 639_446_688,
-           "small, and thinks before it answers"),
+           "small; thinks before it answers"),
     Preset("llama-3.2-1b", "bartowski/Llama-3.2-1B-Instruct-GGUF",
            "Llama-3.2-1B-Instruct-Q4_K_M.gguf", 807_694_464,
            "for little memory or an old machine"),

@@ -227,7 +227,7 @@ class TestBrokenOff:
     def test_goes_on_where_it_stopped(self, hub, cache) -> None:
         hub.break_after(len(MODEL) // 2)
         text = refused(REPO, FILE)
-        assert "broke off" in text
+        assert "was interrupted" in text
         assert "run this again" in text
         assert not models(cache)
         (partial,) = partial_files(cache)
@@ -322,7 +322,7 @@ class TestBrokenOff:
 
 def break_off(hub: FakeHub) -> None:
     hub.break_after(len(MODEL) // 2)
-    assert "broke off" in refused(REPO, FILE)
+    assert "was interrupted" in refused(REPO, FILE)
     hub.mend()
 
 
@@ -336,7 +336,7 @@ class TestContent:
     def test_other_bytes_of_the_right_size(self, hub, cache) -> None:
         hub.serve_instead(REPO, FILE, MODEL[:-1] + b"!")
         text = refused(REPO, FILE)
-        assert "not what the hub promised (SHA-256 differs)" in text
+        assert "not what the hub announced (SHA-256 differs)" in text
         assert "download it again" in text
         assert not models(cache)
         assert not partial_files(cache)
@@ -361,12 +361,12 @@ class TestContent:
     def test_no_gguf_file(self, hub) -> None:
         hub.add(REPO, {FILE: b"<html>Sign in</html>"})
         for _ in range(2):  # also where it is in the cache already
-            assert "is no GGUF file" in refused(REPO, FILE)
+            assert "is not a GGUF file" in refused(REPO, FILE)
 
     def test_one_part_is_no_gguf_file(self, hub) -> None:
         parts = [f"x-0000{i}-of-00002.gguf" for i in (1, 2)]
         hub.add(REPO, {parts[0]: MODEL, parts[1]: b"nothing"})
-        assert f"{parts[1]} is no GGUF file" in refused(REPO, parts[0])
+        assert f"{parts[1]} is not a GGUF file" in refused(REPO, parts[0])
 
     def test_an_etag_that_is_no_hash(self, hub) -> None:
         hub.promise(REPO, FILE, "of-a-mirror-1")
@@ -378,7 +378,7 @@ class TestContent:
             hub.promise(REPO, FILE, "../../../../escaped")
         else:
             hub.add(REPO, {FILE: MODEL}, commit="../../../../escaped")
-        assert "no Hugging Face hub" in refused(REPO, FILE)
+        assert "not answer like a Hugging Face hub" in refused(REPO, FILE)
         assert not [*tmp_path.rglob("*escaped*"), *tmp_path.parent.glob("*escaped*")]
 
 
@@ -442,7 +442,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("status", "words"),
-        [(403, "token that may"), (429, "wait some minutes"), (500, "HTTP 500")],
+        [
+            (403, "token that has access"),
+            (429, "wait a few minutes"),
+            (500, "HTTP 500"),
+        ],
     )
     def test_statuses(self, hub, status, words) -> None:
         hub.fail(status)
@@ -510,7 +514,7 @@ class TestRefusals:
 
     def test_no_hub(self, hub) -> None:
         hub.fail(200)
-        assert "no Hugging Face hub" in refused(REPO, FILE)
+        assert "not answer like a Hugging Face hub" in refused(REPO, FILE)
         assert "HF_ENDPOINT" in refused(REPO, FILE)
 
     @pytest.mark.parametrize("name", ["../../x.gguf", "/tmp/x.gguf", "a/../../x.gguf"])
@@ -653,11 +657,11 @@ class TestResolve:
     def test_which_of_several(self, hub) -> None:
         hub.add(REPO, {"a-Q8_0.gguf": MODEL, "b-Q8_0.gguf": MODEL, "a-F16.gguf": MODEL})
         assert "a-F16.gguf, a-Q8_0.gguf, b-Q8_0.gguf" in unresolved(REPO)
-        assert "name one: a-Q8_0.gguf, b-Q8_0.gguf" in unresolved(REPO, "Q8_0")
+        assert "choose one: a-Q8_0.gguf, b-Q8_0.gguf" in unresolved(REPO, "Q8_0")
 
     def test_several_of_the_usual_one(self, hub) -> None:
         hub.add(REPO, {"a-Q4_K_M.gguf": MODEL, "b-Q4_K_M.gguf": MODEL})
-        assert "name one: a-Q4_K_M.gguf, b-Q4_K_M.gguf" in unresolved(REPO)
+        assert "choose one: a-Q4_K_M.gguf, b-Q4_K_M.gguf" in unresolved(REPO)
 
     def test_parts_count_as_one(self, hub) -> None:
         parts = [f"Q8_0/x-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]

@@ -332,11 +332,11 @@ class TestUsing:
         llm("a", "kvbranch", "use", str(moved))
         moved.unlink()
         said = llm("a", "-m", "kvllama", "Hi", fails=True)
-        assert "The file of moved is gone" in said
+        assert "The file of moved is missing" in said
         assert "llm kvbranch models remove moved" in said
         assert "moved" in llm("a", "kvbranch", "models")
         said = llm("a", "kvbranch", "models")
-        assert "moved is gone" in said.replace("The file of ", "")
+        assert "moved is missing" in said.replace("The file of ", "")
         llm("a", "kvbranch", "models", "--remove", "moved")
         assert f"* {SMOLLM2}" in llm("a", "kvbranch", "models")
 
@@ -376,7 +376,7 @@ class TestUsing:
         [
             ("SmolLM2-135M", "did you mean SmolLM2-135M-Instruct.Q4_1?"),
             ("/no/such.gguf", "no model and no file /no/such.gguf"),
-            (".", "is a folder, without GGUF files in it"),
+            (".", "is a folder without GGUF files"),
         ],
     )
     def test_nothing_of_the_sort(
@@ -388,7 +388,7 @@ class TestUsing:
 
     def test_found_by_itself(self, llm: Homes) -> None:
         said = llm("a", "kvbranch", "models", "--remove", SMOLLM2, fails=True)
-        assert "is found by itself" in said
+        assert "was detected automatically" in said
 
     def test_a_split_model(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
         first = synth.write("llama", tmp_path / "split.gguf", parts=3)
@@ -823,7 +823,7 @@ class TestDownload:
         served.break_after(11 << 20)  # the library writes 10 MiB at a time
         command = ("kvbranch", "download", "gulls/tern-GGUF")
         said = self.llm(served, tmp_path, *command, fails=True)
-        assert "run this again, and it goes on after the first" in said
+        assert "run this again to resume it after" in said
         assert len(said.splitlines()) == 1
         served.mend()
         before = served.transferred("tern-Q4_K_M.gguf")
@@ -857,7 +857,7 @@ class TestDownload:
         served.serve_instead("gulls/tern-GGUF", "tern-Q4_K_M.gguf", bytes(data))
         command = ("kvbranch", "download", "gulls/tern-GGUF", "tern-Q4_K_M.gguf")
         said = self.llm(served, tmp_path, *command, fails=True)
-        assert "not what the hub promised" in said
+        assert "not what the hub announced" in said
         assert "tern" not in self.llm(served, tmp_path, "kvbranch", "models")
 
     def test_what_is_no_model(self, served: FakeHub, tmp_path: Path) -> None:
@@ -1026,7 +1026,10 @@ class TestDoctor:
         for place in (tmp_path / "file", tmp_path / "file" / "x", "/proc/x"):
             monkeypatch.setenv("LLM_KVBRANCH_DIR", str(place))
             said = llm("a", "kvbranch", "doctor")
-            assert "so nothing is stored: mend that, or set LLM_KVBRANCH_DIR" in said
+            assert (
+                "so nothing is stored: make it writable, or set LLM_KVBRANCH_DIR"
+                in said
+            )
             assert "All is well" not in said
         monkeypatch.delenv("LLM_KVBRANCH_DIR")
         llm("a", "kvbranch", "doctor")
@@ -1093,20 +1096,20 @@ class TestDoctor:
         self, llm: Homes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from llm_kvbranch.engine import devices
-        from llm_kvbranch.models import doctor
+        from llm_kvbranch.models import gpu
 
         monkeypatch.setattr(devices, "can_offload", lambda: False)
-        monkeypatch.setattr(doctor, "_gpu_seen", lambda: "CUDA")
-        monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+        monkeypatch.setattr(gpu, "gpu_seen", lambda: "CUDA")
+        monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
         said = llm("a", "kvbranch", "doctor")
         assert "There is a GPU for CUDA, but this build" in said
         assert "All is well" not in said
         assert "CUDA: NVIDIA; needs the CUDA toolkit (nvcc, not found here)" in said
         lines = [line for line in said.splitlines() if "CMAKE_ARGS" in line]
-        assert [line.strip() for line in lines] == [doctor.INSTALL["CUDA"]]
-        monkeypatch.setattr(doctor, "_gpu_seen", lambda: None)
+        assert [line.strip() for line in lines] == [gpu.INSTALL["CUDA"]]
+        monkeypatch.setattr(gpu, "gpu_seen", lambda: None)
         for system, kinds in (("darwin", 1), ("linux", 3)):
-            monkeypatch.setattr(doctor.sys, "platform", system)
+            monkeypatch.setattr(gpu.sys, "platform", system)
             assert llm("a", "kvbranch", "doctor").count("CMAKE_ARGS") == kinds
 
     def test_too_large(self, llm: Homes, monkeypatch: pytest.MonkeyPatch) -> None:
