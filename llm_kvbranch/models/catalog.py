@@ -256,7 +256,7 @@ def _settings() -> dict[str, dict[str, Any]]:
     ):
         raise SettingError(
             f'{data_directory() / "settings.json"}: "models" is not an object of '
-            "objects. Fix or delete the file"
+            "objects. Fix or delete it"
         )
     return models
 

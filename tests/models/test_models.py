@@ -177,7 +177,7 @@ class TestCatalog:
         assert "Fix or delete it" in llm("a", "-m", "kvllama", "Hi", fails=True)
         put(tmp_path / "b" / "kvbranch" / "settings.json", '{"models": [1]}')
         assert "kvllama" in llm("b", "models")
-        assert "Mend or delete it" in llm("b", "kvbranch", "models", fails=True)
+        assert "Fix or delete it" in llm("b", "kvbranch", "models", fails=True)
 
 
 def ollama(folder: Path, name: str, content: str = "GGUF", **changes: Any) -> Path:
