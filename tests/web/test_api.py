@@ -1,6 +1,4 @@
-"""The API of ``llm kvbranch serve`` as its clients use it: the real server, the real
-model, and OpenAI's own client.
-"""
+"""The API of a real server with a real model, through OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
-    "A server that answers one at a time, and lets one wait"
+    "A server with one slot and a queue of one"
     home = tmp_path_factory.mktemp("narrow")
     with Server(home, "--slots", "1", "--queue", "1") as server:
         yield server
@@ -68,7 +66,7 @@ def talk(client):
 
 
 def joined(chunks, index=0):
-    "What a stream of OpenAI's client says"
+    "The text of a stream, by OpenAI's client"
     return "".join(
         choice.delta.content or ""
         for chunk in chunks
@@ -78,7 +76,7 @@ def joined(chunks, index=0):
 
 
 def rows(server, sql, *values):
-    "Rows of the server's log, read as anybody may who has the file"
+    "Rows of the server's log, read from the file"
     with contextlib.closing(sqlite3.connect(server.home / "logs.db")) as db:
         db.row_factory = sqlite3.Row
         return [dict(row) for row in db.execute(sql, values)]
@@ -90,7 +88,7 @@ def turn(server, response_id):
 
 
 class TestChat:
-    "Fails if OpenAI's client does not get what OpenAI's documentation says"
+    "Fails if OpenAI's client does not get what OpenAI documents"
 
     def test_an_answer(self, talk):
         done = talk(SKY, max_tokens=24)
@@ -130,7 +128,7 @@ class TestChat:
         assert last.usage.prompt_tokens_details.cached_tokens > 20
 
     def test_text_comes_while_it_is_made(self, server):
-        "Each event is a token that was just decoded: none waits for the end"
+        "Each event is a token just decoded; none waits for the end"
         with server.streaming(ENDLESS, max_tokens=30) as stream:
             next(stream)
             assert server.busy()
@@ -224,10 +222,10 @@ class TestChat:
 
 
 class TestFollowUp:
-    "Fails if a client that sends its history again pays for it again"
+    "Fails if a client that re-sends its history pays for it again"
 
     def test_everything_before_the_new_turn_is_cached(self, tmp_path):
-        "In the same server, and from disk in the next one"
+        "From memory in the same server, from disk in the next one"
         messages, before = [user(document(150))], None
         for life in range(2):
             with Server(tmp_path) as server:
@@ -244,7 +242,7 @@ class TestFollowUp:
                 assert reply.facts[where] == reply.cached
                 server.end()
         assert reply.facts["prompt_tokens"] > 250
-        # Whatever was said by two servers is one thread
+        # The answers of both servers are one thread
         assert len(rows(server, "select * from threads")) == 1
         assert len(rows(server, "select * from turns")) == 4
 
@@ -258,7 +256,7 @@ class TestFollowUp:
 
 
 class TestSiblings:
-    "Fails if several answers to one prompt cost several prompts, or are one"
+    "Fails if n answers to a prompt cost n prompts, or are the same"
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_one_prompt_is_read_once(self, server, talk, stream):
@@ -310,7 +308,7 @@ class TestSiblings:
         assert say() == first
 
     def test_if_one_is_refused_all_are(self, narrow):
-        "And none of the others goes on"
+        "The other answers stop, too"
         name = 'kvbranch_tokens_total{kind="generated"}'
         before = narrow.metrics()[name]
         for stream in (False, True):
@@ -324,7 +322,7 @@ LONG = "word " * 9000
 
 
 class TestErrors:
-    "Fails if an error is not in the form, or of the kind, that clients know"
+    "Fails if an error is not of the form or type that clients know"
 
     def test_openai_s_exceptions(self, server, client, talk):
         with pytest.raises(openai.BadRequestError) as raised:
@@ -414,7 +412,7 @@ class TestErrors:
         assert server.post(chat_path, b"{}", content_type=None).status == 415
 
     def test_nothing_of_this_was_logged(self, server):
-        "An error leaves neither a turn nor a thread"
+        "An error leaves no turn and no thread"
         before = server.count(), server.count("threads")
         for change in ({"messages": [user(LONG)]}, {"grammar": "("}, {"n_ctx": 4}):
             body = {**chat(SKY), **change}
@@ -425,11 +423,11 @@ class TestErrors:
 
 
 class TestQueue:
-    "Fails if a server that is full takes more, or says nothing of it"
+    "Fails if a full server accepts more, or does not say that it is full"
 
     @pytest.fixture
     def full(self, narrow):
-        "One answers, one waits"
+        "One request is answered, one waits"
         with narrow.streaming(ENDLESS, max_tokens=3000) as first:
             next(first)
             with narrow.unread(chat(SKY)):
@@ -449,7 +447,7 @@ class TestQueue:
         assert full.get("/v1/models").status == 200
 
     def test_clients_that_come_again_are_answered(self, narrow):
-        "OpenAI's own does, after as long as it was told"
+        "OpenAI's client retries after the time that Retry-After says"
         with narrow.openai(max_retries=20) as client:
             texts = []
 
@@ -471,7 +469,7 @@ class TestQueue:
 
 
 class TestLeaving:
-    "Fails if a slot goes on for a client that has left, or what it got is lost"
+    "Fails if a slot keeps working for a client that left, or its answer is lost"
 
     def test_mid_stream(self, server, talk):
         before = server.count()
@@ -484,7 +482,7 @@ class TestLeaving:
         assert row["output_tokens"] < 1000
         facts = json.loads(row["response_json"])["kvbranch"]
         assert facts["finish_reason"] == "cancelled"
-        # Its state is stored: going on from it reads the new turn alone
+        # Its state is stored: continuing prefills only the new turn
         body = {"message_id": got[0].id, "prompt": "Go on.", "max_tokens": 4}
         reply = server.post("/continue", {**body, "temperature": 0})
         assert reply.facts["restored_tokens"] == facts["state_end"]
@@ -493,7 +491,7 @@ class TestLeaving:
         assert said.startswith(joined(got))
 
     def test_mid_prefill(self, server):
-        "Nothing was said yet, so nothing is logged"
+        "No text was generated yet, so nothing is logged"
         before = server.count()
         with server.unread(chat(document(3000, 31), stream=True)):
             (reading,) = until(
@@ -540,13 +538,13 @@ def ask(server, path, **body):
 
 
 def logged(server, response_id):
-    "A response as the log has it"
+    "A response in the log"
     with contextlib.closing(sqlite3.connect(server.home / "logs.db")) as connection:
         return History(sqlite_utils.Database(connection)).response(response_id)
 
 
 def sent(server, response_id):
-    "What the model was sent for a response, by the log: (role, text) pairs"
+    "The messages before a response, from the log: (role, text) pairs"
     said = logged(server, response_id).sent
     return [(message.role, message_text(message)) for message in said]
 
@@ -559,7 +557,7 @@ def provenance(server, response_id):
 
 
 class TestBranch:
-    "Fails if a branch goes on from anything but the point that was meant"
+    "Fails if a branch starts from the wrong point"
 
     def test_behind_an_excerpt(self, server, talked):
         first, _ = talked
@@ -576,7 +574,7 @@ class TestBranch:
             ("assistant", cut),
             ("user", "In one word?"),
         ]
-        # The prompt, and the tokens of the answer up to the cut or one before it
+        # The prompt, and the tokens of the answer up to the cut or one less
         kept = len(cut.split())
         assert reply.cached >= first.json["usage"]["prompt_tokens"] + kept - 1
         assert reply.facts["miss_reason"] is None
@@ -608,7 +606,7 @@ class TestBranch:
         row = provenance(server, by_tokens.id)
         assert row["excerpt"] == first.text[row["start"] : row["end"]]
         assert row["excerpt"].split() == first.text.split()[1:3]
-        # Its rows were cut at just that token, so none of it is read again
+        # Its rows were cut at exactly that token, so nothing is prefilled again
         assert by_tokens.cached == first.json["usage"]["prompt_tokens"] + 3
 
     def test_the_whole_answer_by_its_slot(self, server, talked):
@@ -687,7 +685,7 @@ class TestBranch:
         assert provenance(server, reply.id)["verb"] == "focus"
 
     def test_continue(self, server, talked):
-        "At the tip in the same thread, elsewhere in a fork"
+        "In the same thread at its tip, elsewhere in a fork"
         first, second = talked
         inner = ask(server, "/continue", message_id=first.id, prompt="And at night?")
         assert inner.choice["thread_id"] != first.choice["thread_id"]
@@ -697,7 +695,7 @@ class TestBranch:
         assert tip.cached >= second.json["usage"]["total_tokens"]
 
     def test_siblings_at_the_tip(self, server):
-        "One goes on in the thread, the other ones in forks of it"
+        "One answer continues the thread, the others fork it"
         first = server.chat("Say hello.")
         reply = ask(server, "/continue", message_id=first.id, prompt="Again.", n=3)
         assert reply.status == 200
@@ -748,7 +746,7 @@ class TestBranch:
 
 
 class TestLooking:
-    "Fails if what the server tells of itself is not so"
+    "Fails if the server misreports its state"
 
     def test_models(self, client):
         (model,) = client.models.list().data
@@ -797,7 +795,7 @@ class TestLooking:
         assert 0 < after["kvbranch_cells_used",] <= after["kvbranch_cells",]
 
     def test_slots(self, server, talk):
-        "Siblings share the rows of their prompt, and say so"
+        "Siblings share the rows of their prompt, and the slots report it"
         done = talk(document(100, 41), n=2, temperature=1, seed=1)
         ids = [choice.response_id for choice in done.choices]
         slots = {
@@ -829,7 +827,7 @@ QUESTIONS = (
 
 
 class Reader(threading.Thread):
-    "A client that reads a stream until it has ``left``"
+    "A client that reads a stream until ``left`` is set"
 
     def __init__(self, server, question, **more):
         super().__init__(daemon=True)
@@ -859,7 +857,7 @@ class Reader(threading.Thread):
 
 
 class TestTogether:
-    "Fails if an answer is another, or stands still, because of others"
+    "Fails if other requests change an answer or stall it"
 
     def test_eight_at_once(self, server, narrow):
         alone = [narrow.chat(each, max_tokens=32) for each in QUESTIONS]
@@ -875,7 +873,7 @@ class TestTogether:
                 assert facts["generated_tokens"] == reply.facts["generated_tokens"]
             else:
                 assert judge.beaten_by(*said[-1]) < CLOSE, (reader.text, reply.text)
-        # That is no foregone conclusion: to another question an answer is wrong
+        # This can fail: the answer to another question differs
         (first, at), (second, other) = said[:2]
         assert judge.beaten_by(first[:at] + second[other:], at) > 4 * CLOSE
 
@@ -883,11 +881,11 @@ class TestTogether:
         "n_words", [1000, pytest.param(3000, marks=pytest.mark.slow)]
     )
     def test_nobody_stands_still_while_a_long_prompt_is_read(self, server, n_words):
-        "Each gets a token with every piece of the prompt, from the first to the last"
+        "Each answer gets a token with every piece of the prompt"
         readers = [Reader(server, ENDLESS, max_tokens=2000) for _ in range(3)]
         until(lambda: all(len(each.pieces) > 3 for each in readers), "all answer")
         long = Reader(server, document(n_words, 61), max_tokens=4)
-        looks = []  # how far the prompt is, and how far each of the others
+        looks = []  # progress of the prompt, and of each other answer
 
         def look():
             found = [s for s in server.busy() if s["state"] == "reading"]

@@ -1,11 +1,11 @@
-"""What a web page can do to the server behind its visitor's back, in real Chromium.
+"""Attacks of a malicious web page on the server, in real Chromium.
 
 The visitor is logged in as root in the same browser. Every request of another page
-gets to the server, which refuses it or its preflight, and nothing is generated. That
-our own page is answered shows that there was something to prevent.
+reaches the server, which refuses it or its preflight, and nothing is generated. Our
+own page is answered, which shows that the attacks could have worked.
 
-Between browser and server is a wire that is listened to: a browser does not tell
-what it was answered to a preflight, or to what a page may not read.
+A proxy between browser and server records the traffic, since the browser hides the
+responses to preflights and those that a page may not read.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ FLAGS = [
 
 
 class Attack(NamedTuple):
-    """Code of a page, and where the page is from.
+    """The code of a page, and the page's origin.
 
     ``page``: "evil" is another site, "port" another port of this machine, "rebound"
-    a name of the attacker's that leads to the server itself by now.
+    a host name of the attacker's that now resolves to the server.
     """
 
     name: str
@@ -119,7 +119,7 @@ ATTACKS = [
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    "The attacker's, with an empty page at every path and for every name"
+    "The attacker's site, with an empty page at every path and for every host name"
 
     def do_GET(self):
         self.send_response(200)
@@ -132,10 +132,10 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 
 class Wire(http.server.ThreadingHTTPServer):
-    """The way to the server, and what went over it: method, path and status.
+    """A proxy to the server that records method, path and status of each request.
 
-    Its port is another one, which the server has no eye on. A name of the attacker's
-    led to a page of the attacker's at first.
+    Its port differs from the server's, which does not check it. The attacker's host
+    name led to the attacker's own page at first.
     """
 
     daemon_threads = True
@@ -148,7 +148,7 @@ class Wire(http.server.ThreadingHTTPServer):
 
 
 class Passing(Site):
-    "Passes a request on as it is"
+    "Pass a request on unchanged"
 
     server: Wire
 
@@ -210,7 +210,7 @@ def wire(serving):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, serving, wire):
-    "A window of a browser whose user is logged in"
+    "A window of a logged-in user's browser"
     with playwright.sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
             str(tmp_path_factory.mktemp("profile")),
@@ -229,7 +229,7 @@ def page(tmp_path_factory, serving, wire):
 
 @pytest.fixture
 def open_page(page, wire, attacker):
-    "A page of the attacker's, opened"
+    "The attacker's page, opened"
 
     def opened(kind):
         host = "127.0.0.1" if kind == "port" else "evil.test"
@@ -242,13 +242,13 @@ def open_page(page, wire, attacker):
 
 
 def target(attack_page, wire, scheme="http"):
-    "The server, by the name that a page has for it"
+    "The server's address for a page"
     host = "evil.test" if attack_page == "rebound" else "127.0.0.1"
     return f"{scheme}://{host}:{wire.port}"
 
 
 def asked(serving):
-    "How many requests the model was asked to answer since the server started"
+    "How many requests the model has had since the server started"
     status, _, text = serving.ask("GET", "/metrics")
     assert status == 200
     (n,) = re.findall(r"^\w*requests_total (\d+)", text, re.MULTILINE)
@@ -304,7 +304,7 @@ def test_a_link_opens_a_page_that_the_linking_one_cannot_read(wire, open_page, k
 
 
 def test_our_own_page_is_answered(serving, page):
-    "The last of this module: it is what all the others must not reach"
+    "The last test of this module: it does what the others must not achieve"
     page.goto(f"{serving.url}/-/logout")
     status = page.evaluate(
         """async () => {

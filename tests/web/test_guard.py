@@ -1,7 +1,7 @@
-"""What reaches the routes of the server, and who: header by header, actor by actor.
+"""The guard and the door: which requests get through, by header and by actor.
 
-Runs on datasette 0.65 and on 1.0, whichever is installed. What real browsers make of
-it is in test_attacks.py.
+Runs on datasette 0.65 and on 1.0, whichever is installed. test_attacks.py tries the
+same with a real browser.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BEARER = ("authorization", f"Bearer {TOKEN}")
 
 
 class Behind:
-    "An app that keeps what it was passed"
+    "An app that records the bodies it receives"
 
     def __init__(self):
         self.bodies = []
@@ -70,7 +70,7 @@ def guarded(behind):
 
 
 class TestHost:
-    "Fails if a page gets here under a name of its own (DNS rebinding)"
+    "Fails if a page can reach the server under its own host name (DNS rebinding)"
 
     @pytest.mark.parametrize(
         "host", ["127.0.0.1:8177", "localhost", "LOCALHOST:1", "[::1]:8177", "[::1]"]
@@ -124,7 +124,7 @@ SITE, MODE, DEST = "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest"
 
 
 class TestSite:
-    "Fails if a foreign page's request passes, or our own page's does not"
+    "Fails if a cross-site request passes, or one of our own page is refused"
 
     @pytest.mark.parametrize(
         "headers",
@@ -133,7 +133,7 @@ class TestSite:
             ((SITE, "same-origin"),),
             ((SITE, "none"),),
             ((SITE, "same-origin"), ("origin", "http://127.0.0.1:8177")),
-            (("origin", "http://127.0.0.1:8177"),),  # a browser of before 2023
+            (("origin", "http://127.0.0.1:8177"),),  # a browser from before 2023
         ],
     )
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
@@ -182,7 +182,7 @@ class TestSite:
 
 
 class TestContentType:
-    "Fails if a form, or anything that needs no preflight, is taken for a request"
+    "Fails if a body is accepted that a form can send, without a preflight"
 
     @pytest.mark.parametrize(
         "kind",
@@ -227,7 +227,7 @@ class TestContentType:
 
 
 class TestBody:
-    "Fails if a body is taken that is too long, or changed on its way"
+    "Fails if a body is accepted that is too long, or is changed"
 
     PIECE = b"x" * 2**20
     FULL = (PIECE,) * (guard.MAX_BODY // 2**20)
@@ -374,7 +374,7 @@ def plugged():
 
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory):
-    "A log made once: that takes longer than most of these tests"
+    "A log, created once because that takes longer than most of these tests"
     path = tmp_path_factory.mktemp("log") / "logs.db"
     open_log(str(path), create=True).close()
     return path
@@ -409,25 +409,25 @@ async def served(log):
 
 
 def sample(pattern):
-    "A path that a route's pattern takes"
+    "A path that a route's pattern matches"
     return re.sub(r"\(.*?\)", "x", pattern.strip("^$").replace("\\", ""))
 
 
 PATHS = sorted({sample(pattern) for pattern, _ in ROUTES})
-# What whoever may see the log may read, without a model, too: see test_page.py
+# Readable by whoever may see the log, even without a model: see test_page.py
 READING = {
     *("/openapi.json", "/branch/tree", "/-/kvbranch", "/-/kvbranch/", "/-/kvbranch/x"),
     *(f"/-/kvbranch/{name}.json" for name in ("tree", "path", "search", "compare")),
     "/-/kvbranch/export",
 }
-STATIC = "/-/kvbranch/static/x/x"  # nobody's secret
-# Allowed, but no model is served in these tests: 503, or what a route says of the
-# method or the body
+STATIC = "/-/kvbranch/static/x/x"  # public
+# The status for allowed actors: these tests serve no model, so it is 503, or what a
+# route says about the method or the body
 ALLOWED = (200, 400, 404, 405, 503)
 
 
 class TestOurPaths:
-    "Fails if a route of ours can be reached around the guard"
+    "Fails if one of our routes can be reached around the guard"
 
     def test_every_route_is_guarded(self, plain):
         for path in (*PATHS, LOGIN, "/v1/", "/v1/nix", "/-/kvbranch/nix"):
@@ -438,7 +438,7 @@ class TestOurPaths:
         assert not is_ours(plain, scope_of("GET", path, ()))
 
     async def test_however_the_path_is_written(self, plain):
-        "What is guarded is at least what the router finds a route for"
+        "Every path that the router matches is guarded"
         application = plain.app()
         for base_url in ("/", "/prefix/", "/v1/"):
             plain._settings["base_url"] = base_url
@@ -475,7 +475,7 @@ class TestOurPaths:
 
 
 class TestPermissions:
-    "Fails if somebody may do what they may not, or may not do what they may"
+    "Fails if an actor is allowed or denied the wrong action"
 
     def test_what_may_be_read_is_served(self):
         assert set(PATHS) > READING
@@ -494,7 +494,7 @@ class TestPermissions:
                 if actor is not None:
                     headers.append(cookie(plain, actor))
                 if method == "POST":
-                    headers.append(BEARER)  # or datasette wants a CSRF token of 0.65
+                    headers.append(BEARER)  # else datasette 0.65 wants a CSRF token
                 answer = await send_to(
                     application, method, path, *headers, body=(b"{}",)
                 )
@@ -542,7 +542,7 @@ class TestPermissions:
 
 
 class TestDoor:
-    "Fails if anybody gets into a served log who was not let in"
+    "Fails if a stranger gets into a served log"
 
     EVERYWHERE = (
         *PATHS,
@@ -552,11 +552,11 @@ class TestDoor:
         *("/logs.json?sql=select+1", "/-/static/app.css", "/-/plugins.json"),
     )
 
-    NEVER = ("/logs.db", "/-/auth-token?token=x")  # datasette gives these to nobody
+    NEVER = ("/logs.db", "/-/auth-token?token=x")  # datasette refuses these to all
 
     @pytest.fixture
     async def door(self, served):
-        "A door with a plugin behind it that asks nobody who they are"
+        "A door, and behind it a plugin that checks no permissions"
         from datasette import Response, hookimpl
         from datasette.plugins import pm
 
@@ -632,7 +632,7 @@ class TestDoor:
 
     @pytest.mark.parametrize("plugins", [None, "", "llm-echo"])
     def test_there_whatever_plugins_datasette_loads(self, log, plugins):
-        "DATASETTE_LOAD_PLUGINS could leave this one out"
+        "DATASETTE_LOAD_PLUGINS may leave out our plugin"
         code = (
             "import sys; from pathlib import Path\n"
             "from llm_kvbranch.web.serving import launch\n"
@@ -672,7 +672,7 @@ class TestLogin:
         assert "set-cookie" not in again.headers
 
     async def test_looking_does_not_use_it_up(self, served):
-        "Mail programs and terminals look at what links lead to"
+        "Mail programs and terminals request links to preview them"
         application, link = served.app(), door_of(served).new_link()
         assert (await send_to(application, "HEAD", link, HOST)).status == 401
         wrong = await send_to(application, "GET", f"{LOGIN}?token=x", HOST)
@@ -702,7 +702,7 @@ class TestLogin:
 
 
 class TestSecret:
-    "Fails if a session could be forged, or one that was meant to last does not"
+    "Fails if a session can be forged, or does not outlive a restart when it should"
 
     def test_another_one_at_every_start(self, log):
         signed = {launch.build(log)[0].sign("x") for _ in range(3)}
@@ -715,7 +715,7 @@ class TestSecret:
 
 
 class TestFailures:
-    "Fails if an error says what it should not, or not as OpenAI's clients read it"
+    "Fails if an error reveals too much, or is not in OpenAI's form"
 
     async def test_unknown_paths_of_ours(self, served):
         answer = await send_to(served.app(), "GET", "/v1/nix", HOST, BEARER)
@@ -747,7 +747,7 @@ class TestFailures:
         assert b"secret" not in answer.body
 
     def test_local_variables_are_not_printed(self, served):
-        "As datasette does where rich is installed"
+        "datasette prints local variables if rich is installed"
         from datasette import handle_exception
 
         assert handle_exception.rich is None
@@ -761,7 +761,7 @@ def mode(path):
 
 
 class TestToken:
-    "Fails if the token can be read, guessed, or changes for no reason"
+    "Fails if the token can be read or guessed, or changes without reason"
 
     @pytest.fixture
     def file(self, user_path):
@@ -817,7 +817,7 @@ class TestToken:
 
 
 class TestAddress:
-    "Fails if others are let in unasked, or an address in use gives a riddle"
+    "Fails if other machines are let in by default, or a taken port is not explained"
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.9"])
     def test_loopback_needs_no_names(self, host):

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and the real server held to it by schemathesis."""
+"""The OpenAPI document, and the real server checked against it by schemathesis."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKS = [
 ]
 SCHEMA = schemathesis.openapi.from_dict(document())
 OPERATIONS = [each.ok() for each in SCHEMA.get_all_operations()]
-INTERNAL = {  # of this project's own commands, and of datasette's pages
+INTERNAL = {  # for this project's own commands, and for datasette
     "/-/kvbranch/run",
     "/-/kvbranch/commit",
     "/-/kvbranch/tail",
@@ -40,7 +40,7 @@ INTERNAL = {  # of this project's own commands, and of datasette's pages
 
 
 class TestDocument:
-    "Fails if programs that read the document are told what is not so"
+    "Fails if the document is wrong about the API"
 
     def test_it_is_one(self):
         validate(document())
@@ -60,7 +60,7 @@ class TestDocument:
             assert set(methods) == {served[path].method.lower()}
 
     def test_every_name_in_it_says_something(self):
-        "References lead somewhere, and nothing is described that is not used"
+        "All references resolve, and every schema is used"
         whole = document()
         text = str(whole["paths"]) + str(whole["components"])
         used = set(re.findall(r"#/components/schemas/(\w+)", text))
@@ -80,8 +80,8 @@ def server(tmp_path_factory):
 def mend(case, real):
     """Make a case one whose answer takes no time.
 
-    And a ``real`` one about a response that is there, of messages that go together,
-    as no schema can say.
+    A ``real`` case is also about a response that exists, and its messages fit
+    together, which no schema can express.
     """
     query, body = case.query or {}, case.body
     if real:
@@ -104,7 +104,7 @@ def _make_real(path, body):
         if isinstance(body.get(name), str):
             body[name] = "last"
     if path == "/-/kvbranch/prune":
-        body["dry_run"] = True  # what is gone would be missed by the others
+        body["dry_run"] = True  # the other cases need the responses
     if path == "/focus":
         body["char_start"], body["char_end"] = 0, 1
     if path == "/v1/chat/branch":
@@ -127,7 +127,7 @@ def _is_number(value):
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.label)
 @pytest.mark.parametrize("n", [20, pytest.param(300, marks=pytest.mark.slow)])
 def test_the_server_does_as_the_document_says(server, operation, mode, n):
-    "Whatever is sent, right or wrong: a status, a type and a form that are described"
+    "Valid or not, every request gets a documented status, content type and body"
     headers, statuses = {"authorization": f"Bearer {server.token}"}, Counter()
     asks = any(each.is_required for each in operation.query)
 
@@ -137,7 +137,7 @@ def test_the_server_does_as_the_document_says(server, operation, mode, n):
         deadline=None,
         derandomize=True,
         database=None,
-        phases=[Phase.generate],  # to shrink a failure takes minutes
+        phases=[Phase.generate],  # shrinking a failure takes minutes
         suppress_health_check=list(HealthCheck),
     )
     def check(case, real):

@@ -1,4 +1,4 @@
-"""The page as datasette serves it: who may see what, from which logs, and safely.
+"""The pages as datasette serves them: permissions, finding logs, escaping.
 
 Runs on datasette 0.65 and on 1.0, whichever is installed.
 """
@@ -72,7 +72,7 @@ def private(**more):
 
 
 class TestWhoMayRead:
-    "Fails if a conversation is shown to somebody whom datasette would not show it"
+    "Fails if a conversation is shown to an actor to whom datasette would not show it"
 
     @pytest.mark.parametrize("path", READING)
     @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ class TestWhoMayRead:
 
 
 class TestWhichLog:
-    "Fails if a log is not found, or is changed by being looked at"
+    "Fails if a log is not found, or reading changes it"
 
     async def test_no_model_is_needed(self, log):
-        "Nor is llama.cpp loaded, nor a store made"
+        "Reading neither loads llama.cpp nor creates a store"
         code = (
             "import asyncio, sys\n"
             "from tests.support.logged import datasette_on\n"
@@ -203,7 +203,7 @@ class TestWhichLog:
         assert not [name for (name,) in tables if name.startswith("kvbranch")]
 
     async def test_a_log_that_a_newer_llm_would_have_to_change(self, log):
-        "It is read as it is: what llm has not done yet is no reason to fail"
+        "An older log is read without migrating it"
         with log.db.conn as connection:
             connection.execute("delete from _llm_migrations where name like '%tool%'")
         log.close()
@@ -298,7 +298,7 @@ UNKNOWN = "/-/kvbranch/unknown"
 
 
 class Markup(HTMLParser):
-    "The elements of a page with their attributes, without texts and addresses"
+    "The elements of a page with their attributes, but without texts and addresses"
 
     def __init__(self, page):
         super().__init__()
@@ -321,7 +321,7 @@ def markup_of(page):
 
 
 def config_in(page):
-    "What a page tells its scripts"
+    "The settings that a page has for its scripts"
     found = re.search(
         r'<script id="config" type="application/json">(.*?)</script>', page
     )
@@ -329,7 +329,7 @@ def config_in(page):
 
 
 class TestPages:
-    "Fails if a page does not lead where it should"
+    "Fails if a page links to the wrong address"
 
     async def test_the_tree_s(self, log):
         client = Client(await started(datasette_on(log.path)))
@@ -445,7 +445,7 @@ class TestPages:
 
 
 _PRELOAD = ("rel", "as", "crossorigin", "href")
-# All that the templates have
+# Everything in the templates
 OURS = {
     *((tag, ()) for tag in ("html", "head", "title", "header", "main", "h1", "p", "q")),
     *((tag, ()) for tag in ("button", "label", "li", "mark", "noscript", "code")),
@@ -481,7 +481,7 @@ OURS = {
 
 
 class TestFiles:
-    "Fails if a browser keeps an old script, or gets what is none of ours"
+    "Fails if a browser keeps an old script, or gets a file that is not ours"
 
     @pytest.fixture
     async def client(self, log):
@@ -552,7 +552,7 @@ class TestFiles:
 
 
 class TestHostile:
-    "Fails if what was typed or made by a model is taken for a part of the page"
+    "Fails if text of a user or a model becomes markup"
 
     @pytest.mark.parametrize("name", HOSTILE)
     async def test_on_every_page(self, user_path, name):
@@ -607,7 +607,7 @@ class TestHostile:
                 assert answer.status_code in (200, 400, 404)
 
     async def test_the_end_of_the_settings_for_scripts(self, tmp_path, user_path):
-        "A database may be called anything that a file can be"
+        "A database may have any name that a file can have"
         log = Log(tmp_path / "<script>&'\u2028.db")
         id = log.begin("Why?", "Because.")
         log.close()
@@ -617,7 +617,7 @@ class TestHostile:
         assert "<script>&" not in page
 
     async def test_half_characters(self, log):
-        "Other programs may store what is no text: bytes, and halves in JSON"
+        "Other programs may store bytes, and lone surrogates in JSON"
         with log.db.conn as connection:
             connection.execute("update parts set text = cast(x'6166ff66' as text)")
             connection.execute(
@@ -648,7 +648,7 @@ class TestHostile:
 
 
 class TestAnswers:
-    "Fails if what is wrong with a request is not said"
+    "Fails if an error does not say what is wrong with the request"
 
     @pytest.mark.parametrize(
         ("path", "status", "says"),

@@ -1,4 +1,4 @@
-"""From datasette's own pages to the tree, and what its tables say of a log.
+"""Links from datasette's own pages to the tree, and its tables of a log.
 
 Runs on datasette 0.65 and on 1.0, whichever is installed.
 """
@@ -42,7 +42,7 @@ def links(page):
 
 
 class TestLinks:
-    "Fails if a row of the log does not lead to the tree that it is in"
+    "Fails if a row of the log does not link to its tree"
 
     @pytest.mark.parametrize(
         "path", ["/logs/turns", "/logs/kvbranch_branches", "/logs/kvbranch_marks"]
@@ -85,7 +85,7 @@ class TestLinks:
         page = (await client.get(f"/logs/{table}/{id}")).text
         found = links(page) - {"/-/kvbranch"}
         if table == "messages" and not hasattr(client.app, "row_actions"):
-            found = found or {f"/-/kvbranch/{log.two}"}  # datasette 0.65 has no place
+            found = found or {f"/-/kvbranch/{log.two}"}  # 0.65: no row menu
         led = set()
         for link in found:
             answer = await client.get(link)
@@ -127,7 +127,7 @@ class TestLinks:
 
 
 class TestTables:
-    "Fails if datasette's tables of a log are harder to read than need be"
+    "Fails if datasette's tables of a log lack our labels, facets or queries"
 
     async def test_all_of_them_can_be_shown(self, log, client):
         names = sqlite3.connect(log.path).execute(
@@ -178,7 +178,7 @@ class TestTables:
 
 
 class TestViews:
-    "Fails if a view says something else than the log, or is in llm's way"
+    "Fails if a view disagrees with the log, or gets in llm's way"
 
     def test_responses(self, log):
         rows = {row["response_id"]: row for row in log.db["kvbranch_responses"].rows}
@@ -199,7 +199,7 @@ class TestViews:
         assert (row["start"], row["end"]) == (0, 7)
 
     def test_llm_can_still_change_its_tables(self, log):
-        "As its migrations do: a view that is in the way would stop all of llm"
+        "A view that breaks a migration would stop llm altogether"
         for table in ("turns", "threads", "turn_search"):
             log.db[table].transform(types={"id": str})
             log.db[table].add_column("new", str)

@@ -1,4 +1,4 @@
-"""The page's addresses of the real server: what is changed there, and by whom."""
+"""The page's addresses on a real server: who may change what."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cookie(server):
-    "What the printed link gives"
+    "The response to the printed link"
     path = server.login.removeprefix(server.url)
     status, headers, _ = server.ask("GET", path, token=False)
     assert status == 302
@@ -35,7 +35,7 @@ def cookie(server):
 
 @pytest.fixture
 def talk(server):
-    "A conversation that nobody else has: its first response, and how to go on"
+    "A conversation of its own: the first response, and a way to continue it"
     number = server.count()
     first = server.chat(f"Name the number {number}.", max_tokens=8).id
 
@@ -59,7 +59,7 @@ def tree(server, id):
 
 
 class TestPage:
-    "Fails if a person who has logged in cannot use what the page offers"
+    "Fails if a logged-in user cannot use what the page offers"
 
     def test_its_settings(self, server, cookie, talk):
         first, _ = talk
@@ -71,7 +71,7 @@ class TestPage:
         assert "no-store" in headers["cache-control"]
 
     def test_what_it_sends_is_taken(self, server, cookie, talk):
-        "With the cookie, and the token that datasette 0.65 wants of a page"
+        "A POST with the cookie, and the CSRF token that datasette 0.65 wants"
         first, _ = talk
         config, headers, _ = page(server, f"/-/kvbranch/{first}", cookie)
         cookies = [cookie]
@@ -121,13 +121,13 @@ class TestPage:
         turns = server.get(f"/-/kvbranch/path.json?id={second}").json["turns"]
         assert [turn["state"] for turn in turns] == ["hot", "hot"]
         assert turns[1]["facts"]["restored_tokens"] > 0
-        for i in range(3):  # others take the slots
+        for i in range(3):  # other conversations take the slots
             server.chat(f"Something else {i} {first}", max_tokens=4)
         assert {node["state"] for node in tree(server, first).values()} == {"disk"}
 
 
 class TestMark:
-    "Fails if a star or a note is lost, or says what it should not"
+    "Fails if a star or a note is lost or wrong"
 
     def test_what_is_left_out_stays(self, server, talk):
         first, _ = talk
@@ -180,7 +180,7 @@ class TestMark:
 
 
 class TestPrune:
-    "Fails if more is dropped than was said, or what somebody waits for"
+    "Fails if pruning deletes more than it said, or what a running answer needs"
 
     def test_what_is_said_is_done(self, server, talk):
         first, go_on = talk
@@ -261,7 +261,7 @@ class TestPrune:
         )
 
     def test_many_at_once(self, server, talk):
-        "Readers, markers and those who prune, all at the same time"
+        "Reading, marking and pruning, all at the same time"
         first, go_on = talk
         ids = [go_on("/continue", first, prompt=f"Number {i}?") for i in range(4)]
         statuses = []
@@ -299,7 +299,7 @@ class TestPrune:
 
 
 def test_without_a_store(tmp_path):
-    "Nothing to drop, and nothing to fail"
+    "Nothing to delete, and no error"
     with Server(tmp_path, LLM_KVBRANCH_BUDGET="0") as server:
         id = server.chat("Hi", max_tokens=4).id
         told = server.post(PRUNE, {"id": id, "what": "state"}).json

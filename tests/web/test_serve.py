@@ -1,4 +1,4 @@
-"""``llm kvbranch serve`` as a person runs it: a process, a terminal, Ctrl-C."""
+"""``llm kvbranch serve`` as users run it: a process, a terminal, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ..support.serving import Serving, environment
 
 pytestmark = pytest.mark.model
 
-# What ends at once takes half a second, and longer where the disk is busy; answers
-# and prompts of these tests take minutes
+# Stopping at once takes half a second, longer on a busy disk; the answers and prompts
+# of these tests take minutes
 SOON = 10
 
 
 def refused(home, *arguments, **env):
-    "The one line that a server says that does not start"
+    "The one line of a server that does not start"
     (home / "llm").mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-m", "llm", "kvbranch", "serve", *arguments],
@@ -49,7 +49,7 @@ def refused(home, *arguments, **env):
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory):
-    "A server that the tests share which do not stop it"
+    "A server shared by the tests that do not stop it"
     home = tmp_path_factory.mktemp("home")
     os.umask(0o022)
     with Serving(home, "--port", "0") as serving:
@@ -60,7 +60,7 @@ def serving(tmp_path_factory):
 
 
 class TestStart:
-    "Fails if a person cannot tell from the terminal how to use the server"
+    "Fails if the terminal does not say how to use the server"
 
     def test_it_says_where_it_is(self, serving):
         assert serving.seconds < 20
@@ -92,7 +92,7 @@ class TestStart:
             assert serving.ask("GET", f"/logs/{table}.json")[0] == 200
 
     def test_nothing_waits_for_more_to_be_sent(self, serving):
-        "Nagle's algorithm would have every second answer of a connection wait 40 ms"
+        "Nagle's algorithm would delay every second response of a connection by 40 ms"
         with contextlib.closing(serving.connection()) as connection:
             seconds = []
             for _ in range(8):
@@ -120,7 +120,7 @@ class TestStart:
 
 
 class TestBodies:
-    "Fails if a client is not told that it sent too much, or the server keeps it"
+    "Fails if a client does not hear that its body is too long, or the body is kept"
 
     def test_a_long_one_is_refused_in_words(self, serving):
         for n in (MAX_BODY + 1, 20_000_000):
@@ -164,7 +164,7 @@ class TestBodies:
             client.close()
 
     def test_more_than_was_promised_is_no_part_of_it(self, serving):
-        "What comes after the body is another request, and no HTTP"
+        "Bytes after the body are another request, here not valid HTTP"
         head = (
             f"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\n"
             f"authorization: Bearer {serving.token}\r\n"
@@ -181,7 +181,7 @@ def memory(pid: int) -> int:
 
 
 class TestStop:
-    "Fails if the server does not end when it is told to, whatever it does"
+    "Fails if the server does not stop on a signal, whatever it is doing"
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_in_the_middle_of_an_answer(self, tmp_path, number):
@@ -190,12 +190,12 @@ class TestStop:
             for _ in range(8):
                 answer.readline()
             code, seconds = serving.stop(number)
-            answer.read()  # to its end, which is no error
+            answer.read()  # to the end, without an error
             connection.close()
             assert (code, serving.errors) == (0, [])
             assert seconds < SOON
             assert not (serving.home / "kvbranch" / "server.json").exists()
-            assert serving.count() == 1  # what was said by then
+            assert serving.count() == 1  # the text so far
 
     def test_in_the_middle_of_a_prompt(self, tmp_path):
         with Serving(tmp_path, "--port", "0") as serving:
@@ -232,7 +232,7 @@ class TestStop:
             assert seconds < SOON
 
     def test_nothing_is_left_to_trip_over(self, tmp_path):
-        "After a kill, too"
+        "Even after a kill"
         with Serving(tmp_path, "--port", "0") as serving:
             port = str(serving.port)
             token = serving.token
@@ -244,7 +244,7 @@ class TestStop:
 
 
 class TestSecrets:
-    "Fails if what should stay between the terminal and its user gets elsewhere"
+    "Fails if a secret of the terminal leaks"
 
     def test_nothing_is_said_after_the_start(self, tmp_path):
         with Serving(tmp_path, "--port", "0") as serving:
@@ -286,10 +286,10 @@ class TestSecrets:
 
 
 class TestAgain:
-    "Fails if who has lost the link has to stop the server to get another one"
+    "Fails if a new login link takes a restart of the server"
 
     def again(self, serving, *arguments):
-        "What another start says"
+        "The output of a second start"
         done = subprocess.run(
             [sys.executable, "-m", "llm", "kvbranch", "serve", *arguments],
             capture_output=True,
@@ -320,7 +320,7 @@ class TestAgain:
             assert launch.already_there(launch.ServeOptions(), serving.token) is None
 
     def only_the_same(self, serving):
-        "Started in another way it is another server"
+        "With other options it is another server"
         same = launch.ServeOptions(database=str(serving.home / "logs.db"))
         assert launch.already_there(same, serving.token).url == serving.url
         for other in (
@@ -338,7 +338,7 @@ class TestAgain:
 
 
 class TestLogging:
-    "Fails if what should not be logged is"
+    "Fails if something is logged that should not be"
 
     def test_no_log(self, tmp_path):
         with Serving(tmp_path, "--port", "0", "--no-log") as serving:
@@ -381,7 +381,7 @@ def test_by_the_newer_internet_protocol(tmp_path):
 
 
 class TestRefusals:
-    "Fails if what cannot be served gives anything but one clear line"
+    "Fails if a server that cannot start prints anything but one clear line"
 
     def test_a_port_in_use(self, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as taken:

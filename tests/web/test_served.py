@@ -1,4 +1,4 @@
-"""A server beside commands: what it logs is theirs, and what they ask it may answer."""
+"""A server and commands side by side: the same log, and answers by the server."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ FRUIT = "Name a fruit."
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(monkeypatch):
-    "No model in this process but what a test loads"
+    "Start with no model loaded in this process"
     monkeypatch.setattr(model_module, "_sessions", {})
 
 
 class Commands:
-    "llm in this process, in the home of a server or of nobody"
+    "llm in this process, in the home of a server or in one of its own"
 
     def __init__(self, home):
         self.home = home
@@ -63,7 +63,7 @@ class Commands:
         return json.loads(self("kvbranch", "show", response_id, "--json"))
 
     def facts(self):
-        "What the last response logged of its state"
+        "The KV facts that the last response logged"
         (row,) = self.rows("select response_json from turns order by id desc limit 1")
         return json.loads(row["response_json"])["kvbranch"]
 
@@ -91,7 +91,7 @@ def run(server):
 
 
 class TestLog:
-    "Fails if what the server logs is not what llm would have logged"
+    "Fails if the server logs anything else than llm would"
 
     def test_a_chat_is_one_thread_and_another_way_a_fork(self, server, run):
         first = server.chat(FRUIT)
@@ -120,7 +120,7 @@ class TestLog:
             ("assistant", first.text),
             ("user", "Which colour has it?"),
         ]
-        # What nobody answered here begins a thread of its own
+        # A history that was not answered here starts a thread of its own
         made_up = [user(FRUIT), assistant("A pear, of course."), user("Why?")]
         (row,) = run.rows(
             "select * from threads where id = ?",
@@ -134,7 +134,7 @@ class TestLog:
         ]
 
     def test_the_same_said_twice(self, server, run):
-        "Two threads that are alike are gone on with one after the other, not forked"
+        "Two equal threads are continued one after the other, not forked"
         first, again = server.chat("Say hi."), server.chat("Say hi.")
         threads = [first.choice["thread_id"], again.choice["thread_id"]]
         assert first.text == again.text
@@ -186,7 +186,7 @@ class TestLog:
             reply = server.chat(SKY)
             assert reply.choice["thread_id"] is None
             history = [user(SKY), assistant(reply.text), user("Why?")]
-            # In memory it is there all the same
+            # It is in memory all the same
             assert server.chat(history).cached >= reply.json["usage"]["total_tokens"]
             with server.streaming(SKY) as stream:
                 assert len(list(stream)) > 5
@@ -244,7 +244,7 @@ class TestOpenAIModel:
 
 
 def anonymous(rows):
-    "Rows by their place, not by their ids and times"
+    "Rows without their ids and times"
     names = ("id", "created", "hash", "duration", "datetime", "response", "thread")
     return [
         {
@@ -256,8 +256,8 @@ def anonymous(rows):
     ]
 
 
-# Few tokens, of questions that the model knows an answer to: where it hesitates
-# between two, the rounding of another batch decides
+# Short answers to questions that the model can answer: where it hesitates between
+# two tokens, the rounding of another batch decides
 BRIEFLY = ("-o", "temperature", "0", "-o", "max_tokens", "8")
 STEPS = (
     ("-m", "kvllama", *BRIEFLY, SKY),
@@ -278,7 +278,7 @@ STEPS = (
 
 
 class TestCommands:
-    "Fails if a command is answered otherwise because a server answers it"
+    "Fails if a command gets another answer because a server gives it"
 
     def test_the_same_is_said_and_logged(self, tmp_path):
         with Server(tmp_path) as server:
@@ -326,7 +326,7 @@ class TestCommands:
             assert found == seen[alone][name], name
 
     def test_nothing_is_read_again(self, server, run):
-        "Neither what the server has in memory, nor what it left on disk"
+        "Neither what the server has in memory, nor what it stored"
         run.prompt(document(150, 8))
         before = run.show()
         assert before["restored_tokens"] < 40
@@ -402,10 +402,10 @@ class TestCommands:
 
 
 class TestGone:
-    "Fails if a server that is no more there costs more than loading the model"
+    "Fails if a server that is gone costs more than loading the model"
 
     def test_killed(self, tmp_path):
-        "Its word stays behind: it is not believed, nor is anybody told a prompt"
+        "Its server.json is left behind, but nobody trusts it with a prompt"
         with Server(tmp_path) as server:
             run = Commands(server.home)
             about = server.home / "kvbranch" / "server.json"
@@ -452,7 +452,7 @@ class TestGone:
             assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
     def test_one_that_hangs(self, server, run, monkeypatch):
-        "It takes connections still, as any process does that is stopped"
+        "A stopped process still accepts connections"
         monkeypatch.setattr(client, "_SILENT_SECONDS", 1.0)
         server.process.send_signal(signal.SIGSTOP)
         try:
@@ -465,7 +465,7 @@ class TestGone:
         server.until_idle(60)
 
     def test_stopped_in_the_middle(self, tmp_path):
-        "A client of the API is told so, too, and what it got is logged"
+        "A client of the API gets an error, and the text so far is logged"
         with Server(tmp_path) as server:
             with (
                 _asking(server) as process,
@@ -513,7 +513,7 @@ class TestGone:
 
 @contextlib.contextmanager
 def _listening(port):
-    "Somebody else at a server's port; what they hear"
+    "A stranger on a server's port, who records what they receive"
     heard = []
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -531,7 +531,7 @@ def _listening(port):
 
 @contextlib.contextmanager
 def _asking(server):
-    "llm in a process of its own, on an answer without an end"
+    "llm in a process of its own, with an answer that does not end"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "llm", "-m", "kvllama"),

@@ -1,8 +1,7 @@
-"""A server among clients that leave, break and are killed, for a long time.
+"""A server with clients that disconnect, misbehave and are killed, for a long time.
 
-The idea: clients do at random what clients do, most of them badly. The good ones in
-between must be answered as if they were alone, and when all have left there must be
-nothing of them but what they were answered.
+The idea: clients act at random, most of them badly. The good ones must be answered as
+if they were alone, and when all have left, nothing may remain but the logged answers.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ QUESTIONS = (
     "What is a lighthouse for?",
     "Who wrote Hamlet?",
 )
-# A client that says so when its answer has begun, and reads on until it is killed
+# A client that prints when its answer begins, and reads on until it is killed
 VICTIM = """
 import socket, sys
 client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -54,7 +53,7 @@ while data := client.recv(9999):
 
 
 class Client(threading.Thread):
-    "Does one thing after another until there is nothing left to do"
+    "A client that acts until there is nothing left to do"
 
     def __init__(self, soak, number):
         super().__init__(daemon=True)
@@ -107,7 +106,7 @@ class Client(threading.Thread):
         for path in ("/-/kvbranch/slots", "/metrics", "/branch/tree", "/v1/models"):
             assert self.server.get(path).status == 200
 
-    # -- such as leave ---------------------------------------------------------
+    # -- those that leave ------------------------------------------------------
 
     def leaves_while_it_is_answered(self):
         n = self.random.randint(1, 4)
@@ -131,7 +130,7 @@ class Client(threading.Thread):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def leaves_in_the_middle_of_its_request(self):
-        "Within the headers, between them and the body, or within that"
+        "Inside the headers, before the body, or inside it"
         request = self._request(chat(ENDLESS))
         with self._connected(request[: self.random.randint(1, len(request) - 1)]):
             time.sleep(0.2 * self.random.random())
@@ -141,7 +140,7 @@ class Client(threading.Thread):
             assert victim.stdout.readline() == b"begun\n"
             victim.send_signal(signal.SIGKILL)
 
-    # -- such as make no sense ---------------------------------------------------
+    # -- those that send nonsense ---------------------------------------------------
 
     def sends_nonsense(self):
         good = json.dumps(chat("Hi")).encode()
@@ -197,7 +196,7 @@ class Client(threading.Thread):
             yield victim
 
 
-WHAT = {  # how often each is done, of a hundred
+WHAT = {  # how often each happens, in percent
     "asks": 20,
     "goes_on": 10,
     "branches": 8,
@@ -215,19 +214,19 @@ WHAT = {  # how often each is done, of a hundred
 
 
 class Soak:
-    "Clients of a server, and what it takes"
+    "The clients of a server, and the resources that it uses"
 
     def __init__(self, server, seed):
         self.server, self.seed = server, seed
         self.done, self.left = Counter(), 0
         self._lock = threading.Lock()
         self.answers = {q: server.chat(q, max_tokens=6).text for q in QUESTIONS}
-        self.others = []  # replies that say something else
+        self.others = []  # replies that differ
         hello = server.chat("Say hello.")
         self.parent, self.hello = hello.id, hello.text
 
     def next(self, chance):
-        "What to do next, None when that was all"
+        "The next action; None at the end"
         with self._lock:
             self.left -= 1
             if self.left < 0:
@@ -244,13 +243,13 @@ class Soak:
                 raise client.failure
 
     def rest(self):
-        "Wait until nobody is there any more"
+        "Wait until the server is idle"
         self.server.until_idle()
         until(lambda: self.server.metrics()["kvbranch_running"] == 0, "none runs")
         time.sleep(0.5)
 
     def check_others(self):
-        "Another answer is right where rounding decided between two tokens"
+        "Another answer is correct where rounding decided between two tokens"
         judge = Judge()
         for reply in self.others[:20]:
             assert judge.is_right(self.server, reply.id), reply.text
@@ -274,7 +273,7 @@ def test_nothing_is_left_of_clients_but_what_they_were_answered(tmp_path, n, cap
     env = {"TMPDIR": str(temporary)}
     with Server(tmp_path, "--slots", "4", "--queue", "100", **env) as server:
         soak = Soak(server, n)
-        soak.run(max(40, n // 5))  # whatever is made once is made by then
+        soak.run(max(40, n // 5))  # everything that is created once exists by then
         soak.rest()
         before = soak.takes()
         soak.run(n)
@@ -301,7 +300,7 @@ def test_nothing_is_left_of_clients_but_what_they_were_answered(tmp_path, n, cap
 
 
 def _check_log(server):
-    "Every turn can be read and gone on with, and nothing else was stored"
+    "Every turn can be read and continued, and nothing else was stored"
     home = server.home
     with contextlib.closing(sqlite3.connect(home / "logs.db")) as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
@@ -334,7 +333,7 @@ def _check_log(server):
 
 
 def test_commands_that_are_killed(tmp_path):
-    "llm itself, at any moment of an answer that a server gives"
+    "llm itself, killed at any moment of a server's answer"
     with Server(tmp_path, "--slots", "2") as server:
         expected = server.chat("Why is the sky blue?").text
         command = [sys.executable, "-m", "llm", "-m", "kvllama", ENDLESS]

@@ -1,4 +1,4 @@
-"""What the server tells of itself while its engine goes on."""
+"""The status of a server while its engine is running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..support.scheduled import LONG, Asked, scheduled
 
 @pytest.fixture
 def restless():
-    "Threads that take turns as often as can be"
+    "Switch threads as often as possible"
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -22,7 +22,7 @@ def restless():
 
 
 class TestLooking:
-    "Fails if who looks fails what is looked at: an array in use cannot grow"
+    "Fails if reading the status breaks an answer: an array in use cannot grow"
 
     def test_answers_go_on(self, restless):
         with scheduled(n_seq=4) as scheduler:

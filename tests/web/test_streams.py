@@ -1,4 +1,4 @@
-"""Events on their way to a client."""
+"""Streams of events, and their keep-alives."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from llm_kvbranch.web.api.streams import EventStream
 
 
 class Client:
-    "What a client receives of a stream"
+    "What a client receives from a stream"
 
     def __init__(self):
         self.kinds = []
         self.text = ""
 
     async def send(self, message):
-        await asyncio.sleep(0)  # as a slow one does, which lets others send
+        await asyncio.sleep(0)  # as a slow client does, which lets other tasks send
         self.kinds.append(message["type"].rpartition(".")[2])
         self.text += message.get("body", b"").decode()
 
 
 async def slowly(*events):
-    "Events after long silences"
+    "Events with long pauses between them"
     for event in events:
         await asyncio.sleep(10 * streams.QUIET)
         yield event
@@ -37,7 +37,7 @@ def impatient(monkeypatch):
 
 
 class TestSilence:
-    "Fails if a client cannot tell a server that is busy from one that hangs"
+    "Fails if a client cannot tell a busy server from one that hangs"
 
     def test_lines_are_empty_meanwhile(self):
         client = Client()
@@ -59,7 +59,7 @@ class TestSilence:
         assert set(comments) == {":"}
 
     def test_an_event_stream_can_be_refused_until_it_begins(self):
-        "With a status of its own, however long that takes"
+        "With its own status, however long that takes"
         client = Client()
 
         async def refused():
