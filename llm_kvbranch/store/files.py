@@ -33,7 +33,7 @@ from .database import (
     now,
     version,
 )
-from .header import State
+from .header import Key, State
 from .index import Index
 from .locks import Locks
 from .statefile import SUFFIX, read_head, sync_directory
@@ -168,7 +168,11 @@ class Files(Index, Stats):
     # -- files ---------------------------------------------------------
 
     def path(self, state: State) -> Path:
-        return self.root / "states" / state.fingerprint / f"{state.response_id}{SUFFIX}"
+        return self._path(state.key)
+
+    def _path(self, key: Key) -> Path:
+        fingerprint, response_id = key
+        return self.root / "states" / fingerprint / f"{response_id}{SUFFIX}"
 
     def pin_file(self, state: State) -> Path:
         "An empty file that marks a state as pinned even if the index is lost"
@@ -215,7 +219,7 @@ class Files(Index, Stats):
                     "update states set nbytes = ? where key = ?", [added.nbytes, key]
                 )
                 self._touch(db, added.chain)
-            self._settled(db, [state.key for state in states])
+            self._clear_pending(db, [state.key for state in states])
 
     def _announce(self, deleted: Deletion, added: Addition | None) -> int | None:
         "Record what is about to be done to files; returns the key of the new row"
@@ -226,7 +230,7 @@ class Files(Index, Stats):
             if added is not None:
                 key = self._add(db, added.state, 0)
                 self._index_tokens(db, key, added.state)
-                self._pend(db, added.state)
+                self._set_pending(db, added.state)
                 if self._index_bytes() > max(
                     _INDEX_LEAST, int(_INDEX_SHARE * self.budget())
                 ):
@@ -252,7 +256,7 @@ class Files(Index, Stats):
     def _remove(
         self, db: sqlite3.Connection, entry: Entry, reason: str, with_row: bool
     ) -> None:
-        self._pend(db, entry.state)
+        self._set_pending(db, entry.state)
         if with_row:
             db.execute(f"delete from states {BY_KEY}", entry.state.key)
         else:
@@ -267,11 +271,11 @@ class Files(Index, Stats):
             [reason, entry.nbytes, now()],
         )
 
-    def _pend(self, db: sqlite3.Connection, state: State) -> None:
+    def _set_pending(self, db: sqlite3.Connection, state: State) -> None:
         db.execute("insert or ignore into pending values (?, ?)", state.key)
 
-    def _settled(self, db: sqlite3.Connection, which: list[tuple[str, str]]) -> None:
-        db.executemany(f"delete from pending {BY_KEY}", which)
+    def _clear_pending(self, db: sqlite3.Connection, keys: list[Key]) -> None:
+        db.executemany(f"delete from pending {BY_KEY}", keys)
 
     def _move(self, deleted: Deletion, added: Addition | None) -> None:
         "Change the files as announced, and make it durable"
@@ -292,12 +296,11 @@ class Files(Index, Stats):
 
     def _settle(self) -> None:
         "Finish or undo the change that a crash left; the caller is the writer"
-        rows = self.db.execute("select * from pending").fetchall()
+        rows = self.db.execute("select fingerprint, id from pending").fetchall()
         found = []
-        for row in rows:
-            entry = self.get(row["id"], row["fingerprint"])
-            path = self.root / "states" / row["fingerprint"] / f"{row['id']}{SUFFIX}"
-            nbytes = 0
+        for fingerprint, response_id in rows:
+            key = fingerprint, response_id
+            entry, path, nbytes = self.get(response_id, fingerprint), self._path(key), 0
             if entry is not None and entry.gone is None:
                 with contextlib.suppress(StateError):
                     state, size = read_head(path)
@@ -308,7 +311,7 @@ class Files(Index, Stats):
                 except OSError:
                     if path.exists():
                         continue  # stays pending, without stopping the rest
-            found.append((nbytes, (row["fingerprint"], row["id"])))
+            found.append((nbytes, key))
         if found:
             with self._write() as db:
                 db.executemany(
@@ -316,7 +319,7 @@ class Files(Index, Stats):
                     f" coalesce(gone, 'state could not be written')) {BY_KEY}",
                     [(nbytes, nbytes, *key) for nbytes, key in found],
                 )
-                self._settled(db, [key for _, key in found])
+                self._clear_pending(db, [key for _, key in found])
 
     def recover(self) -> None:
         "Clean up after processes that ended while they wrote"

@@ -34,6 +34,7 @@ _MAX_POSITION = (1 << 63) - 1  # the largest integer in the index
 _NO_DIGEST = "0" * 32
 
 Range = tuple[int, int]  # begin and end of some bytes of a file
+Key = tuple[str, str]  # (fingerprint, response id), which no two states share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,7 @@ class State:
         return tuple(position for position, _ in self.snapshots)
 
     @property
-    def key(self) -> tuple[str, str]:
-        "(fingerprint, response_id), which no other state has"
+    def key(self) -> Key:
         return self.fingerprint, self.response_id
 
     def metadata(self) -> dict[str, str]:

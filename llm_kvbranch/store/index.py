@@ -24,7 +24,7 @@ from typing import Any
 
 from .chain import Chain, Entry, Segment
 from .database import BY_KEY, Database, chunks, now
-from .header import State, snapshots_of, snapshots_text
+from .header import Key, State, snapshots_of, snapshots_text
 from .tokens import (
     BLOCK,
     block_hashes,
@@ -144,9 +144,8 @@ class Index(Database):
         "Everything that leads up to an entry's end; empty if an ancestor is unknown"
         return self._chain_of(self.db, entry.state.key)
 
-    def _chain_of(self, db: sqlite3.Connection, state: tuple[str, str]) -> Chain:
-        "The same, for a State.key"
-        row = db.execute(f"select key from states {BY_KEY}", state).fetchone()
+    def _chain_of(self, db: sqlite3.Connection, key: Key) -> Chain:
+        row = db.execute(f"select key from states {BY_KEY}", key).fetchone()
         return self._chain(db, row["key"]) if row else Chain()
 
     def _chain(self, db: sqlite3.Connection, key: int) -> Chain:
@@ -274,8 +273,8 @@ class Index(Database):
             if len(rows) < size:
                 return
 
-    def pinned_keys(self) -> set[tuple[str, str]]:
-        "The State.key of every pinned state and its ancestors"
+    def pinned_keys(self) -> set[Key]:
+        "The keys of the pinned states and their ancestors"
         rows = self.db.execute(f"{_PINNED} select fingerprint, id from up").fetchall()
         return {(row["fingerprint"], row["id"]) for row in rows}
 

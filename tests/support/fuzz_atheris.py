@@ -21,7 +21,11 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 with atheris.instrument_imports(
-    include=["llm_kvbranch.store.statefile", "llm_kvbranch.engine.blob"]
+    include=[
+        "llm_kvbranch.store.header",
+        "llm_kvbranch.store.statefile",
+        "llm_kvbranch.engine.blob",
+    ]
 ):
     from llm_kvbranch.engine import blob
     from llm_kvbranch.errors import StateError
