@@ -236,13 +236,19 @@ class History:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        "One transaction that waits for other writers, or part of the current one"
+        """One transaction that waits for other writers.
+
+        In a transaction that is open already it is a part of that one, which is
+        undone alone if it fails and committed by whoever opened it.
+        """
         connection = self.db.conn
         if connection.in_transaction:
-            yield
+            with self.db.atomic():
+                yield
             return
-        connection.execute("begin immediate")
         try:
+            # Ctrl-C while this waits arrives after SQLite has begun
+            connection.execute("begin immediate")
             yield
             connection.commit()
         except BaseException:
