@@ -139,16 +139,26 @@ class Database:
     def _write(self) -> Iterator[sqlite3.Connection]:
         "A transaction that waits its turn; raises StoreError"
         try:
-            self.db.execute("begin immediate")
-            try:
+            with transaction(self.db):
                 yield self.db
-                self.db.execute("commit")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # SQLite may have done it
-                    self.db.execute("rollback")
-                raise
         except (OSError, UnicodeError, OverflowError, sqlite3.Error) as error:
             raise StoreError(f"Cannot write to the state store: {error}") from None
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    "A transaction that waits its turn and is undone after any exception"
+    is_ours = not db.in_transaction  # otherwise SQLite refuses to begin
+    try:
+        # Ctrl-C while this waits arrives after SQLite has begun
+        db.execute("begin immediate")
+        yield
+        db.execute("commit")
+    except BaseException:
+        if is_ours:
+            with contextlib.suppress(sqlite3.Error):
+                db.rollback()
+        raise
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -31,6 +31,7 @@ from .database import (
     create,
     is_damage,
     now,
+    transaction,
     version,
 )
 from .header import Key, State
@@ -120,16 +121,11 @@ class Files(Index, Stats):
 
     def _migrate(self, db: sqlite3.Connection) -> None:
         "Create the index, or replace the one of another version"
-        with self.locks.writer():  # nobody changes files while they are read
-            db.execute("begin immediate")
-            try:
-                if version(db) != SCHEMA_VERSION:
-                    create(db)
-                    self._read_files(db)
-                db.execute("commit")
-            except BaseException:
-                db.execute("rollback")
-                raise
+        # Nobody changes files while they are read
+        with self.locks.writer(), transaction(db):
+            if version(db) != SCHEMA_VERSION:
+                create(db)
+                self._read_files(db)
 
     def _read_files(self, db: sqlite3.Connection) -> None:
         "Fill an empty index from the headers of the files"

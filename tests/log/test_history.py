@@ -8,22 +8,10 @@ import sqlite3
 import pytest
 import sqlite_utils
 
-from llm_kvbranch.log import History, marks, open_log
+from llm_kvbranch.log import History, marks
 
+from ..support.interrupting import Interrupting
 from ..support.logged import Log
-
-
-class Interrupting(sqlite3.Connection):
-    "Ctrl-C arrives while a statement waits for a lock: SQLite gets the lock first"
-
-    armed = False
-
-    def execute(self, sql, *more):
-        result = super().execute(sql, *more)
-        if self.armed and sql.lower().startswith("begin"):
-            self.armed = False
-            raise KeyboardInterrupt
-        return result
 
 
 @pytest.fixture
