@@ -255,6 +255,12 @@ class History:
             connection.rollback()
             raise
 
+    def prepare(self) -> None:
+        "Create our tables in the log, unless they exist"
+        if migrations.pending(self.db):
+            with self.writing():  # another process may have created them by now
+                migrations.apply(self.db)
+
     def log(
         self,
         response: Any,
@@ -267,7 +273,7 @@ class History:
         Returns the thread's id. If ``tip`` is given and the thread no longer ends
         with it, because others have continued it, the response goes to a fork.
         """
-        migrations.apply(self.db)
+        self.prepare()
         with self.writing():
             if tip is not None and self.store.thread_tip(thread["id"]) != tip:
                 thread = {**thread, "id": new_thread_id()}

@@ -16,7 +16,7 @@ import sqlite_utils
 
 from ..errors import HistoryError
 from .history import History
-from .tables import IN, json_list, migrations
+from .tables import IN, json_list
 
 MAX_NOTE = 2000  # characters
 
@@ -56,7 +56,7 @@ def mark(
     """
     if note is not None and len(note) > MAX_NOTE:
         raise HistoryError(f"A note can have at most {MAX_NOTE:,} characters")
-    migrations.apply(history.db)
+    history.prepare()
     with history.writing():
         old = read_mark(history, response_id)
         new = Mark(

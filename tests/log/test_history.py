@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlite_utils
+from sqlite_utils.migrations import Migrations
 
 from llm_kvbranch.log import History, marks
 
@@ -47,3 +50,37 @@ class TestWriting:
         assert log.history.resolve("last") == one
         with Log(log.path).db as other:
             assert marks.read_mark(History(other), one).note == "kept"
+
+
+class TestFirstUse:
+    "Fails if processes that use a log for the first time are in each other's way"
+
+    def test_several_at_once(self, user_path, monkeypatch):
+        "All of them see that the tables are missing before one creates them"
+        log = Log(user_path / "logs.db", ours=False)
+        ids = [log.begin(f"Why {n}?", "Because.") for n in range(4)]
+        log.close()
+        here, all_here = threading.local(), threading.Barrier(len(ids))
+        pending = Migrations.pending
+
+        def meet(self, db):
+            found = pending(self, db)
+            if not hasattr(here, "met"):
+                here.met = True
+                all_here.wait(10)
+            return found
+
+        def star(id):
+            with Log(log.path, ours=False).db as db:
+                marks.mark(History(db), id, starred=True)
+
+        monkeypatch.setattr(Migrations, "pending", meet)
+        with ThreadPoolExecutor(len(ids)) as pool:
+            list(pool.map(star, ids))
+        with Log(log.path, ours=False).db as db:
+            assert {mark.response_id for mark in marks.read_marks(db, ids)} == set(ids)
+
+    def test_nothing_is_written_when_there_is_nothing_to_do(self, log):
+        with contextlib.closing(sqlite3.connect(log.path)) as other:
+            other.execute("begin immediate")
+            log.history.prepare()

@@ -29,7 +29,7 @@ import uvicorn
 
 from ...client import announce, find, withdraw
 from ...errors import KVBranchError, SettingError
-from ...log import open_log, tables
+from ...log import History, open_log
 from ...settings import data_directory
 from ..compat import new_datasette
 from ..door import KNOWN, LOGIN, MAX_BODY, Door, check_token, close_door, kept_token
@@ -187,7 +187,7 @@ def _log_path(database: str | None) -> Path:
     path = _path_of(database)
     db = open_log(str(path), create=True)
     try:
-        tables.migrations.apply(db)
+        History(db).prepare()
     finally:
         db.close()
     return path
