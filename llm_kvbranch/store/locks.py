@@ -24,7 +24,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -191,7 +190,7 @@ def _set(file: int, kind: int, offset: int) -> None:
     if hasattr(fcntl, "F_OFD_SETLK"):
         # A lock that belongs to the open file (Linux, macOS)
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _flock(kind, offset))
-    else:  # pragma: no cover
+    else:
         # It belongs to the process and ends when any file object for the path is
         # closed, so two stores in one process protect each other less
         wait = 0 if kind == fcntl.LOCK_UN else fcntl.LOCK_NB
@@ -199,8 +198,8 @@ def _set(file: int, kind: int, offset: int) -> None:
 
 
 def _flock(kind: int, offset: int) -> bytes:
-    "struct flock for one byte of the file; Python packs it for no OFD lock"
-    kinds: dict[int, Any] = {
+    "struct flock for one byte of the file, which Python does not pack for OFD locks"
+    kinds: dict[int, int] = {
         fcntl.LOCK_SH: fcntl.F_RDLCK,
         fcntl.LOCK_EX: fcntl.F_WRLCK,
         fcntl.LOCK_UN: fcntl.F_UNLCK,

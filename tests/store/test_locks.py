@@ -294,6 +294,25 @@ class TestProcesses:
         with ours.writer():
             pass
 
+    def test_so_do_locks_of_the_process(
+        self,
+        ours: Locks,
+        holder: subprocess.Popen[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        "On systems without locks of open files, such as FreeBSD"
+        monkeypatch.delattr(locks_module.fcntl, "F_OFD_SETLK")
+        assert not claim(ours, "held")
+        assert not claim(ours, "claimed")
+        with ours.hold(["held"]), pytest.raises(StoreError), ours.writer():
+            pytest.fail("two writers at once")
+        holder.kill()
+        holder.wait()
+        assert free(ours, "held")
+        assert free(ours, "claimed")
+        with ours.writer():
+            pass
+
 
 class TestWithoutLocks:
     "Without locks a store must still work for a single process"
