@@ -62,8 +62,9 @@ def examine() -> dict[str, Any]:
                     f"Cannot use {error.filename}: {error.strerror}. "
                     "Check its permissions"
                 )
-            mild = name == "store" and not isinstance(error, SettingError)
-            problems.append(("warning" if mild else "error", text))
+            # Without the store models still answer
+            minor = name == "store" and not isinstance(error, SettingError)
+            problems.append(("warning" if minor else "error", text))
     found["problems"] = list(dict.fromkeys(problems))
     return found
 
@@ -133,14 +134,14 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
     layers = min(about.n_layer + 1, wanted) if wanted >= 0 else about.n_layer + 1
     fitting = min(layers, layers_that_fit(about, gpus, types)) if gpus else 0
     whole = gpus and fitting > about.n_layer
-    room = sum(gpu.free for gpu in gpus) if whole else memory
+    room = sum(one.free for one in gpus) if whole else memory
     tokens = tokens_that_fit(about, room, types)
     if room and not tokens and not about.unfit:
         problems.append(
             (
                 "error",
                 f"{model.name} needs {format_size(about.nbytes + MARGIN)} of memory to "
-                f"run, {format_size(room)} are free: use a smaller model or "
+                f"run, and {format_size(room)} are free: use a smaller model or "
                 "quantisation",
             )
         )
@@ -231,7 +232,7 @@ def _log(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, An
         problems.append(
             (
                 "warning",
-                "Logging is off, so answers leave no state: llm logs on",
+                "Logging is off, so answers leave no state. Turn it on: llm logs on",
             )
         )
     return {"path": str(folder / "logs.db"), "on": on}

@@ -27,7 +27,7 @@ def shell(user_path) -> Shell:
 
 @pytest.fixture
 def inside(user_path) -> Inside:
-    "For what does not depend on each call being a new process"
+    "For tests that do not need a new process for each call"
     return Inside(user_path)
 
 
@@ -98,7 +98,7 @@ class TestFollowUp:
 
 
 class TestPrivacy:
-    "Fails if state is left of what was not logged, or others can read it"
+    "Fails if state is left without a log entry, or other users can read it"
 
     def test_no_log(self, inside):
         inside.ask("-n", "Hi")
@@ -259,7 +259,7 @@ class TestErrors:
 
 
 class TestInterrupt:
-    "Fails if Ctrl-C during a long prefill is not heard, or breaks something"
+    "Fails if Ctrl-C during a long prefill is ignored, or breaks something"
 
     def test_during_prefill(self, shell):
         process = subprocess.Popen(
@@ -284,7 +284,7 @@ class TestInterrupt:
 
 
 class TestQuiet:
-    "Fails if llama.cpp talks on the terminal"
+    "Fails if llama.cpp prints to the terminal"
 
     def test_only_the_answer(self, shell):
         done = shell.run("-m", "kvllama", "-o", "max_tokens", "4", "Hi")

@@ -1,4 +1,4 @@
-"""The commands that look after the store, as a person uses them."""
+"""The commands that maintain the store, as users run them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def states(llm: Homes) -> set[str]:
 
 @pytest.mark.model
 class TestStatus:
-    "Bytes that nobody can account for"
+    "Guards against bytes that nobody can account for"
 
     def test_adds_up(self, llm) -> None:
         facts = status(llm)
@@ -83,7 +83,7 @@ class TestStatus:
 
 @pytest.mark.model
 class TestRoom:
-    "A directory without bound, or a state that was wanted and is gone"
+    "Guards against a store that grows without limit, or evicts what is in use"
 
     def test_budget(self, llm) -> None:
         before = status(llm)["bytes"]
@@ -139,7 +139,7 @@ class TestRoom:
 
 @pytest.mark.model
 class TestPrune:
-    "More removed than was meant, or less than was said"
+    "Guards against removing more than was asked for, or less than was reported"
 
     def test_a_subtree(self, llm) -> None:
         first, *others = ids(llm)
@@ -195,7 +195,7 @@ class TestPrune:
 
 
 class TestSizes:
-    "A budget of megabytes where gigabytes were meant"
+    "Guards against a budget of megabytes where gigabytes were meant"
 
     @pytest.mark.parametrize(
         ("text", "nbytes"),
@@ -224,7 +224,7 @@ class TestSizes:
 
 
 class TestSettings:
-    "A setting that is lost, or a broken file that stops everything without a word"
+    "Guards against lost settings, or a broken file that fails without a message"
 
     def test_kept(self, user_path) -> None:
         settings.put("budget", "2GB")

@@ -20,7 +20,7 @@ GREEDY = {"temperature": 0, "max_tokens": 24}
 
 @pytest.fixture
 def kvllama(monkeypatch):
-    "A model whose state goes into this test's directory"
+    "A model whose state is stored in the directory of this test"
     monkeypatch.setattr(model, "_sessions", {})
     return model.KVLlama()
 
@@ -103,10 +103,10 @@ class TestSync:
         assert not states(user_path)
 
     def test_two_at_once_in_one_thread(self, kvllama):
-        """Each goes on with its own conversation.
+        """Each continues its own conversation.
 
-        Not word for word as if alone: llama.cpp rounds otherwise in a batch of
-        several sequences. The FakeEngine's tests hold the rest to the letter.
+        Not word for word as if alone: llama.cpp rounds differently in a batch of
+        several sequences. The tests with FakeEngine check the exact answers.
         """
         prompts = ("Name a fruit.", "Name the capital of France.")
         alone = [kvllama.prompt(p, **GREEDY).text() for p in prompts]

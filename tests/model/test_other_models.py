@@ -1,4 +1,4 @@
-"""Branches of and by models that are not ours, through the real command.
+"""Branches with models of other plugins, through the real command.
 
 llm-echo is another real plugin. The server speaks the OpenAI chat API as vLLM,
 SGLang or llama-server do, and is registered with llm the way they are.
@@ -23,7 +23,7 @@ def shell(user_path):
 
 
 class Engine(http.server.BaseHTTPRequestHandler):
-    "Answers with what it was sent, streamed or not, and keeps the requests"
+    "Answers with the prompt, streamed or not, and records the requests"
 
     requests: list[dict]
 
@@ -84,7 +84,7 @@ def engine(shell):
 
 
 class TestEcho:
-    "Fails if a branch needs a model of ours"
+    "Fails if a branch only works with our models"
 
     def test_branch_of_its_answer(self, shell):
         shell.ok("-m", "echo", "What is the sea?")
@@ -103,7 +103,7 @@ class TestEcho:
 
 
 class TestEngine:
-    "Fails if an engine is not sent the same prefix again, which its cache needs"
+    "Fails if a server is not sent the same prefix again, which its cache needs"
 
     def test_sent_the_branch(self, shell, engine):
         shell.ok("-m", "remote", "What is the sea?")

@@ -1,4 +1,4 @@
-"""Tools that kvllama is offered: called, answered, logged, and gone on from.
+"""Tools: called, answered, logged, and continued from.
 
 The real model, with the template of one that was taught to call tools, and a grammar
 that makes it do so: SmolLM2-135M would not by itself.
@@ -84,13 +84,13 @@ def piece_of():
 
 
 def tokens_of_last():
-    "All tokens of the conversation that is in memory"
+    "All tokens of the conversation in memory"
     (session,) = model_module._sessions.values()
     return max((slot.tokens for slot in session.slots.all()), key=len)
 
 
 class TestCalling:
-    "A call that is shown as text, logged otherwise than it was said, or read again"
+    "Guards against calls shown as text, logged differently, or read again"
 
     def test_it_is_a_call(self, taught, db):
         response = taught().prompt(
@@ -127,7 +127,7 @@ class TestCalling:
 
 
 class TestServed:
-    "The OpenAI API's form of it, whole and streamed"
+    "Guards against calls that OpenAI clients do not understand, whole or streamed"
 
     TOOL = {  # noqa: RUF012
         "type": "function",
@@ -194,7 +194,7 @@ class TestServed:
 
 
 class TestRefusal:
-    "A model that was not taught answers as if it had been"
+    "Guards against offering tools to a model whose template has none"
 
     def test_a_template_without_tools(self, user_path, monkeypatch):
         monkeypatch.setattr(model_module, "_sessions", {})

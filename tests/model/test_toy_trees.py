@@ -1,18 +1,17 @@
-"""Random trees of turns through the real command, each node a session of its own.
+"""Random trees of responses made by the real command, each in its own session.
 
 The idea: a tree is grown by ``llm -m kvllama`` and ``llm kvbranch continue``,
-``branch`` (at a random part of an answer), ``focus`` and ``retry``, on models of
-noise of every kind that cannot be cut anywhere. Each command has only what those
-before it left on disk; in the slow trees each is a process of its own. Then each
-node's tokens are decoded from nothing, in one context, which judges the node twice:
+``branch`` (at a random part of an answer), ``focus`` and ``retry``, with random models
+of all kinds that cannot roll back. Each command has only what earlier ones left on
+disk; in the slow trees each is a process of its own. Then the tokens of each node are
+decoded from scratch in one context, and the node must match it in two ways:
 
-- every token of its answer must be the likeliest one there too, or all but;
-- the rows and snapshots in its file must be those of that context.
+- every token of its answer, or nearly every one, is the most likely one there too;
+- the rows and snapshots in its file are those of that context.
 
-The second is the sharper one: what such a model says often stays the same when a
-token some way back is another one; its state does not. As the batches differ, so does
-the rounding: by how much was measured (``NOISE``), and states that are wrong are far
-beyond it (``TestOracles``).
+The second check is stricter: the answer of such a model often stays the same when an
+earlier token changes; its state does not. Different batches round differently: by how
+much was measured (``NOISE``), and wrong states differ by far more (``TestOracles``).
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ GREEDY = ("-o", "temperature", "0", "-o", "n_threads", "1")
 SHORT = 64  # tokens read of a prompt at whose end no snapshot is taken
 CHANCE = 64  # tokens shared with another turn that are not worth needing its file
 
-# Several commands in one process: to start llm takes most of a second
+# Several commands in one process: starting llm takes most of a second
 LOOK = """
 import sys
 from llm.cli import cli
@@ -96,10 +95,10 @@ cli(["kvbranch", "verify"], standalone_mode=False)
 
 @dataclass
 class Node:
-    """A response, and what was asked for it.
+    """A response and its prompt.
 
-    ``said`` is what the command said that made it, ``facts`` are what another said
-    later. ``end`` is where the parent's answer was cut, in characters; None if not.
+    ``said`` is the output of the command that made it, ``facts`` that of a later
+    command. ``end`` is where the answer of the parent was cut, in characters, or None.
     """
 
     verb: str
@@ -114,7 +113,7 @@ class Node:
 
 @dataclass
 class Tree:
-    "Nodes, made one after the other, and the store that they left"
+    "Nodes in the order they were made, and the store"
 
     toy: Toy
     shell: Shell
@@ -125,13 +124,13 @@ class Tree:
     # -- growing -------------------------------------------------------
 
     def plant(self) -> None:
-        "Ask something, in the first node"
+        "Make the first node"
         question = self._words()
         self.shell.ok("-m", "kvllama", *self._options(), question)
         self._add("", question)
 
     def grow(self, verb: str) -> None:
-        "Add a node that goes on from one of those before it"
+        "Add a node that continues from an earlier one"
         parent = self.random.choice([node for node in self.nodes if node.text])
         question = parent.question if verb == "retry" else self._words()
         arguments, end = [] if verb == "retry" else [question], None
@@ -164,13 +163,13 @@ class Tree:
         facts = json.loads(said)
         node = Node(verb, question, logged.id, logged.text, facts, parent, end)
         self.nodes.append(node)
-        # By what a busy machine measures, reading may seem faster than restoring
+        # On a busy machine, prefill may measure faster than restoring
         index = self.shell.home / "kvbranch" / "index.db"
         with contextlib.closing(sqlite3.connect(index)) as db, db:
             db.execute("delete from rates")
 
     def look(self) -> None:
-        "Ask the command what there is"
+        "Read the facts of all nodes with the command"
         ids = [node.id for node in self.nodes]
         output = subprocess.check_output(
             [sys.executable, "-c", LOOK, *ids], env=self.shell.env, text=True
@@ -188,7 +187,7 @@ class Tree:
 
     @functools.cached_property
     def decoded(self) -> dict[str, Decoded]:
-        "Every node's tokens, decoded from nothing"
+        "The tokens of all nodes, decoded from scratch"
         found = {}
         for node in self.nodes:
             state, tokens = self.state(node), self.chain(node).tokens
@@ -212,14 +211,14 @@ class Tree:
         return self.chain(node).tokens[: self.state(node).answer]
 
     def long(self) -> Iterator[tuple[Node, array[int], int]]:
-        "Nodes with prompts longer than a window, their tokens, where the answers begin"
+        "Nodes with prompts longer than a window, their tokens, and where answers begin"
         for node in self.nodes:
             tokens, answer = self.chain(node).tokens, self.state(node).answer
             if answer > 90:
                 yield node, tokens, answer
 
     def known(self, node: Node) -> array[int]:
-        "The tokens that a node's prompt has from its parent"
+        "The tokens that a prompt shares with its parent"
         if node.parent is None:
             return tokens_of()
         tokens, prompt = self.chain(node.parent).tokens, self.prompt(node.parent)
@@ -233,7 +232,7 @@ class Tree:
 
 
 def grown(toy: Toy, home: Path, seed: int) -> Tree:
-    "A random tree, larger where it may take longer"
+    "A random tree, larger in slow tests"
     draw, shell = random.Random(seed), (Inside if seed == 1 else Shell)(home)
     for variable in ("DIR", "BUDGET", "KEY"):
         shell.env.pop(f"LLM_KVBRANCH_{variable}", None)
@@ -274,7 +273,7 @@ def trees() -> pytest.MarkDecorator:
 
 
 def apart(one: Decoded, other: Decoded, start: int, end: int) -> float:
-    "How far off a context is, in its rows [start, end) and at its end"
+    "The error of a context, in rows [start, end) and at its end"
     values = []
     for engine in (one.engine, other.engine):
         rows = row_values(engine, engine.capture(0, start, end), start, end)
@@ -283,10 +282,10 @@ def apart(one: Decoded, other: Decoded, start: int, end: int) -> float:
 
 
 def cut_badly(toy: Toy, tokens: array[int], kept: int) -> Engine:
-    """A context of the first tokens that had gone on otherwise, and was cut.
+    """A context of the first tokens that had more tokens, which were cut off.
 
-    As llama.cpp lets one do it: a window then lacks rows that had left it already, a
-    recurrent state remembers what was cut off.
+    llama.cpp allows this, but a window then lacks rows that had already left it, and a
+    recurrent state still contains what was cut off.
     """
     end = kept + 20
     before = decode(toy.weights, tokens[:kept] + tokens[: end - kept], end).engine
@@ -308,10 +307,10 @@ def cut_badly(toy: Toy, tokens: array[int], kept: int) -> Engine:
 
 @trees()
 class TestOracles:
-    "Guards against oracles that find nothing wrong with anything"
+    "Guards against oracles that accept everything"
 
     def test_another_token_some_way_back_is_noticed(self, tree: Tree) -> None:
-        "By the state: the answer may well be the same"
+        "In the state; the answer may be the same"
         differences = []
         for node, tokens, answer in tree.long():
             tokens[answer - 40] += 1
@@ -322,7 +321,7 @@ class TestOracles:
         assert statistics.median(differences) > 5 * NOISE[tree.toy.name]
 
     def test_a_cut_that_is_none_is_noticed(self, tree: Tree) -> None:
-        "By the answers and by every state"
+        "In the answers and in every state"
         beaten_by: list[float] = []
         for node, tokens, answer in tree.long():
             begun = cut_badly(tree.toy, tokens, answer - 4)
@@ -337,7 +336,7 @@ class TestOracles:
 
 @trees()
 class TestTree:
-    "Guards against a node that is not what its whole context would have made it"
+    "Guards against a node that differs from computing its whole context"
 
     def test_answers_are_those_of_the_context_decoded_from_nothing(
         self, tree: Tree
@@ -345,7 +344,7 @@ class TestTree:
         beaten_by: list[float] = []
         for node in tree.nodes:
             beaten = tree.decoded[node.id].beaten_by
-            # A token that stops inside a character is told of, and not kept
+            # A token that ends inside a character is reported but not stored
             assert 0 <= node.facts["generated_tokens"] - len(beaten) < 4
             beaten_by += beaten
         assert max(beaten_by) <= CLOSE
@@ -354,7 +353,7 @@ class TestTree:
     def test_states_are_those_of_the_context_decoded_from_nothing(
         self, tree: Tree
     ) -> None:
-        "Rows that a node added, and every snapshot of its answer"
+        "The rows that a node added, and all snapshots of its answer"
         noise = NOISE[tree.toy.name]
         for node in tree.nodes:
             entry, decoded = tree.entry(node), tree.decoded[node.id]
@@ -384,7 +383,7 @@ class TestTree:
             assert prompt[: len(known)] == known, "it was tokenised again"
 
     def test_what_can_be_gone_on_from_is_restored(self, tree: Tree) -> None:
-        "And little else is read again, which is never missed silently"
+        "And little else is read again; every miss has a reason"
         for node in tree.nodes:
             facts, known = node.facts, tree.known(node)
             restored, n_prompt = facts["restored_tokens"], facts["prompt_tokens"]
@@ -408,9 +407,9 @@ class TestTree:
                 assert n_known - restored <= far
 
     def test_nothing_is_stored_that_those_before_have(self, tree: Tree) -> None:
-        """Neither rows nor snapshots, of which there are no more than are wanted.
+        """Neither rows nor snapshots, and no more snapshots than needed.
 
-        That rows have nothing but an empty tail after them is seen in reading them.
+        Reading the rows checks that only an empty tail follows them.
         """
         grid = max(GRID, tree.toy.window)
         for node in tree.nodes:
@@ -424,7 +423,7 @@ class TestTree:
             for segment in tree.chain(node).segments[:-1]:
                 before = segment.entry.state
                 ours = common_prefix(tree.store.chain(segment.entry).tokens, tokens)
-                ours = min(ours, state.answer)  # what is said again is said anew
+                ours = min(ours, state.answer)  # repeated text is generated anew
                 assert not {m for m in before.marks if m <= ours} & {*state.marks}
 
     def test_the_command_tells_later_what_it_told_then(self, tree: Tree) -> None:

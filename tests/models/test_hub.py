@@ -1,6 +1,6 @@
-"""download: what comes from the hub, where it goes, and what a person is told.
+"""Downloads: what is fetched from the hub, where it is stored, and the messages.
 
-All of it against a real server, which is not the hub; nothing leaves this machine.
+Against a real HTTP server on this machine in place of the hub.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHUNK = 1 << 16
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    "With a model; the library reads its environment when it is imported, so: set here"
+    "A hub with a model. The library reads its environment at import, so patch it"
     with FakeHub() as hub:
         environment = hub.environment(tmp_path)
         address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -43,7 +43,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", environment["HF_TOKEN_PATH"])
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-        # It tries again by itself, after a second
+        # It retries after a second
         monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
@@ -63,13 +63,13 @@ def partial_files(cache: Path) -> list[Path]:
 
 
 def models(cache: Path) -> list[Path]:
-    "Whatever another tool would take for a model"
+    "Everything that another tool would take for a model"
     found = [*cache.rglob("*.gguf"), *cache.glob("*/blobs/*")]
     return [path for path in found if path.suffix != ".incomplete"]
 
 
 def refused(*arguments: str) -> str:
-    "What a person is told: one line"
+    "The message to the user, of one line"
     with pytest.raises(DownloadError) as caught:
         download(*arguments)
     return one_line(caught)
@@ -89,7 +89,7 @@ def one_line(caught: pytest.ExceptionInfo[DownloadError]) -> str:
 
 
 class TestDownload:
-    "Other bytes, another name or another place than all tools of the hub agree on"
+    "Guards against other bytes, names or paths than other tools of the hub use"
 
     def test_the_file_under_its_name_in_the_cache(self, hub, cache) -> None:
         path = download(REPO, FILE)
@@ -174,7 +174,7 @@ class TestDownload:
 
 
 class TestSplit:
-    "A model of which a part is missing, or of another version than the others"
+    "Guards against parts that are missing or of different versions"
 
     PARTS = tuple(f"big/Big-Q8_0-0000{i}-of-00003.gguf" for i in (1, 2, 3))
 
@@ -221,10 +221,10 @@ class TestSplit:
         assert not split.transfers()
 
 
-class TestBrokenOff:
-    "Gigabytes that are fetched twice, or a file that was never whole"
+class TestInterrupted:
+    "Guards against downloading gigabytes twice, or using an incomplete file"
 
-    def test_goes_on_where_it_stopped(self, hub, cache) -> None:
+    def test_it_resumes_where_it_stopped(self, hub, cache) -> None:
         hub.break_after(len(MODEL) // 2)
         text = refused(REPO, FILE)
         assert "was interrupted" in text
@@ -275,7 +275,9 @@ class TestBrokenOff:
         hub.ignore_ranges()
         try:
             path = download(REPO, FILE)
-        except DownloadError:  # older libraries append it all, which is seen
+        except (
+            DownloadError
+        ):  # older libraries append the whole file, which is detected
             path = download(REPO, FILE)
         assert path.read_bytes() == MODEL
 
@@ -331,7 +333,7 @@ def stopped(*_) -> None:
 
 
 class TestContent:
-    "Bytes that nobody promised, taken for a model by this or another program"
+    "Guards against wrong content that we or another program would use"
 
     def test_other_bytes_of_the_right_size(self, hub, cache) -> None:
         hub.serve_instead(REPO, FILE, MODEL[:-1] + b"!")
@@ -350,7 +352,7 @@ class TestContent:
 
     def test_nothing_is_found_before_that(self, hub, cache, monkeypatch) -> None:
         with monkeypatch.context() as patch:
-            hashes = SimpleNamespace(sha256=stopped)  # the hub needs its own
+            hashes = SimpleNamespace(sha256=stopped)  # the fake hub needs its own
             patch.setattr("llm_kvbranch.models.hub.hashlib", hashes)
             with pytest.raises(KeyboardInterrupt):
                 download(REPO, FILE)
@@ -360,7 +362,7 @@ class TestContent:
 
     def test_no_gguf_file(self, hub) -> None:
         hub.add(REPO, {FILE: b"<html>Sign in</html>"})
-        for _ in range(2):  # also where it is in the cache already
+        for _ in range(2):  # also when it is already in the cache
             assert "is not a GGUF file" in refused(REPO, FILE)
 
     def test_one_part_is_no_gguf_file(self, hub) -> None:
@@ -383,7 +385,7 @@ class TestContent:
 
 
 class TestToken:
-    "A model that is yours but cannot be had, or a token told to strangers"
+    "Guards against a private model that cannot be downloaded, or a leaked token"
 
     @pytest.mark.parametrize("place", ["environment", "login"])
     def test_opens_private_and_gated_ones(self, hub, monkeypatch, place) -> None:
@@ -408,7 +410,7 @@ class TestToken:
 
 
 class TestRefusals:
-    "A traceback, or a line that does not say what to do next"
+    "Guards against a traceback, or a message that does not say what to do"
 
     def test_gated(self, hub) -> None:
         hub.add(REPO, {FILE: MODEL}, gated=True)
@@ -528,7 +530,7 @@ class TestRefusals:
 
 
 class TestDisk:
-    "A transfer of hours that ends at a full disk"
+    "Guards against hours of download that end with a full disk"
 
     def free(self, monkeypatch, nbytes: int) -> None:
         usage = SimpleNamespace(free=nbytes)
@@ -570,7 +572,7 @@ class TestDisk:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "mkdir", refuse)  # root may write everywhere
+            patch.setattr(Path, "mkdir", refuse)  # root can write everywhere
             text = refused(REPO, FILE)
         assert f"Cannot write {cache}" in text
         assert "Permission denied" in text
@@ -596,7 +598,7 @@ class TestDisk:
 
 
 class TestResolve:
-    "Another model than the one that was meant, or a guess where there was none"
+    "Guards against another model than the one meant, or a guess"
 
     FILES = ("M-IQ4_XS", "M-Q4_K_M", "M-Q4_K_S", "M-Q5_K_M", "M-UD-Q5_K_XL", "M-q8_0")
 
@@ -733,7 +735,7 @@ class TestResolve:
 
 
 class TestProcess:
-    "What holds in this process alone, as it was patched"
+    "Guards against tests that only pass because this process is patched"
 
     def test_two_processes_with_an_environment(self, tmp_path) -> None:
         content = b"GGUF" + os.urandom(24 << 20)
@@ -754,7 +756,7 @@ class TestProcess:
             hub.break_after(16 << 20)
             first = subprocess.run(command, check=False, **options)
             assert first.returncode == 1
-            assert "DownloadError: The transfer of" in first.stderr
+            assert "DownloadError: The download of" in first.stderr
             (partial,) = partial_files(tmp_path)
             n_there = partial.stat().st_size
             assert n_there > 0

@@ -1,4 +1,4 @@
-"""Models of any kind and from anywhere: found, chosen, set up, or refused in a line."""
+"""Models of all kinds and sources: found, chosen, set up, or refused in one line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def put(path: Path, content: str = "GGUF") -> Path:
 
 
 class TestCatalog:
-    "Fails if the wrong model is run, or none without saying what to do"
+    "Fails if the wrong model runs, or none does and nobody says what to do"
 
     def test_embedded_without_importing_the_plugin(self) -> None:
         code = (
@@ -134,7 +134,7 @@ class TestCatalog:
         assert catalog.put_setting(catalog.model(), "n_ctx", 50).name == "tern-2"
         assert catalog.model("tern").settings == {"n_ctx": 100}
 
-    def test_any_part_stands_for_the_whole(
+    def test_any_part_of_a_split_model_names_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first, second = (put(tmp_path / f"t-0000{i}-of-00002.gguf") for i in (1, 2))
@@ -143,7 +143,7 @@ class TestCatalog:
         monkeypatch.setenv("LLM_KVBRANCH_MODEL", str(second))
         assert catalog.model().path == first
 
-    def test_a_folder_that_is_called_like_a_model(self, models: Path) -> None:
+    def test_a_folder_with_the_name_of_a_model(self, models: Path) -> None:
         (models / "a.gguf").mkdir()
         assert list(catalog.found_models()) == [SMOLLM2]
 
@@ -156,7 +156,7 @@ class TestCatalog:
             ("trn-Q4", "Tern-Q4"),
         ],
     )
-    def test_what_may_have_been_meant(
+    def test_a_misspelt_name_gets_a_suggestion(
         self, models: Path, name: str, meant: str
     ) -> None:
         put(models / "Tern-Q4.gguf")
@@ -181,7 +181,7 @@ class TestCatalog:
 
 
 def ollama(folder: Path, name: str, content: str = "GGUF", **changes: Any) -> Path:
-    "A model as Ollama keeps it; returns the blob's path"
+    "A model as Ollama stores it; returns the path of the blob"
     digest = f"sha256:{abs(hash(name)):064x}"
     layers = [
         {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:01"},
@@ -195,8 +195,8 @@ def ollama(folder: Path, name: str, content: str = "GGUF", **changes: Any) -> Pa
     return put(folder / "blobs" / digest.replace(":", "-"), content)
 
 
-class TestElsewhere:
-    "Guards against models that are here already and would be downloaded again"
+class TestDiscovery:
+    "Guards against downloading a model that another program already has"
 
     def offered(self) -> dict[str, tuple[str, Path]]:
         return {one.name: (one.source, one.path) for one in catalog.offered_models()}
@@ -259,7 +259,7 @@ class TestElsewhere:
             ' "digest": "../../../etc/passwd"}]}',
         ],
     )
-    def test_manifests_that_are_none(self, tmp_path: Path, manifest: str) -> None:
+    def test_invalid_manifests(self, tmp_path: Path, manifest: str) -> None:
         folder = tmp_path / ".ollama/models"
         put(folder / "manifests/registry.ollama.ai/library/tern/3b", manifest)
         good = ollama(folder, "registry.ollama.ai/library/skua/1b")
@@ -276,7 +276,7 @@ class TestElsewhere:
         )
         assert self.offered() == {"tern": ("llm-gguf", one), "skua": ("llm-gguf", two)}
 
-    def test_what_is_used_is_offered_no_more(self, user_path: Path) -> None:
+    def test_a_used_model_is_no_longer_offered(self, user_path: Path) -> None:
         put(user_path / "gguf/models/tern.gguf")
         catalog.use(catalog.find("tern"))
         assert self.offered() == {}
@@ -287,7 +287,7 @@ class TestElsewhere:
 
 @pytest.mark.model
 class TestUsing:
-    "Guards against a choice that does not last, or one of a file that cannot run"
+    "Guards against a choice that is lost, or of a file that cannot run"
 
     def test_a_file_where_it_is(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
         said = llm("a", "kvbranch", "use", str(toy))
@@ -326,7 +326,7 @@ class TestUsing:
         assert "kvllama is now toy-2" in llm("a", "kvbranch", "use", str(other))
         assert "kvllama is now toy" in llm("a", "kvbranch", "use", str(toy))
 
-    def test_a_file_that_is_gone(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
+    def test_a_missing_file(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
         moved = tmp_path / "moved.gguf"
         moved.symlink_to(toy)
         llm("a", "kvbranch", "use", str(moved))
@@ -358,7 +358,7 @@ class TestUsing:
             "There is no default model: LLM_KVBRANCH_MODEL: There is no model" in said
         )
 
-    def test_what_takes_the_place_of_the_chosen_one(
+    def test_the_default_after_the_chosen_one_is_removed(
         self, llm: Homes, toy: Path
     ) -> None:
         llm("a", "kvbranch", "use", str(toy))
@@ -379,14 +379,14 @@ class TestUsing:
             (".", "is a folder without GGUF files"),
         ],
     )
-    def test_nothing_of_the_sort(
+    def test_a_name_that_matches_nothing(
         self, llm: Homes, tmp_path: Path, name: str, words: str
     ) -> None:
         name = str(tmp_path) if name == "." else name
         assert words in llm("a", "kvbranch", "use", name, fails=True)
         assert not (tmp_path / "a" / "kvbranch" / "settings.json").exists()
 
-    def test_found_by_itself(self, llm: Homes) -> None:
+    def test_a_detected_model_cannot_be_removed(self, llm: Homes) -> None:
         said = llm("a", "kvbranch", "models", "--remove", SMOLLM2, fails=True)
         assert "was detected automatically" in said
 
@@ -399,7 +399,7 @@ class TestUsing:
         assert llm("a", *SHORT, "Hi") == whole
         header = read_header(first)
         assert header.tensors == read_header(toy).tensors
-        # All parts decide what the model computes, so all are in its fingerprint
+        # All parts matter for what the model computes, so all are in its fingerprint
         before = show(llm, "a")["state_file"]
         third = first.with_name("split-00003-of-00003.gguf")
         data = bytearray(third.read_bytes())
@@ -418,7 +418,7 @@ class TestUsing:
 
 @pytest.mark.model
 class TestUnfit:
-    "Guards against a crash, or llama.cpp's words, where a sentence would help"
+    "Guards against a crash, or a message of llama.cpp's that helps nobody"
 
     def refused(self, llm: Homes, path: Path) -> str:
         "What use, doctor and the model itself say of a file"
@@ -446,7 +446,7 @@ class TestUnfit:
             bad.write_bytes(toy.read_bytes()[:n])
             said = self.refused(llm, bad)
             assert "Download it again" in said
-            assert "gguf_init" not in said  # nobody knows ggml's functions
+            assert "gguf_init" not in said  # users do not know the functions of ggml
 
     @pytest.mark.parametrize(
         ("version", "words"),
@@ -496,14 +496,14 @@ class TestUnfit:
         path = synth.write_adapter(tmp_path / "adapter.gguf")
         assert "llm kvbranch models settings NAME lora FILE" in self.refused(llm, path)
 
-    def test_an_architecture_of_tomorrow(self, llm: Homes, tmp_path: Path) -> None:
+    def test_an_unknown_architecture(self, llm: Homes, tmp_path: Path) -> None:
         path = synth.write("llama", tmp_path / "new.gguf")
         data = path.read_bytes().replace(b"llama", b"lluma")
         path.write_bytes(data)
         said = self.refused(llm, path)
         assert "does not know the architecture of new.gguf, lluma: llm install" in said
 
-    def test_a_tokenizer_of_tomorrow(self, llm: Homes, tmp_path: Path) -> None:
+    def test_an_unknown_tokenizer(self, llm: Homes, tmp_path: Path) -> None:
         path = synth.write("llama", tmp_path / "new.gguf")
         path.write_bytes(path.read_bytes().replace(b"smollm", b"smullm", 1))
         said = llm("a", "kvbranch", "use", str(path), fails=True)
@@ -511,10 +511,10 @@ class TestUnfit:
         with pytest.raises(ModelLoadError) as caught:
             Weights(Load(path))
         assert str(caught.value) in said
-        # doctor does not read vocabularies, which may take most of a second
+        # doctor does not read vocabularies, which can take most of a second
         check_known(path, tokenizer=False)
 
-    def test_what_only_ollama_reads(
+    def test_a_file_that_only_ollama_can_read(
         self, llm: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         blob = ollama(tmp_path / ".ollama/models", "registry.ollama.ai/library/tern/3b")
@@ -529,9 +529,11 @@ class TestUnfit:
         assert "\n" not in said.strip()
         reason = "wrong number of tensors; expected 2131, got 720"
         synth.write("llama", blob)
-        assert "Ollama's own file" in explain(blob, reason)
+        assert "Ollama's file" in explain(blob, reason)
 
-    def test_in_the_list_in_short(self, llm: Homes, toy: Path, tmp_path: Path) -> None:
+    def test_the_list_shows_a_short_reason(
+        self, llm: Homes, toy: Path, tmp_path: Path
+    ) -> None:
         folder = tmp_path / "a" / "kvbranch" / "models"
         put(folder / "bad.gguf").write_bytes(toy.read_bytes()[:-1])
         (row,) = (
@@ -546,7 +548,7 @@ class TestUnfit:
 
 
 class TestSettings:
-    "Guards against settings that do not hold, or hold where they should not"
+    "Guards against settings that are ignored, or apply where they should not"
 
     def test_the_order(self) -> None:
         settings = {"temperature": 0.3, "top_k": 7, "path": "/x"}
@@ -571,7 +573,7 @@ class TestSettings:
             ("split_mode", "odd", "'layer'"),
         ],
     )
-    def test_what_makes_no_sense(self, key: str, value: str, words: str) -> None:
+    def test_invalid_values(self, key: str, value: str, words: str) -> None:
         with pytest.raises(SettingError) as caught:
             parse(key, value)
         assert words in str(caught.value)
@@ -586,7 +588,7 @@ class TestSettings:
             ("rope_scaling", "yarn", "yarn"),
         ],
     )
-    def test_what_is_kept(self, key: str, value: str, kept: Any) -> None:
+    def test_values_as_they_are_saved(self, key: str, value: str, kept: Any) -> None:
         assert parse(key, value) == kept
         assert parse(key, kept) == kept
 
@@ -600,7 +602,7 @@ class TestSettings:
         assert parse("lora", both) == both == [f"{one}:2", str(two)]
 
     @pytest.mark.model
-    def test_they_hold_until_taken_back(self, llm: Homes) -> None:
+    def test_they_apply_until_they_are_reset(self, llm: Homes) -> None:
         llm("a", "kvbranch", "settings", "kvllama", "max_tokens", "3")
         llm("a", "-m", "kvllama", "Hi")
         assert show(llm, "a")["generated_tokens"] == 3
@@ -621,7 +623,7 @@ class TestSettings:
         folder = tmp_path / "a" / "gguf" / "models"
         synth.write("llama", put(folder / "tern.gguf"))
         said = llm("a", "kvbranch", "settings", "tern", "stop", '["a", "b"]')
-        assert 'stop is ["a", "b"]' in said  # and so it came onto the list
+        assert 'stop is ["a", "b"]' in said  # which added it to the list
         assert "flash_attn is false" in llm(
             "a", "kvbranch", "settings", "tern", "flash_attn", "off"
         )
@@ -634,7 +636,7 @@ class TestSettings:
         assert "      llm kvbranch models settings kvllama n_ctx --default\n" in said
 
     @pytest.mark.model
-    def test_default_of_what(self, llm: Homes) -> None:
+    def test_default_needs_a_setting(self, llm: Homes) -> None:
         for more in ((), ("n_ctx", "5")):
             said = llm(
                 "a", "kvbranch", "settings", "kvllama", *more, "--default", fails=True
@@ -642,7 +644,7 @@ class TestSettings:
             assert "llm kvbranch models settings kvllama n_ctx --default" in said
 
     @pytest.mark.model
-    def test_errors_are_a_line(self, llm: Homes, tmp_path: Path) -> None:
+    def test_errors_are_one_line(self, llm: Homes, tmp_path: Path) -> None:
         said = llm("a", "kvbranch", "settings", "n_ctx", "4096", fails=True)
         assert (
             "Name the model first: llm kvbranch models settings kvllama n_ctx" in said
@@ -657,7 +659,7 @@ class TestSettings:
         assert "llm kvbranch models settings" in said
 
     @pytest.mark.model
-    def test_a_template_of_ones_own(self, llm: Homes, tmp_path: Path) -> None:
+    def test_a_custom_chat_template(self, llm: Homes, tmp_path: Path) -> None:
         template = put(
             tmp_path / "short.jinja",
             "{% for m in messages %}<|im_start|>{{ m.role[0] }}\n{{ m.content }}"
@@ -680,7 +682,7 @@ class TestSettings:
 
 @pytest.mark.model
 class TestWhatTheyDo:
-    "Guards against settings that are taken in and change nothing, or too little"
+    "Guards against settings that are accepted and change nothing, or too little"
 
     def answer(self, llm: Homes, home: str = "a") -> tuple[str, dict[str, Any]]:
         text = llm(home, *SHORT, "-o", "n_threads", "1", "Tell me of the sea")
@@ -785,7 +787,7 @@ class TestWhatTheyDo:
 
 
 class TestDownload:
-    "Guards against a transfer that has to begin again, or ends with nothing to run"
+    "Guards against a download that starts over, or ends without a model to run"
 
     @pytest.fixture
     def served(self, toy: Path) -> Iterator[FakeHub]:
@@ -816,7 +818,7 @@ class TestDownload:
         assert done.returncode == (1 if fails else 0), done.stderr
         return done.stdout + done.stderr
 
-    def test_broken_off_and_gone_on_with(
+    def test_an_interrupted_download_is_resumed(
         self, served: FakeHub, toy: Path, tmp_path: Path
     ) -> None:
         size = toy.stat().st_size
@@ -843,7 +845,7 @@ class TestDownload:
         )
         assert facts["resolved_model"] == "tern-Q4_K_M"
         assert "* tern-Q4_K_M" in self.llm(served, tmp_path, "kvbranch", "models")
-        # It is there: nothing is transferred, and the choice stays
+        # It is in the cache: nothing is transferred, and the default stays
         before = served.transferred("tern-Q4_K_M.gguf")
         self.llm(served, tmp_path, "kvbranch", "use", SMOLLM2)
         said = self.llm(served, tmp_path, *command, "Q4_K_M")
@@ -860,7 +862,7 @@ class TestDownload:
         assert "not what the hub announced" in said
         assert "tern" not in self.llm(served, tmp_path, "kvbranch", "models")
 
-    def test_what_is_no_model(self, served: FakeHub, tmp_path: Path) -> None:
+    def test_a_projector_is_not_a_model(self, served: FakeHub, tmp_path: Path) -> None:
         path = synth.write_projector(tmp_path / "projector.gguf")
         served.add("gulls/auk-GGUF", {"auk.gguf": path})
         command = ("kvbranch", "download", "gulls/auk-GGUF")
@@ -872,7 +874,7 @@ class TestDownload:
             ("auk", False),
         ]
 
-    def test_an_architecture_of_tomorrow(
+    def test_an_unknown_architecture(
         self, served: FakeHub, toy: Path, tmp_path: Path
     ) -> None:
         content = toy.read_bytes().replace(b"llama", b"lluma")
@@ -881,7 +883,7 @@ class TestDownload:
         assert "does not know" in self.llm(served, tmp_path, *command, fails=True)
 
     def test_by_a_short_name(self, llm: Homes, toy: Path, monkeypatch: Any) -> None:
-        "The name it was asked for by is its name then"
+        "The short name becomes the name of the model"
         asked = []
         monkeypatch.setattr(hub, "download", lambda *args: asked.append(args) or toy)
         assert "Ready, as kvllama" in llm("a", "kvbranch", "download", "Qwen3-4B")
@@ -901,11 +903,11 @@ class TestDownload:
             == "Error: Interrupted. Run the same command again to resume the download\n"
         )
 
-    def test_a_short_name_with_a_slip(self, llm: Homes) -> None:
+    def test_a_misspelt_short_name(self, llm: Homes) -> None:
         said = llm("a", "kvbranch", "download", "lama-3.2-3b", fails=True)
         assert "did you mean llama-3.2-3b?" in said
 
-    def test_the_names_that_are_known(self, llm: Homes) -> None:
+    def test_the_list_of_short_names(self, llm: Homes) -> None:
         said = llm("a", "kvbranch", "download", "--list")
         assert "* llama-3.2-3b" in said
         assert len(said.splitlines()) >= 6
@@ -913,7 +915,7 @@ class TestDownload:
 
 @pytest.mark.model
 class TestFitting:
-    "Guards against a doctor that reckons with other sizes than llama.cpp"
+    "Guards against a doctor whose sizes differ from those of llama.cpp"
 
     @pytest.mark.parametrize("name", synth.MODELS)
     def test_rows_are_what_the_engine_stores(self, name: str, tmp_path: Path) -> None:
@@ -922,7 +924,7 @@ class TestFitting:
         from llm_kvbranch.engine import KV_TYPES, Engine, Feed, Settings
 
         header = read_header(synth.write(name, tmp_path / "toy.gguf"))
-        head = header.get("attention.key_length") or 32  # q8_0 goes by 32 numbers
+        head = header.get("attention.key_length") or 32  # q8_0 has blocks of 32 numbers
         for kind in ("f16", "f32") if head % 32 else ("f16", "q8_0"):
             settings = Settings(n_threads=1, type_k=kind, type_v=kind)
             engine = Engine(Weights(Load(header.path)), settings)
@@ -962,10 +964,10 @@ class TestFitting:
         assert tokens_that_fit(header, room + 100 * each) == 100
         assert tokens_that_fit(header, 1 << 40) == header.n_ctx_train
 
-    def test_what_a_gpu_has_no_room_for(
+    def test_a_model_that_is_too_large_for_the_gpu(
         self, toy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        "llama.cpp is made to refuse as it does without memory: fewer layers are tried"
+        "llama.cpp is made to fail as if out of memory: fewer layers are tried"
         from llm_kvbranch.engine import weights
 
         small = Device("GPU0", "A small GPU", "GPU", (512 << 20) + 6_400_000, 1 << 30)
@@ -989,7 +991,7 @@ class TestFitting:
 
 @pytest.mark.model
 class TestDoctor:
-    "Guards against a doctor that is wrong, or falls ill itself"
+    "Guards against a doctor that is wrong, or crashes"
 
     def examine(self, llm: Homes, fails: bool = False) -> dict[str, Any]:
         return json.loads(llm("a", "kvbranch", "doctor", "--json", fails=fails))
@@ -1010,7 +1012,7 @@ class TestDoctor:
         assert "room for all 8,192 tokens" in said
         assert "layers on a GPU" not in said or found["compute"]["can_offload"]
 
-    def test_what_is_set_before_there_is_a_store(
+    def test_a_budget_before_there_is_a_store(
         self, llm: Homes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LLM_KVBRANCH_BUDGET", "0")
@@ -1019,7 +1021,7 @@ class TestDoctor:
         said = llm("a", "kvbranch", "doctor", fails=True)
         assert "✗ 'lots' is not a size" in said
 
-    def test_a_store_that_cannot_be(
+    def test_a_store_that_cannot_be_created(
         self, llm: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         put(tmp_path / "file")
@@ -1033,9 +1035,9 @@ class TestDoctor:
             assert "All is well" not in said
         monkeypatch.delenv("LLM_KVBRANCH_DIR")
         llm("a", "kvbranch", "doctor")
-        assert not list((tmp_path / "a").iterdir())  # it leaves nothing itself
+        assert not list((tmp_path / "a").iterdir())  # the doctor leaves no files
 
-    def test_what_may_not_be_read(
+    def test_files_without_permission(
         self, llm: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*_: Any) -> None:
@@ -1052,7 +1054,7 @@ class TestDoctor:
         assert f"! Cannot use {tmp_path}: Permission denied. Check its" in said
 
     def test_without_llama_cpp(self) -> None:
-        "The one thing that is wrong is said once"
+        "The one problem is reported once"
         code = (
             "from llm_kvbranch.engine import lib\n"
             "def fail(): raise ImportError('it is not installed')\n"
@@ -1070,13 +1072,13 @@ class TestDoctor:
         llm("a", *SHORT, "Hi")
         assert " 1 state, " in llm("a", "kvbranch", "doctor")
 
-    def test_settings_count(self, llm: Homes) -> None:
+    def test_settings_are_taken_into_account(self, llm: Homes) -> None:
         llm("a", "kvbranch", "settings", "kvllama", "kv_type", "q8_0")
         found = self.examine(llm)
         assert found["model"]["kv_bytes_per_token"] == 23_040 * 34 / 64
         assert "kv_type is set to q8_0" in llm("a", "kvbranch", "doctor")
 
-    def test_each_thing_by_itself(self, llm: Homes, tmp_path: Path) -> None:
+    def test_each_check_is_independent(self, llm: Homes, tmp_path: Path) -> None:
         llm("a", *SHORT, "Hi")
         llm("a", "logs", "off")
         index = tmp_path / "a" / "kvbranch" / "index.db"
@@ -1092,9 +1094,7 @@ class TestDoctor:
         assert found["compute"] is not None
         assert any("settings.json" in text for _, text in found["problems"])
 
-    def test_a_gpu_that_is_not_used(
-        self, llm: Homes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_unused_gpu(self, llm: Homes, monkeypatch: pytest.MonkeyPatch) -> None:
         from llm_kvbranch.engine import devices
         from llm_kvbranch.models import gpu
 
@@ -1121,13 +1121,13 @@ class TestDoctor:
 
 
 class TestTerminal:
-    "Guards against words that are torn apart at the end of the line"
+    "Guards against words that are split at the end of a line"
 
     def test_later_lines_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from llm_kvbranch.cli.text import hanging
 
         text = "name the /very/long/path/to/a-file.gguf or another one"
-        assert hanging(text, 4) == text  # no terminal: what is piped stays a line
+        assert hanging(text, 4) == text  # not a terminal: piped text stays one line
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
         monkeypatch.setenv("COLUMNS", "24")
         assert hanging(text, 4).splitlines() == [
