@@ -222,9 +222,13 @@ def send_all(home: Path, toy: Path, found: Outputs) -> None:
         get("/-/kvbranch/slots")
         first = ask("/generate", prompt="Why is the sky blue?", system="Be brief")
         branch = ask("/v1/chat/branch", parent_id=first, char_range=[0, 3], prompt="?")
-        focus = ask(
-            "/focus", message_id=first, char_start=0, char_end=3, followup="Explain"
-        )
+        for _ in range(20):  # what is read ahead before the log is written hides it
+            focus = ask(
+                "/focus", message_id=first, char_start=0, char_end=3, followup="Explain"
+            )
+            slots = get("/-/kvbranch/slots")["slots"]
+            if any(slot["response_id"] == focus for slot in slots):
+                break
         get("/-/kvbranch/tree.json", f"?id={focus}")
         get("/-/kvbranch/path.json", f"?id={focus}")
         ask("/continue", message_id=first, prompt="More")
