@@ -198,71 +198,81 @@ def print_all(llm: Homes, found: Outputs) -> None:
         facts["store"] = {"free_disk": facts["store"]["free_disk"]}
 
 
+class Asking:
+    "Requests to a server, whose answers are kept"
+
+    def __init__(self, server: Serving, found: Outputs):
+        self.server = server
+        self.found = found
+
+    def get(self, path: str, query: str = "") -> Any:
+        status, _, text = self.server.ask("GET", path + query)
+        assert status == 200, text
+        self.found.add(f"`GET {path}`", json.loads(text))
+        return json.loads(text)
+
+    def post(self, path: str, **body: Any) -> Any:
+        status, _, text = self.server.ask("POST", path, {"max_tokens": 12, **body})
+        assert status == 200, text
+        return json.loads(text)
+
+    def change(self, path: str, **body: Any) -> None:
+        self.found.add(f"`POST {path}`", self.post(path, **body))
+
+    def ask(self, path: str, **body: Any) -> str:
+        said = self.post(path, temperature=0, **body)
+        self.found.add("`POST /v1/chat/completions`", said)
+        return str(said["id"])
+
+
 def send_all(home: Path, toy: Path, found: Outputs) -> None:
     home.mkdir()
     with Serving(home, "--port", "0", LLM_KVBRANCH_MODEL=str(toy)) as server:
-
-        def get(path: str, query: str = "") -> Any:
-            status, _, text = server.ask("GET", path + query)
-            assert status == 200, text
-            found.add(f"`GET {path}`", json.loads(text))
-            return json.loads(text)
-
-        def post(path: str, **body: Any) -> Any:
-            status, _, text = server.ask("POST", path, {"max_tokens": 12, **body})
-            assert status == 200, text
-            return json.loads(text)
-
-        def ask(path: str, **body: Any) -> Any:
-            said = post(path, temperature=0, **body)
-            found.add("`POST /v1/chat/completions`", said)
-            return said["id"]
-
-        llm = Homes(home)
-        get("/-/kvbranch/slots")
-        first = ask("/generate", prompt="Why is the sky blue?", system="Be brief")
-        branch = ask("/v1/chat/branch", parent_id=first, char_range=[0, 3], prompt="?")
+        to = Asking(server, found)
+        to.get("/-/kvbranch/slots")
+        first = to.ask("/generate", prompt="Why is the sky blue?", system="Be brief")
+        cut = {"parent_id": first, "char_range": [0, 3], "prompt": "?"}
+        branch = to.ask("/v1/chat/branch", **cut)
+        part = {"message_id": first, "char_start": 0, "char_end": 3, "followup": "Why?"}
         for _ in range(20):  # what is read ahead before the log is written hides it
-            focus = ask(
-                "/focus", message_id=first, char_start=0, char_end=3, followup="Explain"
-            )
-            slots = get("/-/kvbranch/slots")["slots"]
+            focus = to.ask("/focus", **part)
+            slots = to.get("/-/kvbranch/slots")["slots"]
             if any(slot["response_id"] == focus for slot in slots):
                 break
-        get("/-/kvbranch/tree.json", f"?id={focus}")
-        get("/-/kvbranch/path.json", f"?id={focus}")
-        ask("/continue", message_id=first, prompt="More")
-        ask("/retry", message_id=branch)
+        to.get("/-/kvbranch/tree.json", f"?id={focus}")
+        to.get("/-/kvbranch/path.json", f"?id={focus}")
+        to.ask("/continue", message_id=first, prompt="More")
+        to.ask("/retry", message_id=branch)
         said = [{"role": "user", "content": "Something else"}]
-        other = ask("/v1/chat/completions", messages=said, stop="x", n=2)
+        other = to.ask("/v1/chat/completions", messages=said, stop="x", n=2)
         for body in ({"starred": True, "note": "Good"}, {"note": None}):
-            mark = post("/-/kvbranch/mark", id=branch, **body)
-            found.add("`POST /-/kvbranch/mark`", mark)
-        post("/-/kvbranch/mark", id=first, note="The first")
-        prune = {"id": other, "what": "state"}
-        found.add("`POST /-/kvbranch/prune`", post("/-/kvbranch/prune", **prune))
-        get("/-/kvbranch/slots")
-        get("/v1/models")
+            to.change("/-/kvbranch/mark", id=branch, **body)
+        to.change("/-/kvbranch/mark", id=first, note="The first")
+        to.change("/-/kvbranch/prune", id=other, what="state")
+        to.get("/v1/models")
         with pytest.MonkeyPatch.context() as patch:  # the same model: it is asked there
             patch.setenv("LLM_KVBRANCH_MODEL", str(toy))
-            llm("llm", "-m", "kvllama", *SHORT, "Is anybody there?")
-            llm("llm", "-c", *SHORT, "Still there?")
-            show = llm("llm", "kvbranch", "show", "last", "--json")
-            found.add("`llm kvbranch show`", json.loads(show))
-            llm("llm", "-m", "echo", "Without counting")
-            llm("llm", "kvbranch", "store", "pin", first)
-            llm("llm", "kvbranch", "store", "gc", "--max-size", "0")
-        get("/branch/tree")
-        get("/-/kvbranch/tree.json", "?id=last")
-        get("/-/kvbranch/path.json", "?id=last")
-        get("/-/kvbranch/path.json", f"?id={json.loads(show)['response_id']}")
-        for id in (first, other):
-            get("/-/kvbranch/tree.json", f"?id={id}")
-        for id in (branch, focus):
-            get("/-/kvbranch/path.json", f"?id={id}")
-        get("/-/kvbranch/search.json", "?q=sky")
-        get("/-/kvbranch/compare.json", f"?id={first}&id={branch}")
-        get("/-/kvbranch/compare.json", f"?id={first}&id={other}")
+            last = ask_in_terminal(Homes(home), found, pinned=first)
+        to.get("/branch/tree")
+        for id in (first, other, "last"):
+            to.get("/-/kvbranch/tree.json", f"?id={id}")
+        for id in (branch, focus, last, "last"):
+            to.get("/-/kvbranch/path.json", f"?id={id}")
+        to.get("/-/kvbranch/search.json", "?q=sky")
+        to.get("/-/kvbranch/compare.json", f"?id={first}&id={branch}")
+        to.get("/-/kvbranch/compare.json", f"?id={first}&id={other}")
+
+
+def ask_in_terminal(llm: Homes, found: Outputs, pinned: str) -> str:
+    "What the server answers, what another model does; then most state is evicted"
+    llm("llm", "-m", "kvllama", *SHORT, "Is anybody there?")
+    llm("llm", "-c", *SHORT, "Still there?")
+    show = json.loads(llm("llm", "kvbranch", "show", "last", "--json"))
+    found.add("`llm kvbranch show`", show)
+    llm("llm", "-m", "echo", "Without counting")
+    llm("llm", "kvbranch", "store", "pin", pinned)
+    llm("llm", "kvbranch", "store", "gc", "--max-size", "0")
+    return str(show["response_id"])
 
 
 SECTIONS = [
