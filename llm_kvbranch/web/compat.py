@@ -1,9 +1,9 @@
-"""Every difference between datasette 0.65 and 1.0, and every private name of theirs.
+"""Differences between datasette 0.65 and 1.0, and private names of datasette's.
 
-The idea: the rest of this package is written as if there were one datasette. What
-either version lacks is asked for here by feature, not by version number.
+The idea: the other modules are written as if there were one datasette. This one
+detects features, not version numbers, and says why a private name is needed.
 
-This module does not know conversations, models or who may do what.
+This module does not know logs, models or who may do what.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def new_datasette(
 
 
 def _load_plugin() -> None:
-    "Whatever plugins datasette was told to load: without this one there is no door"
+    "Register this plugin, even if DATASETTE_LOAD_PLUGINS leaves it out: it is the door"
     from datasette.plugins import pm
 
     plugin = importlib.import_module(_PLUGIN)
@@ -143,7 +143,7 @@ def cacheable(view: Any) -> Any:
 
 
 def table_settings(datasette: Any, database: str) -> Settings:
-    "What the user set for a database's tables, in 0.65's metadata, which is private"
+    "The user's settings for tables, from 0.65's metadata, which is private"
     metadata = getattr(datasette, "_metadata_local", None) or {}
     found: Settings = ((metadata.get("databases") or {}).get(database) or {}).get(
         "tables"

@@ -77,15 +77,15 @@ async def retry(call: Call) -> Any:
 async def tree(call: Call) -> Any:
     "The tree that a response is in, or the newest trees"
     args = call.request.args
-    wanted = args.get("id")
+    reference = args.get("id")
     n = args.get("n") or "10"
     if not (n.isdecimal() and 1 <= int(n) <= 100):
         raise RequestError(400, "n: must be a number from 1 to 100", "n")
 
     def read(history: History) -> Any:
         forest = Forest(history)
-        if wanted:
-            roots = [forest.tree(history.resolve(wanted, threads=True))]
+        if reference:
+            roots = [forest.tree(history.resolve(reference, threads=True))]
         else:
             roots = forest.recent(int(n))
         return {"trees": [_describe(root) for root in roots]}

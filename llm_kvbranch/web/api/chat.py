@@ -57,11 +57,11 @@ async def generate(call: Call) -> Any:
     return await respond(call, messages=messages, name=body.prompt)
 
 
-async def respond(call: Call, **asked: Any) -> Any:
-    "Generate as many answers as the body wants; ``asked`` is of AnswerRequest"
+async def respond(call: Call, **fields: Any) -> Any:
+    "Generate as many answers as the body wants; ``fields`` are those of AnswerRequest"
     answers: list[Answer] = []
     try:
-        for request in _requests(call, **asked):
+        for request in _requests(call, **fields):
             answers.append(Answer(call.server, call.datasette, request))
         if call.body.stream:
             return await call.stream(_events(call, answers))
@@ -71,7 +71,7 @@ async def respond(call: Call, **asked: Any) -> Any:
             answer.cancel()
 
 
-def _requests(call: Call, **asked: Any) -> list[AnswerRequest]:
+def _requests(call: Call, **fields: Any) -> list[AnswerRequest]:
     "One request per answer, each with a seed of its own"
     options, body = call.body.options(), call.body
     requests = []
@@ -85,7 +85,7 @@ def _requests(call: Call, **asked: Any) -> list[AnswerRequest]:
                 schema=json_schema_of(body.response_format),
                 client=call.client,
                 nth=nth,
-                **asked,
+                **fields,
             )
         )
     return requests

@@ -100,7 +100,7 @@ def view(
         async def handle(datasette: Any, request: Any, send: Any, receive: Any) -> Any:
             try:
                 check_method(request, method)
-                log = await _log(datasette, request, action)
+                log = await _authorize(datasette, request, action)
                 call = Call(datasette, request, send, receive, log)
                 if schema is not None:
                     call.body = _parse(schema, await request.post_body())
@@ -124,7 +124,7 @@ def check_method(request: Any, method: str) -> None:
         )
 
 
-async def _log(datasette: Any, request: Any, action: str | None) -> Log:
+async def _authorize(datasette: Any, request: Any, action: str | None) -> Log:
     "The log that a request is about, if the actor may do what it asks for"
     if action is None:
         return await find_log(datasette, request)

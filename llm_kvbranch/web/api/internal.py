@@ -67,20 +67,20 @@ async def run(call: Call) -> Any:
         raise RequestError(400, str(error)) from None
 
     async def events() -> AsyncGenerator[Event]:
-        kept = None
+        last = None
         answer = server.scheduler.stream(request, call.client)
         async with contextlib.aclosing(answer) as pieces:
             async for ticket, piece in pieces:
-                kept = ticket
+                last = ticket
                 if piece:
                     yield {"piece": piece}
-        if kept is None or not kept.generation.facts:
+        if last is None or not last.generation.facts:
             raise RequestError(400, "The answer was cancelled before it began")
         yield {
-            "facts": kept.generation.facts,
+            "facts": last.generation.facts,
             "name": server.session.name,
-            "calls": [asdict(call) for call in kept.generation.calls],
-            "ticket": _keep(server.uncommitted, kept),
+            "calls": [asdict(call) for call in last.generation.calls],
+            "ticket": _keep(server.uncommitted, last),
         }
 
     return await call.stream(events(), lines=True)

@@ -1,7 +1,7 @@
 """Who may come in: the ASGI guard, the API token, the login link, permissions.
 
-Owns what is refused before any route sees it, and who may do what behind that. It
-does not know what the routes answer.
+Owns what is refused before a route sees it, and who may do what behind that.
+It does not know what the routes answer.
 """
 
 from .door import (

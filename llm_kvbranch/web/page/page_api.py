@@ -28,15 +28,19 @@ _MOST = 4  # answers side by side
 @view("GET")
 async def tree(call: Call) -> Any:
     "The whole tree that a response is in"
-    slots, wanted = slots_of(call.log.server), _wanted(call)
-    return json_response(await call.log.read(lambda h: describe_tree(h, wanted, slots)))
+    slots, reference = slots_of(call.log.server), _reference(call)
+    return json_response(
+        await call.log.read(lambda h: describe_tree(h, reference, slots))
+    )
 
 
 @view("GET")
 async def path(call: Call) -> Any:
     "The conversation from the root of a tree to a response"
-    slots, wanted = slots_of(call.log.server), _wanted(call)
-    return json_response(await call.log.read(lambda h: describe_path(h, wanted, slots)))
+    slots, reference = slots_of(call.log.server), _reference(call)
+    return json_response(
+        await call.log.read(lambda h: describe_path(h, reference, slots))
+    )
 
 
 @view("GET")
@@ -61,10 +65,10 @@ async def search(call: Call) -> Any:
 @view("GET")
 async def compare(call: Call) -> Any:
     "Answers side by side"
-    wanted = call.request.args.getlist("id")
-    if not 2 <= len(wanted) <= _MOST:
+    references = call.request.args.getlist("id")
+    if not 2 <= len(references) <= _MOST:
         raise RequestError(400, f"id: give 2 to {_MOST} responses", "id")
-    return json_response(await call.log.read(lambda h: describe_columns(h, wanted)))
+    return json_response(await call.log.read(lambda h: describe_columns(h, references)))
 
 
 @view("GET")
@@ -72,12 +76,12 @@ async def export(call: Call) -> Any:
     "A conversation or a tree as a file"
     from datasette.utils.asgi import Response
 
-    wanted = _wanted(call)
+    reference = _reference(call)
     what = _choice(call, "what", "path", ("path", "tree"))
     kind = _choice(call, "as", "markdown", tuple(transcript.FORMATS))
 
     def read(history: History) -> tuple[str, str]:
-        id = history.resolve(wanted, threads=True)
+        id = history.resolve(reference, threads=True)
         forest = Forest(history)
         root = forest.tree(id)
         node = _find(root, id) if what == "path" else root
@@ -102,7 +106,7 @@ def _find(root: Node, id: str) -> Node:
     return next(node for node in root.walk() if node.id == id)
 
 
-def _wanted(call: Call) -> str:
+def _reference(call: Call) -> str:
     "The response that the request names"
     value = call.request.args.get("id")
     if not value:

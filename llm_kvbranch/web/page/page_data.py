@@ -102,14 +102,14 @@ def describe_path(
     history: History, reference: str, slots: Mapping[str, int]
 ) -> dict[str, Any]:
     "The conversation from the root of a tree to a response"
-    wanted = history.resolve(reference, threads=True)
+    id = history.resolve(reference, threads=True)
     forest = Forest(history, _READ)
-    nodes = {node.id: node for node in forest.tree(wanted).walk()}
-    turns = read_path(history, nodes[wanted])
+    nodes = {node.id: node for node in forest.tree(id).walk()}
+    turns = read_path(history, nodes[id])
     states = look_up(turn.node.id for turn in turns)
     resident = _resident(forest, list(nodes.values()), slots)
     return {
-        "id": wanted,
+        "id": id,
         "turns": [
             _turn(turn, _state(states.get(turn.node.id), resident.get(turn.node.id)))
             for turn in turns

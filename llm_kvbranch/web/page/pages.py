@@ -76,16 +76,16 @@ async def browse(call: Call) -> Any:
     slots = slots_of(log.server)
     listing = await log.read(lambda history: describe_list(history, wanted, slots))
     config = await config_of(call, None)
-    kept = {"db": args.get("db"), "q": wanted.words, "model": wanted.model}
-    kept["starred"] = "1" if wanted.starred else None
+    query = {"db": args.get("db"), "q": wanted.words, "model": wanted.model}
+    query["starred"] = "1" if wanted.starred else None
     values = {
         **listing,
         "wanted": wanted,
         "db": args.get("db"),
         "config": config,
         "logs": await logs_of(call.datasette, call.request.actor),
-        "older": _query({**kept, "before": listing["before"]}),
-        "newest": _query(kept) if wanted.before else None,
+        "older": _query({**query, "before": listing["before"]}),
+        "newest": _query(query) if wanted.before else None,
     }
     return await _render(call.datasette, call.request, "browse", values)
 
@@ -100,9 +100,9 @@ async def tree_page(call: Call) -> Any:
     from datasette.utils.asgi import Response
 
     log, request = call.log, call.request
-    wanted = request.url_vars["id"]
-    id, title = await log.read(lambda history: _resolve(history, wanted))
-    if id != wanted:
+    reference = request.url_vars["id"]
+    id, title = await log.read(lambda history: _resolve(history, reference))
+    if id != reference:
         query = f"?{request.query_string}" if request.query_string else ""
         path = call.datasette.urls.path(f"{HOME}/{quote(id)}")
         return Response.redirect(path + query)
@@ -117,15 +117,15 @@ async def tree_page(call: Call) -> Any:
     return await _render(call.datasette, call.request, "tree", values)
 
 
-def _resolve(history: History, wanted: str) -> tuple[str, str]:
+def _resolve(history: History, reference: str) -> tuple[str, str]:
     """The id of a response and the name of its thread.
 
-    ``wanted`` may also be a message's hash, since datasette's tables link to those.
+    ``reference`` may also be a message's hash, since datasette's tables link to those.
     """
-    if wanted.startswith(HASH_PREFIX):
-        id = resolve_message(history, wanted)
+    if reference.startswith(HASH_PREFIX):
+        id = resolve_message(history, reference)
     else:
-        id = history.resolve(wanted, threads=True)
+        id = history.resolve(reference, threads=True)
     name = history.thread_name(history.turn(id)["thread_id"])
     return id, one_line(name, 80) or "A conversation"
 
