@@ -586,15 +586,17 @@ class Home:
 
     def _watch(self) -> None:
         "Record which parts of which files are opened"
-        slots = self.session.slots
-        opened = slots._open_state
+        home = self
 
-        def watched(entry: Entry, marks: Sequence[int], *more: Any) -> Any:
-            which = int(entry.state.response_id[1:])
-            self.read |= {(which, mark) for mark in (None, *marks)}
-            return opened(entry, marks, *more)
+        class Watched:
+            prefetch = staticmethod(self.store.prefetch)
 
-        slots._open_state = watched
+            def open(self, entry: Entry, marks: Sequence[int], *more: Any) -> Any:
+                which = int(entry.state.response_id[1:])
+                home.read |= {(which, mark) for mark in (None, *marks)}
+                return home.store.open(entry, marks, *more)
+
+        self.session.filler.store = Watched()
 
     def path(self, entry: Entry) -> Path:
         return self.store.path(entry.state)
