@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
-from ..errors import StateError, StoreError
+from ..errors import StoreError, UnreadableStateError
 from ..store import Chain, Check, Entry, Hold, Store
 
 STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
@@ -55,7 +55,7 @@ class NoStore:
         marks: Sequence[int] | None = None,
         check: Check | None = None,
     ) -> AbstractContextManager[tuple[memoryview, dict[int, memoryview]]]:
-        raise StateError("the state store cannot be read")
+        raise UnreadableStateError("the state store cannot be read")
 
     def lost(self, entry: Entry, reason: str) -> None:
         pass
