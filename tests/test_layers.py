@@ -209,6 +209,17 @@ def test_the_rooms_of_web_are_an_order_too():
     assert used == {room: set(allowed.split()) for room, allowed in WEB.items()}
 
 
+def test_versions_of_datasette_differ_only_in_compat():
+    "Nor is a private name of datasette's used anywhere else"
+    differs = re.compile(
+        r"hasattr\(datasette|datasette\.(permissions|resources)|add_query\(|root_enabled"
+        r"|_metadata_local|_datasette_static|\"_internal\"|TokenInvalid|\.signature\("
+    )
+    web = {module: path for module, path in MODULES.items() if web_room_of(module)}
+    found = {module for module in web if differs.search(web[module].read_text())}
+    assert found == {"web.compat"}
+
+
 def test_no_file_imports_itself_by_way_of_others():
     "A package's __init__ counts as itself, where names are imported from it"
     graph = {

@@ -411,11 +411,11 @@ class TestRefusals:
     def test_a_log_that_is_none(self, tmp_path):
         bad = tmp_path / "bad.db"
         bad.write_text("no database at all, but long enough to be looked at")
-        assert "log cannot be used" in refused(tmp_path, "--port", "0", "-d", str(bad))
+        assert "Cannot use the log" in refused(tmp_path, "--port", "0", "-d", str(bad))
 
     def test_a_log_in_no_directory(self, tmp_path):
         path = str(tmp_path / "no" / "logs.db")
-        assert "log cannot be used" in refused(tmp_path, "--port", "0", "-d", path)
+        assert "Cannot use the log" in refused(tmp_path, "--port", "0", "-d", path)
 
 
 def test_others_may_come_by_a_name_that_was_allowed(tmp_path):

@@ -3,7 +3,7 @@
 The idea: each answer is a task of its own. The client reads its pieces; a client that
 disconnects cancels it, and the text so far is still logged.
 
-The invariant: an answer is logged, and its state stored, before its last piece is out.
+The invariant: an answer is logged, and its state stored, before ``pieces`` ends.
 
 This module does not know HTTP or the formats of requests.
 """
