@@ -1,8 +1,8 @@
 """llm-kvbranch: explore a conversation with a local model as a tree.
 
-This module holds llm's hooks and nothing else. Everything is imported inside
-them: ``llm --help`` must not pay for llama.cpp, numpy or datasette, nor datasette
-for llm.
+This module only has llm's hooks. Every llm command runs them, so they import little,
+and only when they are called: llm does not pay for llama.cpp, numpy or datasette, nor
+datasette for llm.
 """
 
 from __future__ import annotations

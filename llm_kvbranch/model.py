@@ -54,8 +54,8 @@ def request_of(
 ) -> Request:
     """The request for a prompt of llm.
 
-    ``recommended`` is the sampling that the model file recommends; ``tools`` are those
-    of tools_of.
+    ``recommended`` is the sampling that the model file recommends, ``tools`` is the
+    result of tools_of.
     """
     from .engine import json_grammar
     from .inference import Request

@@ -42,7 +42,7 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
             self._places.update(places)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # completion: of the commands, not of the default's
+        if ctx.resilient_parsing:  # complete commands, not options of the default
             return click.Group.parse_args(self, ctx, args)
         rest: list[str] = super().parse_args(ctx, args)
         return rest
@@ -54,7 +54,8 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
         if cmd_name in self._places:
             return self._load(cmd_name)
         if self.default_if_no_args and not cmd_name.startswith("-"):
-            # The default takes options only, so this is a misspelt command
+            # The default only takes options, so this is a misspelt command. click
+            # suggests one of those that are loaded
             for name in self.list_commands(ctx):
                 self._load(name)
             return None

@@ -1,7 +1,7 @@
 """The settings in effect for an answer, and what they mean to the engine.
 
-The idea: an option of the answer goes before a setting of the model, that before what
-the model file recommends, that before our defaults.
+The idea: an option of the answer overrides a setting of the model, which overrides what
+the model file recommends, which overrides our defaults.
 
 This module does not know where settings are kept.
 """
