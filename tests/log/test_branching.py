@@ -498,7 +498,7 @@ class TestTree:
             log.db["turns"].insert(
                 {
                     **parent[0],
-                    "id": f"{parent[0]['id'][:-4]}z{i:03}",
+                    "id": f"{parent[0]['id']}{i:03}",  # after its parent's
                     "thread_id": thread,
                     "parent_message_hash": asked,
                     "tip_message_hash": tip,
