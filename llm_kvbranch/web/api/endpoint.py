@@ -172,7 +172,7 @@ def _path(data: Any, location: tuple[int | str, ...], missing: bool) -> str:
     for i, part in enumerate(location):
         if isinstance(data, dict) and part in data:
             data = data[str(part)]
-        elif isinstance(data, list) and isinstance(part, int):
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
         elif not (missing and i == len(location) - 1):
             continue
