@@ -205,7 +205,7 @@ class Store(Files):
         if nbytes > (budget := self.budget()):
             raise StoreError(
                 f"A state of {nbytes:,} bytes exceeds the store's budget of "
-                f"{budget:,} bytes. Raise the budget"
+                f"{budget:,} bytes. Raise it with llm kvbranch store budget"
             )
 
     def _to_evict(
@@ -220,7 +220,7 @@ class Store(Files):
         if sum(entry.nbytes for entry in entries) < excess:
             raise StoreError(
                 f"The store's budget of {budget:,} bytes is full of states that are "
-                "in use or pinned. Raise the budget"
+                "in use or pinned. Raise it with llm kvbranch store budget"
             )
         return entries
 

@@ -204,7 +204,7 @@ class TestRefusal:
         for name in "abcd":
             fill(store, name)
             pin(store, name)
-        self.refused(store, "in use or pinned. Raise the budget")
+        self.refused(store, "in use or pinned. Raise it with llm kvbranch store budget")
         for name in "abcd":
             pin(store, name, False)
         fill(store, "new")

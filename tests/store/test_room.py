@@ -212,7 +212,7 @@ class TestDefaultBudget:
             fill(store, "h")
             assert present(store) == "h"
             disk.size = 4 * SIZE
-            with pytest.raises(StoreError, match="Raise the budget"):
+            with pytest.raises(StoreError, match="llm kvbranch store budget"):
                 fill(store, "i")
             assert present(store) == "h"
 
