@@ -15,9 +15,11 @@ This module does not know why a file is written or deleted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ BUDGET_SHARE = 0.2  # of the bytes that are free on the disk or in the store
 # and this many bytes
 _INDEX_SHARE = 0.1
 _INDEX_LEAST = 1 << 26
+_CREATING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,21 @@ class Files(Index, Stats):
             sync_directory(path.parent)
 
     def _index_file(self) -> Path:
+        """The index, created empty if there is none.
+
+        An existing one is never opened here: closing any descriptor of a file drops
+        the locks that this process's SQLite connections have on it, and the next
+        process to leave would then delete the journal that they write to.
+        """
         path = self.root / "index.db"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with _CREATING:  # no other thread may connect before the file is closed
+            try:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                if not os.access(path, os.R_OK | os.W_OK):
+                    raise PermissionError(
+                        errno.EACCES, os.strerror(errno.EACCES), str(path)
+                    ) from None
         self._inode = path.stat().st_ino
         return path
 
