@@ -14,6 +14,7 @@ structure is checked here first, field by field. The layout (llama.cpp state for
     n_layer x (i32 type, u64 row size, cell_count rows)             values, or
     n_layer x (i32 type, u32 element size, u32 n_embd, elements)    if v_trans
 
+With multi-head latent attention (MLA) values are part of the keys, and none follow.
 Sliding-window models append a second such block, with the last positions only.
 The recurrent part (all of a recurrent model's blob, the end of a hybrid model's) is
 ``u32 cell_count (1), i32 position, u32 n_seq_id (0)``, then ``u32 s_trans (0), u32
@@ -28,6 +29,7 @@ is appended (``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``).
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
 from dataclasses import dataclass, field
@@ -74,7 +76,7 @@ class Layout:
     ``kind`` is "attention", "recurrent" or "hybrid"; ``n_swa`` is the size of
     the sliding window in tokens, 0 for none; ``types`` are the ggml types of
     keys and values; ``cell`` is how many bytes describe a cell; ``tail`` is how rows
-    end.
+    end. ``has_values`` is false if only keys are cached.
     """
 
     kind: str = "attention"
@@ -82,6 +84,7 @@ class Layout:
     types: tuple[int, int] | None = None
     cell: int = CELL
     tail: bytes = b""
+    has_values: bool = True
 
 
 def check(payload: memoryview, start: int, end: int, layout: Layout) -> list[Area]:
@@ -169,9 +172,10 @@ def _attention(
         raise StateError("state payload belongs to several sequences")
     v_trans, n_layer = struct.unpack_from("<II", payload, at)
     at += 8
-    if v_trans > 1 or 24 * n_layer > len(payload) - at:
+    n_parts = 1 + layout.has_values
+    if v_trans > 1 or 12 * n_parts * n_layer > len(payload) - at:
         raise StateError("state payload is damaged")
-    for part in range(2):
+    for part in range(n_parts):
         for _ in range(n_layer):
             area = _area(payload, at, count, bool(part and v_trans))
             at = area.at + area.nbytes
@@ -225,8 +229,6 @@ def cut(payload: memoryview, start: int, end: int, upto: int) -> bytearray:
     except (struct.error, OverflowError):
         raise StateError("state payload is cut short") from None
     rest = payload[block.end :]
-    if rest and not _is_tail(rest):
-        raise StateError("state payload has the wrong size")
     kept = [i for i, position in enumerate(block.positions) if position < upto]
     result = bytearray(payload[:HEADER])
     result += struct.pack("<II", 1, len(kept))
@@ -267,11 +269,19 @@ def _is_tail(rest: memoryview) -> bool:
 
 def _block_of(payload: memoryview, start: int, end: int) -> tuple[_Block, int]:
     "The block of rows, and how many bytes describe a cell, for any model"
-    try:
-        return _attention(payload, HEADER, start, end, Layout()), CELL
-    except StateError:
-        layout = Layout(cell=CELL_2D)
-        return _attention(payload, HEADER, start, end, layout), CELL_2D
+    failure: Exception | None = None
+    for has_values, cell in itertools.product((True, False), (CELL, CELL_2D)):
+        try:
+            layout = Layout(cell=cell, has_values=has_values)
+            block = _attention(payload, HEADER, start, end, layout)
+            if (rest := payload[block.end :]) and not _is_tail(rest):
+                raise StateError("state payload has the wrong size")
+        except (StateError, struct.error, OverflowError) as error:
+            failure = failure or error
+        else:
+            return block, cell
+    assert failure is not None
+    raise failure
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -176,6 +176,7 @@ class Engine:
             (parameters.type_k, parameters.type_v),
             blob.CELL_2D if self.weights.is_2d else blob.CELL,
             tail,
+            self.weights.has_values,
         )
 
     def _put_back(self, kept: list[tuple[Kept, tuple[int, bytearray]]]) -> None:

@@ -164,6 +164,8 @@ class Header:
         head = width // max(1, max(n_head, default=1))
         key = int(self.get("attention.key_length") or head)
         value = int(self.get("attention.value_length") or head)
+        if self.get("attention.key_length_mla"):
+            value = 0  # multi-head latent attention caches keys only
         own = self.n_layer - int(self.get("attention.shared_kv_layers") or 0)
         return [
             _row_size(type_k, key * n) + _row_size(type_v, value * n)

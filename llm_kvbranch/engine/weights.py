@@ -183,6 +183,15 @@ class Weights:
         )
         return buffer.value.decode("utf-8", "replace") if n >= 0 else None
 
+    @property
+    def has_values(self) -> bool:
+        "False if only keys are cached, as with multi-head latent attention (MLA)"
+        architecture = self.value("general.architecture")
+        return any(
+            self.value(f"{architecture}.attention.{part}_length_mla") in (None, "0")
+            for part in ("key", "value")
+        )
+
     def close(self) -> None:
         if getattr(self, "model", None):
             self._llama.llama_model_free(self.model)

@@ -480,7 +480,7 @@ class TestCutting:
             assert later.restored >= turn.generation.end
             assert is_right(later)
 
-    @architectures("llama", "qwen35")
+    @architectures("llama", "deepseek2", "qwen35")
     def test_the_context_grows_under_several_answers(self, home: Home) -> None:
         "Fails if one draws a token from a context that is gone"
         session = home.session()

@@ -29,6 +29,7 @@ N_EMBD = 64
 N_FF = 128
 N_HEAD, N_HEAD_KV, HEAD = 4, 2, 32
 WINDOW = 64  # tokens that gemma3's sliding-window layers look back
+LATENT, ROPE, NOPE = 64, 32, 32  # of MLA: what it caches of a token, and of its keys
 
 CONV = 4  # taps of a Mamba layer's convolution
 SHORT_CONV = 3  # taps of an LFM2 layer's convolution
@@ -233,6 +234,38 @@ def _llama(file: _File, n_layer: int = 4) -> None:
         file.feed_forward(layer)
 
 
+def _deepseek2(file: _File, n_layer: int = 4) -> None:
+    "Multi-head latent attention (MLA), which caches keys and no values"
+    file.writer.add_block_count(n_layer)
+    file.writer.add_leading_dense_block_count(n_layer)  # no experts
+    file.writer.add_expert_shared_count(0)
+    file.writer.add_expert_feed_forward_length(N_FF)
+    file.writer.add_feed_forward_length(N_FF)
+    file.writer.add_head_count(N_HEAD)
+    file.writer.add_head_count_kv(1)
+    file.writer.add_q_lora_rank(LATENT)
+    file.writer.add_kv_lora_rank(LATENT)
+    file.writer.add_key_length(LATENT + ROPE)
+    file.writer.add_value_length(LATENT)
+    file.writer.add_key_length_mla(NOPE + ROPE)
+    file.writer.add_value_length_mla(HEAD)
+    file.writer.add_rope_dimension_count(ROPE)
+    file.writer.add_rope_freq_base(10_000.0)
+    file.norm("output_norm")
+    for layer in _layers(n_layer):
+        file.norm(f"{layer}.attn_norm")
+        file.norm(f"{layer}.ffn_norm")
+        file.norm(f"{layer}.attn_q_a_norm", LATENT, 3.0)  # as in ``attention``
+        file.norm(f"{layer}.attn_kv_a_norm", LATENT, 3.0)
+        file.noise(f"{layer}.attn_q_a", LATENT, N_EMBD)
+        file.noise(f"{layer}.attn_q_b", N_HEAD * (NOPE + ROPE), LATENT)
+        file.noise(f"{layer}.attn_kv_a_mqa", LATENT + ROPE, N_EMBD)
+        file.noise(f"{layer}.attn_k_b", N_HEAD, LATENT, NOPE)
+        file.noise(f"{layer}.attn_v_b", N_HEAD, HEAD, LATENT)
+        file.noise(f"{layer}.attn_output", N_EMBD, N_HEAD * HEAD)
+        file.feed_forward(layer)
+
+
 def _gemma3(file: _File, n_layer: int = 6) -> None:
     "Five layers with a window of WINDOW tokens, then one with full attention"
     file.writer.add_block_count(n_layer)
@@ -339,6 +372,7 @@ def _qwen35(file: _File, n_layer: int = 4) -> None:
 
 MODELS: dict[str, tuple[str, Callable[[_File], None]]] = {
     "llama": ("llama", _llama),
+    "deepseek2": ("deepseek2", _deepseek2),
     "gemma3": ("gemma3", _gemma3),
     "mamba": ("mamba", _mamba),
     "granitehybrid": ("granitehybrid", _granite_hybrid),
