@@ -32,6 +32,7 @@ from llm_kvbranch.web.door import (
     door_of,
     guard,
     kept_token,
+    log_in,
 )
 from llm_kvbranch.web.routes import ROUTES, is_ours
 from llm_kvbranch.web.serving import launch, listening
@@ -40,6 +41,8 @@ from ..support.asgi import HOST, JSON, Answer, cookie, scope_of, send_to
 
 TOKEN = "a-token-of-the-tests"
 BEARER = ("authorization", f"Bearer {TOKEN}")
+
+RESTRICTED = {"id": "root", "_r": {"a": ["vi"]}}  # what a token of datasette 1.0 may be
 
 
 class Behind:
@@ -515,6 +518,19 @@ class TestPermissions:
         ):
             assert await compat.allowed(plain, actor, action) is wanted
 
+    @pytest.mark.parametrize("action", ACTIONS)
+    async def test_a_restriction_holds_for_our_actions(self, plain, action):
+        for restrictions in ({"a": ["vi"]}, {}, None):
+            actor = {"id": "root", "_r": restrictions}
+            assert not await compat.allowed(plain, actor, action)
+
+    async def test_a_token_of_somebody_known_is_not_called_unknown(self, plain):
+        headers = (HOST, JSON, BEARER, cookie(plain, {"id": "bob"}))
+        answer = await send_to(
+            plain.app(), "POST", "/generate", *headers, body=(b"{}",)
+        )
+        assert answer.status == 403
+
     async def test_no_token_opens_a_plain_datasette(self, plain):
         for token in ("", " ", "None", TOKEN):
             assert actor_of_token(plain, f"Bearer {token}") is None
@@ -612,6 +628,13 @@ class TestDoor:
         for careless in ("/-/careless", "/-/wrapped"):
             assert b"diary" in (await send_to(door, "GET", careless, HOST, who)).body
 
+    @pytest.mark.parametrize("path", EVERYWHERE)
+    async def test_a_restricted_token_is_not_its_owner(self, served, door, path):
+        who = cookie(served, RESTRICTED)
+        for method in ("GET", "POST"):
+            answer = await send_to(door, method, path, HOST, JSON, who)
+            assert answer.status == 401
+
     async def test_a_person_is_told_what_to_do(self, door):
         answer = await send_to(door, "GET", "/", HOST, ("accept", "text/html,*/*"))
         assert answer.status == 403
@@ -695,6 +718,21 @@ class TestLogin:
         link = json.loads(answer.body)["path"]
         assert (await send_to(application, "GET", old, HOST)).status == 403
         assert (await send_to(application, "GET", link, HOST)).status == 302
+
+    @pytest.mark.parametrize(
+        "actor", [None, {"id": "bob"}, RESTRICTED, {"id": "kvbranch-api"}]
+    )
+    async def test_a_link_is_for_who_may_do_everything(self, served, actor):
+        "Whoever asks, and whatever let them in"
+        from datasette.utils.asgi import Request
+
+        door = door_of(served)
+        old = door.new_link()
+        request = Request(scope_of("POST", LOGIN, (HOST, JSON), actor=actor), None)
+        answer = await log_in(served, request)
+        is_allowed = actor == {"id": "kvbranch-api"}
+        assert answer.status == (200 if is_allowed else 403)
+        assert door.use_link(old.partition("=")[2]) is not is_allowed
 
     async def test_a_plain_datasette_has_no_login_of_ours(self, plain):
         application = plain.app()

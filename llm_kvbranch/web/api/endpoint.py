@@ -133,7 +133,7 @@ async def _authorize(datasette: Any, request: Any, action: str | None) -> Log:
         if server is None:
             raise RequestError(503, NOT_SERVED)
         return Log(datasette, server.database)
-    if request.headers.get("authorization"):
+    if request.headers.get("authorization") and not request.actor:
         raise RequestError(
             401, "This is not the server's token: llm kvbranch serve prints it"
         )

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..compat import allowed
 from .door import HOME, door_of
 from .guard import Refusal
+from .permissions import GENERATE
 
 _A_MONTH = 30 * 24 * 3600
 
@@ -25,7 +27,9 @@ async def log_in(datasette: Any, request: Any) -> Any:
     door = door_of(datasette)
     if door is None:
         return _refuse(request, 404, "There is no login here: see llm kvbranch serve")
-    if request.method == "POST":  # the door lets only known actors in
+    if request.method == "POST":
+        if not await allowed(datasette, request.actor, GENERATE):
+            return _refuse(request, 403, "This token may not log in")
         return Response.json({"path": door.new_link()})
     if request.method != "GET" or not door.use_link(request.args.get("token") or ""):
         return _refuse(

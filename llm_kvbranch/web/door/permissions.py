@@ -26,7 +26,12 @@ KNOWN = ("root", API_ACTOR)
 
 
 def is_known(actor: dict[str, Any] | None) -> bool:
-    return actor is not None and actor.get("id") in KNOWN
+    """Whether an actor is one of the two.
+
+    A token of datasette's may be restricted to less than its owner may do. It has its
+    owner's id, and ``_r``.
+    """
+    return actor is not None and actor.get("id") in KNOWN and "_r" not in actor
 
 
 async def may_see(datasette: Any, actor: Any, database: str) -> bool:
