@@ -92,7 +92,7 @@ class Filler:
         engine: Engine,
         slots: Slots,
         store: Files,
-        lost: Callable[[Entry, str], None],
+        lost: Callable[[Entry, StateError], None],
     ):
         self.engine = engine
         self.slots = slots
@@ -148,16 +148,16 @@ class Filler:
             if segment.end <= len(slot.tokens):
                 continue
             started = time.perf_counter()
-            lost = ""
+            lost = False
             try:
                 self._restore(slot, tokens, segment, filling)
             except ContextError as error:  # no room for the whole file
                 filling.misses.append((segment.entry, str(error)))
                 break
             except StateError as error:
-                lost = str(error)
-                filling.misses.append((segment.entry, lost))
-                self._lost(segment.entry, lost)
+                lost = True
+                filling.misses.append((segment.entry, str(error)))
+                self._lost(segment.entry, error)
             filling.restore_ms += _ms_since(started)
             if lost:
                 missing = tokens[: segment.end]
@@ -183,7 +183,7 @@ class Filler:
             except (ContextError, StateError) as error:
                 filling.misses.append((segment.entry, str(error)))
                 if isinstance(error, StateError):
-                    self._lost(segment.entry, str(error))
+                    self._lost(segment.entry, error)
                 self.slots.clear(slot)
                 filling.resident = filling.shared = resident = 0
                 chain = chain.before([segment.entry])

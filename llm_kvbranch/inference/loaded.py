@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine import Engine, Load
-from ..errors import ChatError
+from ..errors import ChatError, StateError
 from ..store import Entry, Store, is_damage
 from .filling import Filler
 from .nostore import STORE_ERRORS, NoStore
@@ -100,7 +100,7 @@ class LoadedModel:
         _, upto = covered(tokens[:end], vocab.piece, text)
         return before, upto
 
-    def _lost(self, entry: Entry, reason: str) -> None:
+    def _lost(self, entry: Entry, reason: StateError) -> None:
         "Record that a file could not be used"
         try:
             self.planner.store.lost(entry, reason)

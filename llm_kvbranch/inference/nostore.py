@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
-from ..errors import StoreError, UnreadableStateError
+from ..errors import StateError, StoreError, UnreadableStateError
 from ..store import Chain, Check, Entry, Hold, Store
 
 STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
@@ -57,7 +57,7 @@ class NoStore:
     ) -> AbstractContextManager[tuple[memoryview, dict[int, memoryview]]]:
         raise UnreadableStateError("the state store cannot be read")
 
-    def lost(self, entry: Entry, reason: str) -> None:
+    def lost(self, entry: Entry, reason: str | StateError) -> None:
         pass
 
     def count_miss(self, reason: str) -> None:

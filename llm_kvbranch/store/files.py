@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import StateError, StoreError
+from ..errors import StateError, StoreError, UnreadableStateError
 from .chain import Chain, Entry
 from .database import (
     BY_KEY,
@@ -314,9 +314,13 @@ class Files(Index, Stats):
             key = fingerprint, response_id
             entry, path, nbytes = self.get(response_id, fingerprint), self._path(key), 0
             if entry is not None and entry.gone is None:
-                with contextlib.suppress(StateError):
+                try:
                     state, size = read_head(path)
                     nbytes = size if state.digest == entry.state.digest else 0
+                except UnreadableStateError:
+                    continue  # stays pending: the file may be good
+                except StateError:
+                    pass
             if not nbytes:
                 try:
                     path.unlink(missing_ok=True)

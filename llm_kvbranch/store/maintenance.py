@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import StateError, StoreError
+from ..errors import StateError, StoreError, UnreadableStateError
 from .chain import Entry
 from .database import is_damage
 from .files import Deletion, lock_name
@@ -261,10 +261,21 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
             yield path.name.removesuffix(SUFFIX), done
     with store.writer():
         for entry in list(store.entries()):
-            if entry.present and not store.path(entry.state).exists():
+            if entry.present and _is_missing(store.path(entry.state)):
                 store.change(Deletion([entry], "state file is missing"))
                 yield entry.state.response_id, "file is missing: index updated"
     yield from _repair_links(store)
+
+
+def _is_missing(path: Path) -> bool:
+    "Whether a file does not exist, and not only cannot be looked at"
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _repair_file(store: Store, path: Path) -> str | None:
@@ -272,6 +283,8 @@ def _repair_file(store: Store, path: Path) -> str | None:
     with store.writer():
         try:
             state = read_state(path)
+        except UnreadableStateError:
+            return None  # it may be good; verify reports it
         except StateError as error:
             if not path.exists():
                 return None

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import StateError, StoreError
+from ..errors import StateError, StoreError, UnreadableStateError
 from .chain import Chain, Entry
 from .database import BY_KEY, now
 from .digests import Check
@@ -160,12 +160,14 @@ class Store(Files):
                 self.change(Deletion(entries, EVICTED_FULL))
             return write_state(path, state, payload, snapshots)
 
-    def lost(self, entry: Entry, reason: str) -> None:
+    def lost(self, entry: Entry, reason: str | StateError) -> None:
         """Delete an entry's unusable file, and record why; its token ids are kept.
 
-        A file that another process has replaced since is left alone.
+        A file that another process has replaced since is left alone, as is one that
+        could not be read now (UnreadableStateError): it may be good.
         """
-        if entry.present:
+        readable, reason = not isinstance(reason, UnreadableStateError), str(reason)
+        if entry.present and readable:
             with self.writer():
                 state = entry.state
                 current = self.get(state.response_id, state.fingerprint)
