@@ -105,7 +105,7 @@ class NewState:
         A failure is warned of, and returns None.
         """
         model, slot, store = self.model, self.slot, self.model.store
-        if store is None:
+        if store is None or self.plan.without_store:
             return None
         live = self in slot.waiting
         try:

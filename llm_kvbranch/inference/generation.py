@@ -276,7 +276,11 @@ class Generation:
             decode_tps=None,
         )
         # Files that could not be used were counted when they were found
-        if reason and reason != plan.choice and not filling.misses:
+        if (
+            reason
+            and reason != plan.choice
+            and not (filling.misses or plan.without_store)
+        ):
             with contextlib.suppress(*STORE_ERRORS):
                 self.model.planner.store.count_miss(reason)
 

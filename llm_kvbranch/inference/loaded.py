@@ -66,20 +66,29 @@ class LoadedModel:
                 f"{self.name} does not support tools (its chat template has none): "
                 "choose another model, or leave the tools out"
             )
-        n_errors, failed = 0, False
+        is_rebuilt = False
         for _ in range(4):
             try:
                 plan = self.planner.plan(messages, tools)
                 plan.hold = self.planner.store.hold(plan.chain)
             except STORE_ERRORS as error:
-                failed = not self._recover(error, may_rebuild=not n_errors)
-                n_errors += 1
+                if is_rebuilt or not self._rebuild(error):
+                    return self._plan_without_store(messages, tools)
+                is_rebuilt = True
                 continue
             if plan.hold is not None or not plan.chain.segments:
-                break
+                return plan
             # A file was deleted or replaced in the meantime: plan again
-        if failed:
-            plan.miss_reason = "the state store cannot be read"
+        return plan
+
+    def _plan_without_store(
+        self, messages: Sequence[Any], tools: Sequence[dict[str, Any]]
+    ) -> Plan:
+        "A plan for this prompt only: the store may be usable again for the next one"
+        with self.lock, self.planner.no_store():
+            plan = self.planner.plan(messages, tools)
+        plan.without_store = True
+        plan.miss_reason = "the state store cannot be read"
         return plan
 
     def tail(self, text: str, n_tokens: int) -> str:
@@ -104,13 +113,13 @@ class LoadedModel:
         "Record that a file could not be used"
         try:
             self.planner.store.lost(entry, reason)
-        except STORE_ERRORS as error:
-            self._close_store(error)
+        except STORE_ERRORS as failure:
+            self.warn(f"{failure}. A state file that cannot be used stays in the store")
 
-    def _recover(self, error: BaseException, may_rebuild: bool) -> bool:
-        "Rebuild a damaged index, or else close the store; whether there still is one"
+    def _rebuild(self, error: BaseException) -> bool:
+        "Rebuild the index if it is damaged; otherwise warn of the error"
         store = self.store
-        if store is not None and may_rebuild and is_damage(error):
+        if store is not None and is_damage(error):
             try:
                 store.rebuild()
             except STORE_ERRORS as failure:
@@ -118,10 +127,5 @@ class LoadedModel:
             else:
                 self.warn("The index of the state store was damaged: it was rebuilt")
                 return True
-        self._close_store(error)
+        self.warn(f"{error}. This answer is computed without stored state")
         return False
-
-    def _close_store(self, error: BaseException) -> None:
-        "Use a store that failed no longer"
-        self.warn(f"{error}. Continuing without stored state")
-        self.planner.store = self.filler.store = NoStore()

@@ -15,10 +15,11 @@ This module decides; it does not touch llama.cpp's memory or any file.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,8 @@ class Plan:
     prefilled. ``known_hash`` is the input hash of the turn that the prompt continues.
     ``hold`` keeps the chain's files from being deleted. For ``why_prefilled``:
     ``miss_reason`` says why a known turn was not recognised, ``choice`` that
-    prefilling was preferred, ``lack`` why a known turn has no state.
+    prefilling was preferred, ``lack`` why a known turn has no state. ``without_store``
+    says that the store failed: nothing is read from or written to it for this prompt.
     """
 
     tokens: array[int]
@@ -57,6 +59,7 @@ class Plan:
     lack: str = ""
     known_hash: str | None = None
     hold: Hold | None = None
+    without_store: bool = False
 
 
 def why_prefilled(plan: Plan, lost: Sequence[str], n_reused: int) -> str | None:
@@ -124,6 +127,15 @@ class Planner:
         self.window = window
         self.machine = machine
         self._recent: deque[Turn] = deque(maxlen=_MAX_RECENT)
+
+    @contextlib.contextmanager
+    def no_store(self) -> Iterator[None]:
+        "Plan as if there were no store"
+        store, self.store = self.store, NoStore()
+        try:
+            yield
+        finally:
+            self.store = store
 
     def remember(self, turn: Turn) -> None:
         "Keep a turn's token ids in memory: it may be continued before it is stored"

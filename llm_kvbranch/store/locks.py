@@ -35,6 +35,7 @@ except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 10.0  # seconds to wait for another process, as SQLite does
+_AGAIN = 0.1  # seconds to wait for one that kept the same lock longer than that
 _WRITER = 0  # offset of the writer's lock; names come after it
 
 
@@ -95,6 +96,9 @@ class Locks:
         self._held: Counter[str] = Counter()
         self._released: deque[str] = deque()  # but still in _held
         self._writing = False
+        self._stuck: set[int] = (
+            set()
+        )  # offsets of locks that another process did not release
 
     def close(self) -> None:
         "Release everything"
@@ -161,11 +165,14 @@ class Locks:
             self._unlock(_offset(name))
 
     def _wait(self, offset: int, shared: bool) -> None:
-        until = time.monotonic() + PATIENCE
+        patience = min(_AGAIN, PATIENCE) if offset in self._stuck else PATIENCE
+        until = time.monotonic() + patience
         while not self._lock(offset, shared):
             if time.monotonic() > until:
+                self._stuck.add(offset)
                 raise StoreError("Another process keeps the state store locked")
             time.sleep(0.002)
+        self._stuck.discard(offset)
 
     def _lock(self, offset: int, shared: bool) -> bool:
         "Take a lock without waiting; False if another process has it"

@@ -5,6 +5,7 @@ Everything here runs on the FakeEngine, whose output depends on every row.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import random
@@ -20,7 +21,8 @@ from llm_kvbranch.chat.template import CHATML
 from llm_kvbranch.errors import ContextError, StoreError
 from llm_kvbranch.inference import resume, slots
 from llm_kvbranch.inference.session import Request
-from llm_kvbranch.store import digests
+from llm_kvbranch.store import Store, digests, locks
+from llm_kvbranch.store.files import lock_name
 from llm_kvbranch.store.header import FORMAT
 from llm_kvbranch.store.maintenance import verify
 
@@ -263,6 +265,37 @@ class TestMisses:
         assert after.facts["miss_reason"] == "the state store cannot be read"
         assert len(warnings) == 1
         assert "no disk" in warnings[0]
+
+    @pytest.mark.parametrize("failure", ["a lock", "planning", "reading"])
+    def test_a_store_that_fails_once_is_used_again(
+        self, tmp_path, monkeypatch, failure
+    ):
+        one = Answer(fake_session(tmp_path), [user(LONG)])
+        warnings = []
+        session = fake_session(tmp_path, warnings)
+        monkeypatch.setattr(locks, "PATIENCE", 0.01)
+        with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+            if failure == "a lock":
+                other = stack.enter_context(contextlib.closing(Store(tmp_path)))
+                name = lock_name(one.entry)
+                assert stack.enter_context(other.locks.claims()).take(name)
+            elif failure == "planning":
+                patch.setattr(session.store, "by_hash", _raise)
+            else:
+                path = session.store.path(one.entry.state)
+                path.write_bytes(_flip(path.read_bytes()))
+                patch.setattr(session.store, "lost", _raise)
+            during = Answer(session, [*one.chain, user("?")]).check()
+        assert during.facts["miss_reason"]
+        assert len(warnings) == 1
+        Answer(session, [user(LONG[::-1])]).check()  # takes the slot
+        after = Answer(session, [*one.chain, user("!")]).check()
+        assert len(warnings) == 1
+        assert after.entry.present
+        if failure != "reading":
+            assert during.entry is None
+            assert after.facts["miss_reason"] is None
+        assert session.store is not None
 
     def test_store_that_cannot_be_written(self, tmp_path, monkeypatch):
         warnings = []

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -328,3 +329,28 @@ class TestWithoutLocks:
             assert claims.take("b")
             with ours.writer():
                 pass
+
+
+class TestPatience:
+    "Fails if a process that is stopped delays others again and again"
+
+    def test_a_lock_that_stayed_locked_is_not_waited_for_again(
+        self, ours: Locks, theirs: Locks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(locks_module, "PATIENCE", 0.5)
+        monkeypatch.setattr(locks_module, "_AGAIN", 0.01)
+
+        def seconds() -> float:
+            started = time.monotonic()
+            with pytest.raises(StoreError):
+                ours.hold(["a"])
+            return time.monotonic() - started
+
+        with theirs.claims() as claims:
+            assert claims.take("a")
+            assert seconds() >= 0.5
+            assert seconds() < 0.4
+        ours.hold(["a"]).release()
+        with theirs.claims() as claims:
+            assert claims.take("a")
+            assert seconds() >= 0.5
