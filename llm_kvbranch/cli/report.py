@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..log import Ancestry, Forest, History, diff, message_text
+from ..log import Ancestry, Forest, History, as_text, diff, message_text
 from ..store import open_store
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
     parent = branch.get("from_response") or Ancestry(history.db).previous(response_id)
     facts = {
         **history.facts(response_id),
-        **{name: branch.get(name) for name in ("verb", "mode", "excerpt")},
+        **{n: as_text(branch.get(n)) or None for n in ("verb", "mode", "excerpt")},
         "response_id": response_id,
         "thread_id": turn["thread_id"],
         "parent_response_id": parent,
-        "model": turn["model"],
-        "resolved_model": turn["resolved_model"],
+        "model": as_text(turn["model"]) or None,
+        "resolved_model": as_text(turn["resolved_model"]) or None,
     }
     store = open_store()
     entry = store.get(response_id) if store else None

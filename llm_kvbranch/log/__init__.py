@@ -10,7 +10,7 @@ from .ancestry import Ancestry, resolve_message
 from .branching import Branch, Place
 from .history import History, open_log
 from .path import Turn, read_path, read_turns
-from .text import message_text, one_line
+from .text import as_text, message_text, one_line
 from .tree import Forest, Node
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Node",
     "Place",
     "Turn",
+    "as_text",
     "branching",
     "diff",
     "edits",

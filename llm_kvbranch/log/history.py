@@ -10,6 +10,7 @@ The invariant: each change is one transaction that waits for other writers.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,11 @@ import llm
 import sqlite_utils
 
 from ..errors import HistoryError
+from .ancestry import chain
 from .tables import migrations
-from .text import message_text
+from .text import message_text, parse_object
+
+_AT_ONCE = 10_000  # messages: SQLite limits the variables of one statement
 
 
 def open_log(
@@ -47,7 +51,8 @@ def open_log(
 class Logged:
     """A logged response: the messages sent to the model, and its answer.
 
-    ``input_hash`` and ``tip_hash`` are llm's hashes of the last message of each.
+    ``input_hash`` and ``tip_hash`` are llm's hashes of the last message of each,
+    ``hashes`` those of all messages.
     """
 
     id: str
@@ -57,6 +62,7 @@ class Logged:
     answered: list[Any]
     input_hash: str | None
     tip_hash: str | None
+    hashes: list[str]
 
     @property
     def messages(self) -> list[Any]:
@@ -178,25 +184,64 @@ class History:
     def response(self, reference: str) -> Logged:
         "The response that a reference means; raises HistoryError"
         turn = self.turn(self.resolve(reference))
-        sent = self.store.load_chain(turn["parent_message_hash"])
+        asked, tip = turn["parent_message_hash"], turn["tip_message_hash"]
+        rows = chain(self.db, asked if tip is None else tip)
+        hashes = [row["hash"] for row in rows]
+        n_sent = hashes.index(asked) + 1 if asked in hashes else 0
+        messages = self._messages(rows)
         return Logged(
             id=turn["id"],
             thread_id=turn["thread_id"],
             model=turn["model"],
-            sent=sent,
-            answered=self.store.load_chain(turn["tip_message_hash"])[len(sent) :],
-            input_hash=turn["parent_message_hash"],
-            tip_hash=turn["tip_message_hash"],
+            sent=messages[:n_sent],
+            answered=messages[n_sent:],
+            input_hash=asked,
+            tip_hash=tip,
+            hashes=hashes,
         )
+
+    def _messages(self, rows: list[dict[str, Any]]) -> list[Any]:
+        "llm's messages from their rows; HistoryError if their parts make no sense"
+        messages = []
+        try:
+            for start in range(0, len(rows), _AT_ONCE):
+                some = rows[start : start + _AT_ONCE]
+                parts = self.store._load_parts([row["hash"] for row in some])
+                messages += [
+                    llm.Message(
+                        role=row["role"],
+                        parts=parts.get(row["hash"], []),
+                        provider_metadata=json.loads(
+                            row["provider_metadata"] or "null"
+                        ),
+                    )
+                    for row in some
+                ]
+            texts = (getattr(p, "text", "") for m in messages for p in m.parts)
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a text is not text")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HistoryError(
+                f"The log is damaged: a message cannot be read ({error!r:.100})"
+            ) from None
+        return messages
 
     def is_tip(self, response: Logged) -> bool:
         "Whether a response is the last one of its thread"
-        return bool(self.store.thread_tip(response.thread_id) == response.tip_hash)
+        return self._thread_tip(response.thread_id) == response.tip_hash
+
+    def _thread_tip(self, thread_id: str) -> str | None:
+        "The last message of a thread, None for an unknown one"
+        query = "select tip_message_hash tip from threads where id = ?"
+        for row in self.db.query(query, [thread_id]):
+            return None if row["tip"] is None else str(row["tip"])
+        return None
 
     def turn(self, response_id: str) -> dict[str, Any]:
         "The row of a response in llm's table of turns"
-        rows = self.db.query("select * from turns where id = ?", [response_id])
-        return dict(next(rows))
+        for row in self.db.query("select * from turns where id = ?", [response_id]):
+            return dict(row)
+        raise HistoryError(f"Response {response_id} is no longer in the log")
 
     def branch(self, response_id: str) -> dict[str, Any]:
         "How one of our commands reached a response; empty if none did"
@@ -207,8 +252,16 @@ class History:
 
     def facts(self, response_id: str) -> dict[str, Any]:
         "What kvllama logged about the KV state of a response; empty for other models"
-        payload = self.store.turn_response_json(response_id)
-        facts = payload.get("kvbranch") if isinstance(payload, dict) else None
+        query = "select response_json from turns where id = ?"
+        row = next(iter(self.db.query(query, [response_id])), {})
+        facts = parse_object(row.get("response_json")).get("kvbranch")
+        if '"$"' in json.dumps(facts):
+            # llm stores texts that are in the messages as references to those
+            try:
+                payload = self.store.turn_response_json(response_id)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return {}
+            facts = payload.get("kvbranch") if isinstance(payload, dict) else None
         return facts if isinstance(facts, dict) else {}
 
     def thread_name(self, thread_id: str) -> str | None:
@@ -275,7 +328,7 @@ class History:
         """
         self.prepare()
         with self.writing():
-            if tip is not None and self.store.thread_tip(thread["id"]) != tip:
+            if tip is not None and self._thread_tip(thread["id"]) != tip:
                 thread = {**thread, "id": new_thread_id()}
             self._log(response, thread)
             self.db.table("kvbranch_branches").insert(

@@ -8,14 +8,14 @@ This module knows the log's tables. It does not know what a turn is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sqlite_utils
 
-from .ancestry import messages_above
+from .ancestry import climb, messages_above
 from .tables import IN, json_list
+from .text import as_text, parse_object
 
 Part = dict[str, Any]
 "A part's payload, with its type, its text and, of an attachment, what it is"
@@ -36,9 +36,10 @@ class Messages:
 
     def up(self, at: str | None, until: str | None = None) -> Iterator[str]:
         "Messages from one up to another, which is left out, or to the first"
-        while at in self._above and at != until:
-            yield at
-            at = self._above[at]
+        for each in climb(at, self._above.get):
+            if each not in self._above or each == until:
+                return
+            yield each
 
     def last_answer(self, at: str | None) -> str | None:
         "The last answer up to a message"
@@ -52,13 +53,13 @@ class Messages:
         found: dict[str | None, str | None] = {None: None}
         for each in self._above:
             path: list[str] = []
-            at: str | None = each
-            while at is not None and at not in found:
+            for at in climb(each, self._above.get):
+                if at in found:
+                    break
                 path.append(at)
-                at = self._above.get(at)
             for one in reversed(path):
                 is_system = self.roles.get(one) == "system"
-                found[one] = one if is_system else found[self._above.get(one)]
+                found[one] = one if is_system else found.get(self._above.get(one))
         return found
 
     def parts(self, message: str) -> list[Part]:
@@ -82,8 +83,8 @@ class Messages:
         fragments = {row["id"]: row["content"] for row in found}
         for row, part in zip(rows, parts, strict=True):
             part["type"] = row["type"]
-            part["text"] = row["text"]
-            if part["text"] is None:
+            part["text"] = as_text(row["text"])
+            if row["text"] is None:
                 part["text"] = "".join(
                     piece.get("literal") or fragments.get(piece.get("fragment")) or ""
                     for piece in part.get("text_ref") or ()
@@ -111,12 +112,3 @@ class Messages:
         }
         for part, id in attached:
             part["about"] = about.get(id, "attachment").strip()
-
-
-def parse_object(payload: str | None) -> dict[str, Any]:
-    "A JSON object; empty if it is anything else"
-    try:
-        loaded = json.loads(payload or "{}")
-    except ValueError:
-        return {}
-    return loaded if isinstance(loaded, dict) else {}

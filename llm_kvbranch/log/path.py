@@ -13,9 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from .history import History
-from .messages import Messages, Part, parse_object
+from .messages import Messages, Part
 from .tables import IN, json_list
-from .text import parts_text, question
+from .text import parse_object, parts_text, question
 from .tree import Node
 
 # The facts of a generation that a turn has, in this order

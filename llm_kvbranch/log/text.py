@@ -8,6 +8,7 @@ This module does not know the log, only messages and strings.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def message_text(message: Any) -> str:
 
 
 def parts_text(parts: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(part["text"] for part in parts if part["type"] == "text")
+    return "".join(as_text(part["text"]) for part in parts if part["type"] == "text")
 
 
 def quoting(lead: str, excerpt: str, question: str) -> str:
@@ -43,3 +44,24 @@ def one_line(text: str, n: int) -> str:
     "The start of a text on one line of at most n characters"
     line = " ".join(text.split())
     return line if len(line) <= n else line[: n - 1] + "…"
+
+
+def parse_object(payload: Any) -> dict[str, Any]:
+    "A JSON object; empty if it is anything else"
+    try:
+        loaded = json.loads(payload or "{}")
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def as_text(value: Any) -> str:
+    "Text from a column, which may hold anything in SQLite"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def as_number(value: Any) -> int | None:
+    "A whole number from a column, None for anything else"
+    return value if isinstance(value, int) else None

@@ -18,12 +18,13 @@ from .ancestry import Ancestry
 from .history import History
 from .marks import read_marks
 from .tables import IN, json_list
-from .text import QUOTING, question
+from .text import QUOTING, as_number, as_text, question
 
 # The text of a part; if it refers to fragments, only the literal text around them
 _TEXT = """coalesce(parts.text, (
   select group_concat(json_extract(piece.value, '$.literal'), '')
-  from json_each(parts.payload, '$.text_ref') piece))"""
+  from json_each(iif(json_valid(parts.payload), parts.payload, '{}'), '$.text_ref')
+    piece))"""
 
 
 @dataclass
@@ -184,7 +185,7 @@ class Forest:
             [most, json_list(ids)],
         ):
             if row["type"] == "text":
-                yield row["id"], row["text"] or ""
+                yield row["id"], as_text(row["text"])
             elif row["type"] in ("tool_call", "tool_result"):
                 arrow = "→" if row["type"] == "tool_call" else "←"
                 yield row["id"], f"{arrow} {row['tool_name'] or 'tool'} "
@@ -194,15 +195,15 @@ def _node(row: dict[str, Any]) -> Node:
     return Node(
         id=row["id"],
         thread_id=row["thread_id"],
-        model=row["model"],
+        model=as_text(row["model"]),
         prompt="",
-        input_tokens=row["input_tokens"],
-        output_tokens=row["output_tokens"],
-        verb=row["verb"],
-        mode=row["mode"],
-        excerpt=row["excerpt"],
-        start=row["start"],
-        end=row["end"],
-        created=row["datetime_utc"],
-        duration_ms=row["duration_ms"],
+        input_tokens=as_number(row["input_tokens"]),
+        output_tokens=as_number(row["output_tokens"]),
+        verb=as_text(row["verb"]) or None,
+        mode=as_text(row["mode"]) or None,
+        excerpt=as_text(row["excerpt"]) or None,
+        start=as_number(row["start"]),
+        end=as_number(row["end"]),
+        created=as_text(row["datetime_utc"]) or None,
+        duration_ms=as_number(row["duration_ms"]),
     )

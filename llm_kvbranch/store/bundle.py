@@ -112,7 +112,7 @@ def _write(
     path: Path,
     key: str | None,
 ) -> Transfer:
-    conversation = _conversation(history, entry.state.response_id)
+    conversation = conversation_of(history, entry.state.response_id)
     own = {turn["id"] for turn in conversation["turns"]}
     exported = Transfer(entry.state.response_id, len(chain.segments), len(chain.tokens))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -179,25 +179,26 @@ def _share(
     )
 
 
-def _conversation(history: History, response_id: str) -> dict[str, Any]:
+def conversation_of(history: History, response_id: str) -> dict[str, Any]:
     "The messages of a response's context, and their turns"
     response = history.response(response_id)
-    messages = response.messages
+    counts = {hash: n for n, hash in enumerate(response.hashes, 1)}
     turns: list[dict[str, Any]] = []
     for at in Ancestry(history.db).context(response_id):
-        turn, logged = history.turn(at), history.response(at)
-        theirs = logged.messages
-        if theirs == messages[: len(theirs)]:  # else an answer that was cut
+        turn = history.turn(at)
+        n = counts.get(turn["tip_message_hash"])
+        if n is not None:  # else an answer that was cut
             names = ("id", "model", "resolved_model", "datetime_utc")
             numbers = ("input_tokens", "output_tokens", "duration_ms")
+            n_sent = counts.get(turn["parent_message_hash"], 0)
             turns.append(
                 {
                     **{name: turn[name] for name in (*names, *numbers)},
-                    "n_sent": len(logged.sent),
-                    "n_answered": len(logged.answered),
+                    "n_sent": n_sent,
+                    "n_answered": n - n_sent,
                 }
             )
-    rows = [message.to_dict() for message in messages]
+    rows = [message.to_dict() for message in response.messages]
     if any(part.get("type") != "text" for row in rows for part in row["parts"]):
         raise BundleError("Conversations with attachments or tools cannot be exported")
     return {"messages": rows, "turns": turns}

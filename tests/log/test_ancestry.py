@@ -111,10 +111,10 @@ class TestResolveMessage:
         one = log.begin("Why?", "Because.")
         two = log.retry(one, "Because.")
         turn = log.history.turn(one)
-        assert resolve_message(log.history, turn["tip_message_hash"]) == two
-        assert resolve_message(log.history, turn["parent_message_hash"]) == two
+        assert resolve_message(log.db, turn["tip_message_hash"]) == two
+        assert resolve_message(log.db, turn["parent_message_hash"]) == two
         with pytest.raises(HistoryError, match="No response"):
-            resolve_message(log.history, "b2:nix")
+            resolve_message(log.db, "b2:nix")
 
 
 class TestPath:
@@ -131,3 +131,52 @@ class TestPath:
             last = logged.sent[-1]
             assert turn.text == logged.text
             assert turn.prompt == "".join(part.text for part in last.parts)
+
+
+class TestCost:
+    "Fails if reading a deep conversation takes statements for each of its turns"
+
+    @pytest.fixture
+    def statements(self, log):
+        "How many statements some work takes in conversations of two depths"
+
+        def count(work):
+            counts = []
+            for n in (4, 40):
+                last = log.begin(f"Why {n}?", "Because.")
+                for i in range(n):
+                    last = log.as_llm(last, f"And {i}?", "So.")
+                made = []
+                with log.db.tracer(lambda sql, _, made=made: made.append(sql)):
+                    work(last)
+                counts.append(len(made))
+            return counts
+
+        return count
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            lambda history, last: history.response(last),
+            lambda history, last: history.facts(last),
+            lambda history, last: Forest(history).tree(last),
+            lambda history, last: Forest(history).recent(1),
+        ],
+        ids=["response", "facts", "tree", "recent"],
+    )
+    def test_statements_do_not_grow(self, log, statements, work):
+        few, many = statements(lambda last: work(log.history, last))
+        assert few == many
+
+    def test_each_parent_is_found_once(self, log, monkeypatch):
+        "Otherwise the roots of all turns of a thread take the square of its length"
+        last = log.begin("Why?", "Because.")
+        ids = [last] + [last := log.as_llm(last, f"{i}?", "So.") for i in range(30)]
+        asked = []
+        parent = Ancestry.parent
+        monkeypatch.setattr(
+            Ancestry, "parent", lambda self, id: asked.append(id) or parent(self, id)
+        )
+        ancestry = Ancestry(log.db)
+        assert {ancestry.root(id) for id in ids} == {ids[0]}
+        assert len(asked) <= 2 * len(ids)

@@ -123,7 +123,7 @@ def _resolve(history: History, reference: str) -> tuple[str, str]:
     ``reference`` may also be a message's hash, since datasette's tables link to those.
     """
     if reference.startswith(HASH_PREFIX):
-        id = resolve_message(history, reference)
+        id = resolve_message(history.db, reference)
     else:
         id = history.resolve(reference, threads=True)
     name = history.thread_name(history.turn(id)["thread_id"])
