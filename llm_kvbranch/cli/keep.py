@@ -86,14 +86,14 @@ def prune(
     the log, which cannot be undone. States that are pinned, in use or needed by
     another branch are kept.
     """
-    from ..log import Forest, edits
+    from ..log import Ancestry, edits
     from ..store import Removal, open_store
     from ..store import prune as prune_states
     from .report import describe_removal
 
     history = _history(database)
-    root = Forest(history).below(history.resolve(response_id))
-    ids = [node.id for node in root.walk()]
+    response_id = history.resolve(response_id)
+    ids = Ancestry(history.db).continuations(response_id)
     store = open_store()
     if from_log and not (yes or dry_run):
         click.confirm(
@@ -103,7 +103,7 @@ def prune(
         )
     removal = prune_states(store, ids, dry_run) if store else Removal()
     if from_log and not dry_run:
-        edits.delete_responses(history, ids)
+        edits.prune(history, response_id, ids)
     if json_:
         click.echo(json.dumps(describe_removal(removal, store), indent=2))
         return

@@ -13,12 +13,15 @@ This module knows the log's tables. It does not know KV state.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from ..errors import HistoryError
+from .ancestry import Ancestry, climb, messages_above
 from .history import History
+from .tables import IN, json_list
 from .text import message_text
 
 # Tables with rows about a turn, and the column with its id
@@ -87,81 +90,131 @@ def _as_response(turn: ImportedTurn, origin: str) -> Any:
     )
 
 
+def prune(history: History, response_id: str, shown: Collection[str]) -> None:
+    """Delete a response and all that continue it from the log.
+
+    Raises HistoryError if these are not the responses that were shown to the user,
+    because another process changed the log in the meantime.
+    """
+    with history.writing():
+        found = Ancestry(history.db).continuations(response_id)
+        if set(found) != set(shown):
+            what = "has other continuations now" if found else "was deleted"
+            raise HistoryError(
+                f"The log has changed since: {response_id} {what}. Nothing was deleted "
+                "from the log"
+            )
+        delete_responses(history, found)
+
+
 def delete_responses(history: History, response_ids: Sequence[str]) -> None:
     """Delete responses from the log, with the threads and messages only they used.
 
     The caller must include every response that continues one of them.
     """
+    db, ids = history.db, json_list(response_ids)
     with history.writing():
-        for response_id in response_ids:
-            _delete_turn(history.db, response_id)
+        threads = {
+            row["thread_id"]
+            for row in db.query(f"select thread_id from turns where id {IN}", [ids])
+        }
+        above = {m["hash"]: m["parent_hash"] for m in messages_above(db, response_ids)}
+        _keep_retries_in_place(db, set(response_ids))
+        for table, column in _ABOUT_TURNS.items():
+            if db[table].exists():
+                db.execute(f"delete from {table} where {column} {IN}", [ids])
+        db.execute(f"delete from turns where id {IN}", [ids])
+        _correct_threads(db, threads)
+        _delete_unused(db, above)
 
 
-def _delete_turn(db: Any, response_id: str) -> None:
-    (turn,) = db.query("select * from turns where id = ?", [response_id])
-    _keep_retries_in_place(db, response_id)
-    for table, column in _ABOUT_TURNS.items():
-        if db[table].exists():
-            db.execute(f"delete from {table} where {column} = ?", [response_id])
-    db.execute("delete from turns where id = ?", [response_id])
-    _correct_thread(db, turn["thread_id"])
-    at = turn["tip_message_hash"]
-    while at and not _is_referenced(db, at):
-        (message,) = db.query("select parent_hash from messages where hash = ?", [at])
-        parts = "(select id from parts where message_hash = ?)"
-        for table in ("part_attachments", "part_fragments"):
-            db.execute(f"delete from {table} where part_id in {parts}", [at])
-        db.execute("delete from parts where message_hash = ?", [at])
-        db.execute("delete from messages where hash = ?", [at])
-        at = message["parent_hash"]
-
-
-def _keep_retries_in_place(db: Any, response_id: str) -> None:
-    """Give retries of a response its own record of where it branched from.
+def _keep_retries_in_place(db: Any, gone: set[str]) -> None:
+    """Give retries of deleted responses the records of where those branched from.
 
     A retry is placed in the tree by the response that it repeats; without that
-    response it would lose its parent.
+    response it would lose its parent. The oldest retry of a first response takes the
+    place of that.
     """
-    if db["kvbranch_branches"].exists():
-        columns = "from_response, verb, mode, excerpt, start, end"
-        db.execute(
-            f"update kvbranch_branches set ({columns}) = (select {columns}"
-            " from kvbranch_branches where response_id = ?1)"
-            " where from_response = ?1 and verb = 'retry'"
-            " and exists (select 1 from kvbranch_branches where response_id = ?1)",
-            [response_id],
-        )
-
-
-def _correct_thread(db: Any, thread_id: str) -> None:
-    "Point a thread at its last turn, or delete it if it has none"
-    rows = db.query(
-        "select tip_message_hash from turns where thread_id = ?"
-        " order by id desc limit 1",
-        [thread_id],
-    )
-    if last := next(iter(rows), None):
-        tip = last["tip_message_hash"]
-        db.execute(
-            "update threads set tip_message_hash = ? where id = ?", [tip, thread_id]
-        )
+    if not db["kvbranch_branches"].exists():
         return
-    db.execute(
-        "update threads set forked_from = (select forked_from from threads"
-        " where id = ?1) where forked_from = ?1",
-        [thread_id],
+    ids = json_list(gone)
+    about = f"select * from kvbranch_branches where response_id {IN}"
+    records = {row["response_id"]: row for row in db.query(about, [ids])}
+    retried = {
+        id: row["from_response"]
+        for id, row in records.items()
+        if row["verb"] == "retry" and row["from_response"] in gone
+    }
+    retries = db.query(
+        "select response_id, from_response from kvbranch_branches"
+        f" where verb = 'retry' and from_response {IN} and response_id not {IN}"
+        " order by response_id",
+        [ids, ids],
     )
-    db.execute("delete from threads where id = ?", [thread_id])
+    oldest: dict[str, str] = {}
+    for row in list(retries):
+        retry = row["response_id"]
+        *_, first = climb(row["from_response"], retried.get)
+        if first in records:
+            columns = "from_response, verb, mode, excerpt, start, end"
+            db.execute(
+                f"update kvbranch_branches set ({columns}) = (select {columns}"
+                " from kvbranch_branches where response_id = ?) where response_id = ?",
+                [first, retry],
+            )
+        elif oldest.setdefault(first, retry) == retry:
+            db.execute("delete from kvbranch_branches where response_id = ?", [retry])
+        else:
+            db.execute(
+                "update kvbranch_branches set from_response = ? where response_id = ?",
+                [oldest[first], retry],
+            )
 
 
-def _is_referenced(db: Any, message_hash: str) -> bool:
-    "Whether a turn, a thread or another message refers to a message"
-    return any(
-        db.query(
-            "select 1 from messages where parent_hash = :hash union all"
-            " select 1 from turns where parent_message_hash = :hash"
-            " or tip_message_hash = :hash union all"
-            " select 1 from threads where tip_message_hash = :hash limit 1",
-            {"hash": message_hash},
+def _correct_threads(db: Any, thread_ids: set[str]) -> None:
+    "Point threads at their last turns, and delete those that have none"
+    rows = db.query(
+        "select thread_id, tip_message_hash, max(id) from turns"
+        f" where thread_id {IN} group by thread_id",
+        [json_list(thread_ids)],
+    )
+    last = {row["thread_id"]: row["tip_message_hash"] for row in rows}
+    for id, tip in last.items():
+        db.execute("update threads set tip_message_hash = ? where id = ?", [tip, id])
+    gone = json_list(thread_ids - set(last))
+    query = f"select id, forked_from from threads where id {IN}"
+    forked = {row["id"]: row["forked_from"] for row in db.query(query, [gone])}
+    query = f"select id, forked_from from threads where forked_from {IN}"
+    for row in list(db.query(query, [gone])):
+        # The first above it that stays
+        origins = climb(row["forked_from"], forked.get)
+        origin = next((each for each in origins if each not in forked), None)
+        db.execute(
+            "update threads set forked_from = ? where id = ?", [origin, row["id"]]
         )
+    db.execute(f"delete from threads where id {IN}", [gone])
+
+
+def _delete_unused(db: Any, above: dict[str, str | None]) -> None:
+    "Delete those of some messages that nothing refers to, directly or from below"
+    hashes = json_list(above)
+    used = db.query(
+        f"select parent_message_hash hash from turns where parent_message_hash {IN}"
+        f" union select tip_message_hash from turns where tip_message_hash {IN}"
+        f" union select tip_message_hash from threads where tip_message_hash {IN}"
+        f" union select parent_hash from messages where parent_hash {IN}"
+        f" and hash not {IN}",
+        [hashes] * 5,
     )
+    kept: set[str] = set()
+    for row in used:
+        for at in climb(row["hash"], above.get):
+            if at in kept:
+                break
+            kept.add(at)
+    unused = json_list(set(above) - kept)
+    parts = f"(select id from parts where message_hash {IN})"
+    for table in ("part_attachments", "part_fragments"):
+        db.execute(f"delete from {table} where part_id in {parts}", [unused])
+    db.execute(f"delete from parts where message_hash {IN}", [unused])
+    db.execute(f"delete from messages where hash {IN}", [unused])

@@ -18,7 +18,7 @@ import sqlite_utils
 from llm.logs import message_hash
 
 from ...errors import KVBranchError
-from ...log import Forest, History, edits, marks
+from ...log import Ancestry, History, edits, marks
 from ...settings import format_size
 from ...store import Removal
 from ...store import prune as prune_states
@@ -51,8 +51,7 @@ async def prune(call: Call) -> Any:
     body, server = call.body, call.server
 
     def find(history: History) -> list[str]:
-        root = Forest(history, 0).below(history.resolve(body.id))
-        ids = [node.id for node in root.walk()]
+        ids = Ancestry(history.db).continuations(history.resolve(body.id))
         _refuse_if_in_use(history, server, ids)
         return ids
 
@@ -81,11 +80,10 @@ async def _prune_states(server: Server, ids: list[str], dry_run: bool) -> Remova
 
 def _forget(history: History, server: Server, ids: list[str]) -> None:
     "Delete responses from the log, unless it changed since they were found"
-    root = Forest(history, 0).below(ids[0])
-    if {node.id for node in root.walk()} != set(ids):
+    if set(Ancestry(history.db).continuations(ids[0])) != set(ids):
         raise RequestError(409, "A response was added there since: reload the page")
     _refuse_if_in_use(history, server, ids)
-    edits.delete_responses(history, ids)
+    edits.prune(history, ids[0], ids)
 
 
 def _refuse_if_in_use(history: History, server: Server, ids: Iterable[str]) -> None:
