@@ -76,8 +76,7 @@ class Files(Index, Stats):
         self.root = Path(root)
         self.limit = budget
         try:
-            for directory in (self.root, self.root / "states", self.root / "tmp"):
-                self._make_directory(directory)
+            self.make_directories()
             self.locks = Locks(self.root / "lock")
             path = self._index_file()
             try:
@@ -98,6 +97,10 @@ class Files(Index, Stats):
         self.locks.close()
 
     # -- opening -------------------------------------------------------
+
+    def make_directories(self) -> None:
+        for directory in (self.root, self.root / "states", self.root / "tmp"):
+            self._make_directory(directory)
 
     @staticmethod
     def _make_directory(path: Path) -> None:
@@ -202,8 +205,10 @@ class Files(Index, Stats):
     def writer(self) -> Iterator[None]:
         """Be the only process to change files, with the current index.
 
-        Settles what a crash left half done. Raises OSError or StoreError.
+        Settles what a crash left half done, and makes the store's directory again if
+        it was deleted. Raises OSError or StoreError.
         """
+        self.make_directories()
         with self.locks.writer():
             self._follow_rebuild()
             self._settle()

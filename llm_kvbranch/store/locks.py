@@ -92,13 +92,36 @@ class Locks:
     "Named locks in a file. Use it, and what it returns, from one thread at a time."
 
     def __init__(self, path: Path):
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._path = path
+        self._open()
         self._held: Counter[str] = Counter()
         self._released: deque[str] = deque()  # but still in _held
         self._writing = False
         self._stuck: set[int] = (
             set()
         )  # offsets of locks that another process did not release
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._inode = os.fstat(self._file).st_ino
+
+    def _is_current(self) -> bool:
+        "Whether the file is the one that other processes open"
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _follow(self) -> None:
+        "Use the file that replaced ours if that was deleted with its directory"
+        if self._is_current():
+            return
+        before = self._file
+        with contextlib.suppress(FileNotFoundError):  # there is nothing to protect
+            self._open()
+            os.close(before)
+            for name in self._held:
+                self._lock(_offset(name), shared=True)
 
     def close(self) -> None:
         "Release everything"
@@ -114,6 +137,7 @@ class Locks:
         Raises StoreError, with none of them held, if a claim on one is not released.
         """
         self._drop_released()
+        self._follow()
         held = []
         try:
             for name in names:
@@ -140,7 +164,12 @@ class Locks:
         if self._writing:
             yield
             return
+        self._follow()
         self._wait(_WRITER, shared=False)
+        if not self._is_current():  # it was deleted while this waited
+            self._unlock(_WRITER)
+            self._follow()
+            self._wait(_WRITER, shared=False)
         self._writing = True
         try:
             yield

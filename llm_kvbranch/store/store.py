@@ -120,6 +120,8 @@ class Store(Files):
         temporary = self.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
         chain = chain or Chain()
         parts = (payload, snapshots or {})
+        with contextlib.suppress(OSError):  # reported when the file is written
+            self.make_directories()
         with self.locks.hold([temporary.name]):
             try:
                 self._check_budget(_nbytes(*parts))

@@ -354,3 +354,29 @@ class TestPatience:
         with theirs.claims() as claims:
             assert claims.take("a")
             assert seconds() >= 0.5
+
+
+class TestDeletedFile:
+    "Fails if two processes are writers at once because one has the deleted file"
+
+    pytestmark = pytest.mark.usefixtures("impatient")
+
+    def test_locks_move_to_the_new_file(self, ours: Locks, path: Path) -> None:
+        hold = ours.hold(["a"])
+        path.unlink()
+        with contextlib.closing(Locks(path)) as others, others.writer():
+            with pytest.raises(StoreError), ours.writer():
+                pytest.fail("two writers")
+            assert not free(others, "a")
+            hold.release()
+            assert free(others, "a")
+
+    def test_nobody_made_a_new_one(self, ours: Locks, path: Path) -> None:
+        path.unlink()
+        with (
+            ours.writer(),
+            contextlib.closing(Locks(path)) as others,
+            pytest.raises(StoreError),
+            others.writer(),
+        ):
+            pytest.fail("two writers")

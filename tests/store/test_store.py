@@ -36,6 +36,7 @@ from hypothesis.stateful import (
 import llm_kvbranch.store.index as index_module
 import llm_kvbranch.store.stats as stats_module
 from llm_kvbranch.errors import StateError, StoreError, UnreadableStateError
+from llm_kvbranch.store import locks
 from llm_kvbranch.store.chain import Chain, Entry
 from llm_kvbranch.store.header import State
 from llm_kvbranch.store.maintenance import collect, pin, prune, repair, verify
@@ -54,6 +55,7 @@ from ..support.stores import (
     find,
     flip,
     names,
+    present,
     put,
     put_after,
     remove_index,
@@ -847,6 +849,32 @@ class TestRestart:
             put(store, "one", DOCUMENT)
         assert set(os.listdir(root)) == {"index.db", "lock", "states", "tmp"}
         assert not os.listdir(root / "tmp")
+
+
+class TestDeletedDirectory:
+    "Fails if a process can store nothing more, or writes beside the other writers"
+
+    def test_it_is_made_again(self, store: Store) -> None:
+        put(store, "one", DOCUMENT)
+        shutil.rmtree(store.root)
+        put(store, "two", DOCUMENT)
+        assert present(store) == "two"
+        assert list(verify(store)) == []
+        assert store.root.stat().st_mode & 0o777 == 0o700
+
+    def test_another_process_made_it_again(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(locks, "PATIENCE", 0.01)
+        put(store, "one", DOCUMENT)
+        shutil.rmtree(store.root)
+        with contextlib.closing(Store(store.root)) as other:
+            put(other, "two", DOCUMENT)
+            with other.writer(), pytest.raises(StoreError):
+                put(store, "three", DOCUMENT)
+            put(store, "three", DOCUMENT)
+            assert present(other) == present(store) == "three two"
+            assert list(verify(other)) == []
 
 
 class TestLost:
