@@ -39,7 +39,7 @@ from .database import (
 from .header import Key, State
 from .index import Index
 from .locks import Locks
-from .statefile import SUFFIX, read_head, sync_directory
+from .statefile import SUFFIX, is_missing, read_head, sync_directory
 from .stats import Stats
 
 BUDGET_SHARE = 0.2  # of the bytes that are free on the disk or in the store
@@ -323,7 +323,8 @@ class Files(Index, Stats):
                     state, size = read_head(path)
                     nbytes = size if state.digest == entry.state.digest else 0
                 except UnreadableStateError:
-                    continue  # stays pending: the file may be good
+                    if not is_missing(path):
+                        continue  # stays pending: the file may be good
                 except StateError:
                     pass
             if not nbytes:

@@ -22,7 +22,7 @@ from ..errors import StateError, StoreError, UnreadableStateError
 from .chain import Entry
 from .database import is_damage
 from .files import Deletion, lock_name
-from .statefile import SUFFIX, open_state, read_state, sync_directory
+from .statefile import SUFFIX, is_missing, open_state, read_state, sync_directory
 from .store import EVICTED, Store
 from .tokens import BLOCK, block_hashes
 
@@ -261,21 +261,10 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
             yield path.name.removesuffix(SUFFIX), done
     with store.writer():
         for entry in list(store.entries()):
-            if entry.present and _is_missing(store.path(entry.state)):
+            if entry.present and is_missing(store.path(entry.state)):
                 store.change(Deletion([entry], "state file is missing"))
                 yield entry.state.response_id, "file is missing: index updated"
     yield from _repair_links(store)
-
-
-def _is_missing(path: Path) -> bool:
-    "Whether a file does not exist, and not only cannot be looked at"
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _repair_file(store: Store, path: Path) -> str | None:

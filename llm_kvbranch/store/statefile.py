@@ -148,6 +148,17 @@ def read_head(path: Path) -> tuple[State, int]:
         return header.state(file.read(end - begin)), size
 
 
+def is_missing(path: Path) -> bool:
+    "Whether there is no such file; False if that cannot be found out"
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, int]]:
     "A file for reading, and its size; OSErrors become StateErrors"
