@@ -48,7 +48,7 @@ def model_names() -> list[tuple[str, str | None]]:
 
 def request_of(
     prompt: Any,
-    chosen: ModelSettings,
+    chosen: KVLlamaOptions,
     recommended: dict[str, float],
     tools: Sequence[dict[str, Any]] = (),
 ) -> Request:
@@ -156,7 +156,7 @@ class _Shared:
         from .models import answer_options
 
         remote, chosen = self._remote(prompt.options)
-        if remote is not None:
+        if remote is not None and not _has_attachments(prompt.messages):
             return remote.generate(
                 {
                     "messages": [message.to_dict() for message in prompt.messages],
@@ -216,6 +216,15 @@ def _pool() -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(1, thread_name_prefix="kvllama")
+
+
+def _has_attachments(messages: Sequence[Any]) -> bool:
+    "Whether a message names files, which a server does not read"
+    return any(
+        getattr(part, "attachment", None) or getattr(part, "attachments", None)
+        for message in messages
+        for part in message.parts
+    )
 
 
 _sessions: dict[Any, Session] = {}

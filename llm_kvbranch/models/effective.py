@@ -112,7 +112,7 @@ def context_of(chosen: ModelSettings) -> Settings:
 
 
 def sampling_of(
-    chosen: ModelSettings, model: dict[str, float], **more: Any
+    chosen: KVLlamaOptions, model: dict[str, float], **more: Any
 ) -> Sampling:
     "How tokens are sampled; ``model`` is what the file recommends"
     from ..engine import Sampling

@@ -20,6 +20,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from ..errors import SettingError
 
+MOST = 2**31 - 1  # of llama.cpp's integers
+
 
 class KVLlamaOptions(llm.Options):
     "The options of an answer"
@@ -27,12 +29,14 @@ class KVLlamaOptions(llm.Options):
     temperature: Optional[float] = Field(
         default=None,
         ge=0,
+        le=1000,
         description="Randomness of sampling; 0 always takes the most likely token "
         "(default 0.8)",
     )
     top_k: Optional[int] = Field(
         default=None,
         ge=0,
+        le=MOST,
         description="Sample from the k most likely tokens, 0 for all (default 40)",
     )
     top_p: Optional[float] = Field(
@@ -58,6 +62,7 @@ class KVLlamaOptions(llm.Options):
     repeat_penalty: Optional[float] = Field(
         default=None,
         gt=0,
+        le=1000,
         description="Divide the score of recent tokens by this, 1 to disable "
         "(default 1)",
     )
@@ -77,6 +82,7 @@ class KVLlamaOptions(llm.Options):
     repeat_last_n: Optional[int] = Field(
         default=None,
         ge=-1,
+        le=1 << 20,  # llama.cpp allocates this many
         description="Number of tokens that count as recent, -1 for all (default 64)",
     )
     seed: Optional[int] = Field(
@@ -88,6 +94,7 @@ class KVLlamaOptions(llm.Options):
     max_tokens: Optional[int] = Field(
         default=None,
         ge=1,
+        le=MOST,
         description="Maximum length of the answer in tokens",
     )
     stop: Optional[Union[str, list[str]]] = Field(
@@ -101,17 +108,20 @@ class KVLlamaOptions(llm.Options):
     n_ctx: Optional[int] = Field(
         default=None,
         ge=1,
+        le=MOST,
         description="Context length: maximum tokens of prompt and answer together "
         "(default: what the model was trained for). Memory is allocated as needed",
     )
     n_gpu_layers: Optional[int] = Field(
         default=None,
         ge=-1,
+        le=MOST,
         description="Number of layers to offload to the GPU, -1 for all (default -1)",
     )
     n_threads: Optional[int] = Field(
         default=None,
         ge=1,
+        le=512,  # llama.cpp's limit
         description="Number of threads (default: the available processors)",
     )
     n_batch: Optional[int] = Field(

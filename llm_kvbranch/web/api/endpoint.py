@@ -163,7 +163,8 @@ def _parse(schema: Any, body: bytes) -> Any:
         # Of the forms that a value may take, report on the one that fits furthest
         worst = max(error.errors(), key=lambda each: len(each["loc"]))
         param = _path(data, worst["loc"], worst["type"] == "missing")
-        raise RequestError(400, f"{param}: {worst['msg']}", param) from None
+        why = worst["msg"].removeprefix("Value error, ")
+        raise RequestError(400, f"{param}: {why}", param) from None
 
 
 def _path(data: Any, location: tuple[int | str, ...], missing: bool) -> str:

@@ -3,6 +3,9 @@
 The idea: the other process gets text and facts, logs the answer itself, and then says
 so; only then is the state stored.
 
+The invariant: a request names no file and no address. llm reads an attachment's path
+when it hashes a message, so there are none here; nor are there settings of the model.
+
 This module does not know the log.
 """
 
@@ -14,14 +17,14 @@ import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, Literal, Optional, Union
 
 import llm
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ...inference import Ticket
 from ...model import request_of
-from ...models import ModelSettings
+from ...models import KVLlamaOptions
 from ..door import GENERATE
 from ..errors import RequestError
 from .endpoint import Call, json_response, view
@@ -33,11 +36,71 @@ _MOST = 256
 _SECONDS = 120
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    provider_metadata: Optional[dict[str, Any]] = None
+
+
+class _Text(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _Reasoning(_Strict):
+    type: Literal["reasoning"]
+    text: str
+    redacted: bool = False
+
+
+class _ToolCall(_Strict):
+    type: Literal["tool_call"]
+    name: str
+    arguments: dict[str, Any]
+    tool_call_id: Optional[str] = None
+    server_executed: bool = False
+
+
+class _ToolResult(_Strict):
+    type: Literal["tool_result"]
+    name: str
+    output: str
+    tool_call_id: Optional[str] = None
+    server_executed: bool = False
+    exception: Optional[str] = None
+
+
+class _Message(_Strict):
+    "A message as llm's to_dict() writes it, without attachments"
+
+    role: str
+    parts: list[
+        Annotated[
+            Union[_Text, _Reasoning, _ToolCall, _ToolResult],
+            Field(discriminator="type"),
+        ]
+    ] = []
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _no_attachments(cls, value: Any) -> Any:
+        for part in value if isinstance(value, list) else ():
+            if isinstance(part, dict) and part.get("type") == "attachment":
+                raise ValueError(
+                    "kvllama does not support message parts of type attachment"
+                )
+        return value
+
+    def message(self) -> Any:
+        given: Any = self.model_dump(exclude_unset=True)
+        return llm.parts.Message.from_dict(given)
+
+
 class RunRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    messages: list[dict[str, Any]]
-    options: dict[str, Any]
+    messages: list[_Message]
+    options: KVLlamaOptions
     schema_: dict[str, Any] | None = None
     tools: list[dict[str, Any]] = []
 
@@ -50,7 +113,7 @@ class CommitRequest(BaseModel):
 
 class TailRequest(BaseModel):
     text: str
-    n: int
+    n: Annotated[int, Field(ge=0, le=100_000)]
 
 
 @view("POST", GENERATE, RunRequest)
@@ -58,11 +121,10 @@ async def run(call: Call) -> Any:
     "Answer llm messages, with kvllama's options; the client logs the answer"
     body, server = call.body, call.server
     try:
-        chosen = ModelSettings(**body.options)
-        messages = [llm.parts.Message.from_dict(each) for each in body.messages]
+        messages = [each.message() for each in body.messages]
         prompt = SimpleNamespace(messages=messages, schema=body.schema_)
         recommended = server.session.engine.weights.sampling
-        request = request_of(prompt, chosen, recommended, body.tools)
+        request = request_of(prompt, body.options, recommended, body.tools)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(400, str(error)) from None
 

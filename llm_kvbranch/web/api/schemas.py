@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 
 from ...log import marks
 
+_MOST = 2**31 - 1  # of llama.cpp's integers
 Text = Annotated[str, Field(max_length=4_000_000)]
 
 
@@ -90,14 +91,14 @@ class Generating(BaseModel):
     model: Optional[str] = None
     stream: Optional[bool] = False
     stream_options: Optional[StreamOptions] = None
-    max_tokens: Annotated[Optional[int], Field(ge=1)] = None
-    max_completion_tokens: Annotated[Optional[int], Field(ge=1)] = None
+    max_tokens: Annotated[Optional[int], Field(ge=1, le=_MOST)] = None
+    max_completion_tokens: Annotated[Optional[int], Field(ge=1, le=_MOST)] = None
     temperature: Annotated[Optional[float], Field(ge=0, le=2)] = None
     top_p: Annotated[Optional[float], Field(gt=0, le=1)] = None
-    top_k: Annotated[Optional[int], Field(ge=0)] = None
+    top_k: Annotated[Optional[int], Field(ge=0, le=_MOST)] = None
     min_p: Annotated[Optional[float], Field(ge=0, le=1)] = None
     typical_p: Annotated[Optional[float], Field(gt=0, le=1)] = None
-    repeat_penalty: Annotated[Optional[float], Field(gt=0)] = None
+    repeat_penalty: Annotated[Optional[float], Field(gt=0, le=1000)] = None
     presence_penalty: Annotated[Optional[float], Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[Optional[float], Field(ge=-2, le=2)] = None
     seed: Annotated[Optional[int], Field(ge=-(2**63), lt=2**63)] = None
@@ -105,7 +106,7 @@ class Generating(BaseModel):
     n: Annotated[Optional[int], Field(ge=1, le=64)] = None
     response_format: Optional[ResponseFormat] = None
     grammar: Annotated[Optional[str], Field(max_length=100_000)] = None
-    n_ctx: Annotated[Optional[int], Field(ge=1)] = None
+    n_ctx: Annotated[Optional[int], Field(ge=1, le=_MOST)] = None
     user: Annotated[Optional[str], Field(max_length=1000)] = None
     logprobs: Annotated[Optional[bool], _only(False, None)] = None
     top_logprobs: Annotated[Optional[int], _only(0, None)] = None
