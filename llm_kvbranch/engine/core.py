@@ -15,6 +15,7 @@ This module does not know messages, files or why something is restored.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from array import array
@@ -126,7 +127,9 @@ class Engine:
         """Make room for n_cells in total, keeping the rows of the live sequences.
 
         Donors come before those that share their rows. Logits are lost. Raises
-        ContextError when llama.cpp cannot allocate that much.
+        ContextError when llama.cpp cannot allocate that much. Whether it raises or not,
+        a sequence whose rows could not be kept has fewer than before, maybe none:
+        compare ``length``.
         """
         if n_cells <= self.n_ctx:
             return
@@ -138,7 +141,7 @@ class Engine:
         self.close()
         try:
             self._create(size)
-        except ContextError:
+        except BaseException:
             if previous:  # that still fits
                 self._create(previous)
                 self._put_back(kept)
@@ -154,6 +157,13 @@ class Engine:
         return end, bytearray() if empty else self.capture(one.seq, one.shared, end)
 
     def _create(self, n_ctx: int) -> None:
+        try:
+            self._make(n_ctx)
+        except BaseException:
+            self.close()  # it may lack adapters, or a batch
+            raise
+
+    def _make(self, n_ctx: int) -> None:
         lib, settings = self._llama, self.settings
         parameters = context_parameters(settings, n_ctx, not self.weights.gpu_layers)
         listen()
@@ -180,15 +190,19 @@ class Engine:
         )
 
     def _put_back(self, kept: list[tuple[Kept, tuple[int, bytearray]]]) -> None:
+        "Give sequences their rows; one that cannot have all of them is left empty"
         for one, (end, data) in kept:
-            if not self.cuts_anywhere:
-                if self._set(memoryview(data), one.seq) != len(data):
-                    raise ContextError("llama.cpp could not grow its context")
-                continue
-            if one.shared:
-                self.share(one.donor, one.seq, 0, one.shared)
-            if data:
-                self.restore(one.seq, memoryview(data), one.shared, end, end)
+            with contextlib.suppress(StateError):
+                if not self.cuts_anywhere:
+                    self._set(memoryview(data), one.seq)
+                    continue
+                if one.shared:
+                    self.share(one.donor, one.seq, 0, one.shared)
+                if data and self.length(one.seq) == one.shared:
+                    self.restore(one.seq, memoryview(data), one.shared, end, end)
+        for one, (end, _) in kept:
+            if self.length(one.seq) != end:
+                self.cut(one.seq, 0)
 
     # -- decoding ------------------------------------------------------
 
@@ -201,8 +215,10 @@ class Engine:
         valid until the next decode or reserve. ``stop`` is called during the
         computation. When it returns true, KeyboardInterrupt is raised, and the
         sequences hold an unknown part of the tokens. Raises ContextError when the
-        context is full, KVBranchError when llama.cpp fails.
+        context is full or was lost, KVBranchError when llama.cpp fails.
         """
+        if self._context is None:
+            raise ContextError("The context was lost: llama.cpp could not make another")
         lib, batch = self._llama, self._batch
         n, indices = 0, []
         for feed in feeds:

@@ -122,8 +122,9 @@ class Filler:
         slot.target = tokens
         try:
             filling.shared = self.slots.share_prefix(slot, tokens)
-            filling.resident = len(slot.tokens)
             self.slots.reserve(slot, max(n_cells, len(tokens)))
+            filling.resident = len(slot.tokens)
+            filling.shared = min(filling.shared, filling.resident)
             filling.restore_ms += _ms_since(started)
             if self.engine.cuts_anywhere:
                 yield from self._restore_chain(slot, tokens, chain, filling)
@@ -207,8 +208,11 @@ class Filler:
         """
         if not segment.entry.present:
             raise StateError(segment.entry.gone or BEING_WRITTEN)
-        self.slots.reserve(slot, len(slot.tokens) + segment.size)
-        started, begin = time.perf_counter(), len(slot.tokens)
+        begin = len(slot.tokens)
+        self.slots.reserve(slot, begin + segment.size)
+        if len(slot.tokens) != begin:
+            raise ContextError("rows were lost when the context grew")
+        started = time.perf_counter()
         state = segment.entry.state
         own = [step for step in todo if step.segment is segment]
         marks = [step.mark for step in own]
@@ -261,7 +265,7 @@ class Filler:
     ) -> Feeds[int | None]:
         "Decode the tokens that the slot lacks; returns the token drawn after the last"
         token = None
-        while (begin := len(slot.tokens)) < len(tokens):
+        while token is None and (begin := len(slot.tokens)) < len(tokens):
             end = min(begin + self.engine.settings.n_batch, len(tokens))
             token = yield from self._feed(slot, tokens, end, filling, logits)
         return token
@@ -275,7 +279,7 @@ class Filler:
         snapshots where prompts that begin alike could continue from.
         """
         token, first, worth = None, len(slot.tokens), _WORTH_WAITING
-        while (begin := len(slot.tokens)) < len(tokens):
+        while token is None and (begin := len(slot.tokens)) < len(tokens):
             if self._is_prefilled_elsewhere(slot, tokens, worth):
                 worth = 1  # having waited, wait for all of it
                 yield None
@@ -300,11 +304,17 @@ class Filler:
         filling: Filling | None,
         logits: bool,
     ) -> Feeds[int | None]:
-        "Yield the slot's next tokens, up to ``end``; record what was decoded of them"
+        """Yield the slot's next tokens, up to ``end``; record what was decoded of them.
+
+        Not if the rows were lost since: another slot may have made the context grow.
+        """
+        if not self.engine.n_ctx:  # the context was lost, and is needed again
+            self.slots.reserve(slot, len(tokens))
         begin = len(slot.tokens)
         wanted = logits and end == len(tokens)
         done = yield Feed(slot.seq, begin, tokens[begin:end], wanted)
-        slot.append(tokens[begin : begin + done.n])
+        if done.n and self.engine.length(slot.seq) == begin + done.n:
+            slot.append(tokens[begin : begin + done.n])
         if filling is not None:
             filling.prefill_ms += done.seconds * 1000
         return done.token
@@ -328,7 +338,8 @@ class Filler:
 
     def token_decoded(self, slot: Slot) -> None:
         "Called after each token of an answer: takes a snapshot when one is due"
-        if not self.engine.cuts_anywhere and slot.snapshots.is_due(len(slot.tokens)):
+        n = len(slot.tokens)
+        if n and not self.engine.cuts_anywhere and slot.snapshots.is_due(n):
             self._take_snapshot(slot)
 
     def _take_snapshot(self, slot: Slot, keep: bool = False) -> None:

@@ -105,6 +105,13 @@ class Generation:
         return self.n_generated > 0
 
     @property
+    def is_behind(self) -> bool:
+        "Whether its slot has lost rows that its feed would follow on"
+        if self.feed is None or self.slot is None:
+            return False
+        return self.feed.start != len(self.slot.tokens)
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 
@@ -287,7 +294,7 @@ class Generation:
     def _next(self, slot: Slot, tokens: array[int]) -> Feeds[int | None]:
         "Decode the last token and draw the next; None if cancelled or out of room"
         model, token = self.model, None
-        while len(slot.tokens) < len(tokens):
+        while token is None and len(slot.tokens) < len(tokens):
             if self._cancelled:
                 return None
             try:  # room for the next one too, which may be the last to be decoded

@@ -95,9 +95,14 @@ class Session(LoadedModel):
                         generation.finish_reason = "cancelled"
                         generation.close()
                 self._forget_ended()
+                self._renew_feeds()
                 waiting = [g for g in self.running if g.feed is None]
                 batch = batching.choose(
-                    [g for g in self.running if g.cancelled or not g.pieces],
+                    [
+                        g
+                        for g in self.running
+                        if not g.is_behind and (g.cancelled or not g.pieces)
+                    ],
                     self.engine.settings.n_batch,
                     self.pace.chunk(),
                 )
@@ -106,6 +111,10 @@ class Session(LoadedModel):
                 self._advance([(generation, Decoded()) for generation in waiting])
             finally:
                 self._forget_ended()
+
+    def _renew_feeds(self) -> None:
+        "Have feeds made again that follow on rows that were lost with a context"
+        self._advance([(g, Decoded()) for g in self.running if g.is_behind])
 
     def _forget_ended(self) -> None:
         self.running[:] = [g for g in self.running if not g.ended]

@@ -6,8 +6,9 @@ is only as large as all slots need; when they need more, it is made again, large
 around the same rows.
 
 The invariant: unless a slot is busy, ``slot.tokens`` are exactly the rows of its
-sequence, also after an error or Ctrl-C. Rows that may still be logged are handed over
-before they are lost.
+sequence, also after an error or Ctrl-C. A busy slot never lists a row that its sequence
+lacks, even if a context was lost. Rows that may still be logged are handed over before
+they are lost.
 
 This module does not know where rows come from.
 """
@@ -256,13 +257,26 @@ class Slots:
         live: list[Kept] = []
         before: list[Slot] = []
         for slot in self._slots:
-            if not slot.tokens:
-                continue
             shares = [(common_prefix(s.cells, slot.cells), s.seq) for s in before]
             n, donor = max(shares, default=(0, -1))
             live.append(Kept(slot.seq, donor, n))
             before.append(slot)
-        self.engine.reserve(n_cells, live)
+        try:
+            self.engine.reserve(n_cells, live)
+        finally:
+            self._note_losses()
         if not self.engine.cuts_anywhere:  # now each has cells of its own
             for slot in self._slots:
                 slot.cells = array("q", itertools.islice(_cells, len(slot.tokens)))
+
+    def _note_losses(self) -> None:
+        """Forget the tokens of rows that were lost with a context.
+
+        A busy slot may have more rows than tokens: those just decoded. Its generation
+        decodes what it lacks again.
+        """
+        for slot in self._slots:
+            held = self.engine.length(slot.seq)
+            if held < len(slot.tokens):
+                slot.waiting.clear()
+                self.truncate(slot, held)

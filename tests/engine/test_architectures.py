@@ -34,7 +34,7 @@ import pytest
 from llm_kvbranch.chat.template import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Weights
 from llm_kvbranch.engine.blob import cut
-from llm_kvbranch.errors import StateError
+from llm_kvbranch.errors import ContextError, StateError
 from llm_kvbranch.inference.planning import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
 from llm_kvbranch.inference.session import (
@@ -492,6 +492,60 @@ class TestCutting:
         for one in running:
             assert one.generation.facts["generated_tokens"] > HEADROOM
             assert is_right(one.turn())
+
+
+class TestLostContext:
+    "Guards against silently wrong answers after a context could not be kept"
+
+    @architectures("llama", "gemma3", "qwen35")
+    def test_rows_that_llama_cpp_refuses(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        "They are decoded again, and the answer beside is what it would be alone"
+        session = home.session()
+        first = Running(session, QUESTION, 3 * N)
+        take_turns_for(N, first)
+        refused: list[int] = []
+        monkeypatch.setattr(
+            session.engine, "_set", lambda _, seq: refused.append(seq) or 0
+        )
+        second = Running(session, " ".join([NEXT] * 40), N)
+        take_turns_for(1, second)
+        assert refused
+        take_turns(first, second, until=second)
+        take_turns(first, until=first)
+        assert len(first.generation.tokens) == first.generation.n_prompt + 3 * N
+        assert is_right(first.turn())
+        assert is_right(second.turn())
+
+    @architectures("llama", "gemma3", "qwen35")
+    def test_no_context_can_be_made(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        "The prompt that needed it fails; the one beside fails, or is right"
+        session = home.session()
+        first = Running(session, QUESTION, 3 * N)
+        take_turns_for(N, first)
+        with monkeypatch.context() as patch:
+            patch.setattr(session.engine, "_make", failing)
+            with pytest.raises(ContextError, match="no memory"):
+                Running(session, " ".join([NEXT] * 40), N).advance()
+        assert session.engine.n_ctx == 0
+        with pytest.raises(ContextError, match="context was lost"):
+            session.engine.decode([Feed(0, 0, array("i", [1]))])
+        take_turns(first, until=first)
+        assert is_right(first.turn())
+        assert is_right(ask(session, [], LAST))
+
+
+def failing(*_: Any) -> None:
+    raise ContextError("no memory")
+
+
+def take_turns_for(n: int, *running: Running) -> None:
+    for _ in range(n):
+        for one in running:
+            one.advance()
 
 
 def flip(path: Path, tensor: str = "state") -> None:

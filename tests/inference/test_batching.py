@@ -282,6 +282,68 @@ class TestRoom:
         for generation in generations:
             crowd.check(generation)
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_it_grows_when_a_prompt_was_just_begun(self, monkeypatch, kind):
+        "Fails if the rows of the prompt's first batch are lost"
+        monkeypatch.setattr(one_answer, "HEADROOM", 1)
+        monkeypatch.setattr(cells, "HEADROOM", 1)
+        crowd = served(**kind)
+        answer = crowd.start([user("Hello 1")], max_tokens=None)
+        crowd.step()
+        crowd.step()
+        begun = crowd.start([user(DOCUMENT)])
+        crowd.run()
+        crowd.check(answer)
+        crowd.check(begun)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seed", range(4))
+    def test_rows_lost_with_a_context_are_decoded_again(self, monkeypatch, kind, seed):
+        "Fails if a running answer goes on from a sequence that has become empty"
+        monkeypatch.setattr(one_answer, "HEADROOM", 1)
+        monkeypatch.setattr(cells, "HEADROOM", 1)
+        crowd, draw = served(**kind), random.Random(seed)
+        engine = crowd.session.engine
+        reserve = engine.reserve
+
+        def lossy(n_cells, live=()):
+            grows = n_cells > engine.n_ctx
+            reserve(n_cells, live)
+            for seq in range(4) if grows else ():
+                if draw.random() < 0.3:
+                    engine.cut(seq, 0)
+
+        engine.reserve = lossy
+        texts = [f"Hello {i}" * 30 ** (i % 2) for i in range(4)]
+        generations = []
+        for text in texts:
+            generations.append(crowd.start([user(text)], max_tokens=30))
+            crowd.step()
+            crowd.step()
+        crowd.run()
+        for generation in generations:
+            crowd.check(generation)
+
+    def test_rows_lost_before_they_are_stored(self, monkeypatch, tmp_path):
+        "The answer is not stored, and the next prompt does not use its slot's rows"
+        monkeypatch.setattr(cells, "HEADROOM", 1)
+        crowd = served(tmp_path)
+        engine, warnings = crowd.session.engine, []
+        crowd.session.warn = warnings.append
+        first = crowd.start([user("Hello")], max_tokens=5)
+        crowd.run()
+        slot, reserve = first.slot, engine.reserve
+
+        def lossy(n_cells, live=()):
+            reserve(n_cells, live)
+            engine.cut(slot.seq, 0)
+
+        engine.reserve = lossy
+        crowd.session.slots._enlarge(engine.n_ctx + 1)
+        assert not slot.tokens
+        assert first.commit("r1") is None
+        assert "left memory" in warnings[0]
+
     def test_shared_rows_are_counted_once(self):
         crowd = served()
         crowd.session.slots.max_cells = 700

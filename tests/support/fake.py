@@ -114,6 +114,8 @@ class FakeEngine:
         self.n_ctx, before, self.rows = n_cells, self.rows, {}
         self._logits = []  # of the discarded context
         for kept in live:  # in separate cells, except for shared rows
+            if not before.get(kept.seq):
+                continue
             rows = self.rows.get(kept.donor, [])[: kept.shared]
             assert rows == before[kept.seq][: kept.shared]
             rows += [_copy(row) for row in before[kept.seq][kept.shared :]]
