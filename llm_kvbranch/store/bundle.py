@@ -40,6 +40,7 @@ from .header import State, fingerprint_of
 from .statefile import SUFFIX, open_state, read_state, write_state
 from .store import Store
 from .tokens import prefix_digest, tokens_of
+from .turns import ID, is_plain, parse_turns, try_turns
 
 FORMAT = "llm-kvbranch-bundle/1"
 SIGNED = "imported, signed with your key"
@@ -48,7 +49,8 @@ TRUSTED = "imported without a signature, trusted by you"
 _MANIFEST, _SIGNATURE = "bundle.json", "signature"
 _MAX_MANIFEST = 1 << 26
 _MAX_STATES = 100_000
-_ID = r"[A-Za-z0-9_-]{1,64}"
+# A state that was cut is named after the whole one
+_STATE_ID = rf"{ID}(\.[0-9]{{1,19}})*"
 
 
 @dataclass
@@ -217,15 +219,22 @@ def load(
     neither signed with the key nor trusted.
     """
     try:
-        with zipfile.ZipFile(path) as bundle, contextlib.ExitStack() as spares:
+        with zipfile.ZipFile(path) as bundle:
             manifest, origin = _read_manifest(bundle, path, key, trust)
-            turns = edits.new_turns(history, _parse_turns(manifest))
+            turns = edits.new_turns(history, parse_turns(manifest))
             thread_id = str(ULID()).lower() if turns else None
-            states = [
-                (replace(state, origin=origin, thread_id=thread_id), spare)
-                for state, spare in _read_states(store, bundle, manifest, spares)
-            ]
-            imported = _import_states(store, states, manifest, origin)
+            if thread_id:
+                try_turns(history, turns, thread_id, origin)
+            members = _list_states(store, bundle, manifest)
+            states = []
+            for member in members:  # one at a time: they may take the whole budget
+                with _extracted(store, bundle, member) as (state, _):
+                    states.append(state)
+            _check_states(states, manifest)
+            states = [replace(s, origin=origin, thread_id=thread_id) for s in states]
+            imported = _import_states(store, bundle, members, states, manifest)
+    except EOFError:
+        raise BundleError(f"Cannot read {path}: it is incomplete") from None
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"Cannot read {path}: {error}") from None
     except (StateError, StoreError) as error:
@@ -262,89 +271,59 @@ def _read_manifest(
         )
     try:
         manifest = json.loads(data)
+        json.dumps(manifest, ensure_ascii=False).encode()  # no lone surrogates
         known = manifest["format"] == FORMAT
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(f"The manifest of {path} is invalid") from None
     if not known:
         raise BundleError(f"{path} has a format other than {FORMAT}")
     manifest["response_id"] = str(manifest.get("response_id"))
-    if not re.fullmatch(_ID, manifest["response_id"]):
+    if not re.fullmatch(ID, manifest["response_id"]):
         raise BundleError(f"The manifest of {path} is invalid")
     return manifest, origin
 
 
-def _parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
-    "The turns in a manifest; raises BundleError on anything unexpected"
-    from llm import Message
-
-    try:
-        rows = manifest["messages"]
-        parts = [part for row in rows for part in row["parts"]]
-        if any(
-            part["type"] != "text" or not isinstance(part["text"], str)
-            for part in parts
-        ) or any(row["role"] not in ("system", "user", "assistant") for row in rows):
-            raise BundleError("The bundle has messages that are not text")
-        messages = [Message.from_dict(row) for row in rows]
-        turns = []
-        for turn in manifest["turns"]:
-            sent, answered = int(turn["n_sent"]), int(turn["n_answered"])
-            if not 0 <= sent <= sent + answered <= len(messages):
-                raise ValueError
-            if not re.fullmatch(_ID, turn["id"]):
-                raise ValueError
-            facts = {
-                name: turn.get(name)
-                for name in ("model", "resolved_model", "datetime_utc")
-            }
-            numbers = {
-                name: int(turn.get(name) or 0)
-                for name in ("input_tokens", "output_tokens", "duration_ms")
-            }
-            if not all(v is None or isinstance(v, str) for v in facts.values()):
-                raise ValueError
-            turns.append(
-                edits.ImportedTurn(
-                    turn["id"],
-                    messages[:sent],
-                    messages[sent : sent + answered],
-                    {**facts, **numbers},
-                )
-            )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise BundleError("The bundle's messages are invalid") from None
-    return turns
-
-
-def _read_states(
-    store: Store,
-    bundle: zipfile.ZipFile,
-    manifest: dict[str, Any],
-    spares: contextlib.ExitStack,
-) -> Iterator[tuple[State, Path]]:
-    "Each state, verified, and the temporary file that it is in; parents come first"
+def _list_states(
+    store: Store, bundle: zipfile.ZipFile, manifest: dict[str, Any]
+) -> list[tuple[str, str]]:
+    "Name and digest of each member with a state, which together fit into the store"
     try:
         listed = [(str(row["file"]), str(row["sha256"])) for row in manifest["states"]]
         model = {str(k): str(v) for k, v in manifest["model"].items()}
     except (KeyError, TypeError, AttributeError):
         raise BundleError("The bundle's list of states is invalid") from None
-    if not all(len(v) < 200 and v.isprintable() for v in (*model, *model.values())):
+    if not all(map(is_plain, (*model, *model.values()))):
         raise BundleError("The bundle's model is invalid")  # it will be shown
     if not 0 < len(listed) <= _MAX_STATES:
         raise BundleError("The bundle has no states, or too many")
+    names = {name for name, _ in listed}
+    if len(names) < len(listed):
+        raise BundleError("The bundle's list of states is invalid")
+    sizes = {info.filename: info.file_size for info in bundle.infolist()}
+    if not names <= sizes.keys():
+        raise BundleError("A state is missing from the bundle")
+    nbytes, budget = sum(sizes[name] for name in names), store.budget()
+    if nbytes > budget:
+        raise BundleError(
+            f"The bundle's states of {nbytes:,} bytes exceed the store's budget of "
+            f"{budget:,} bytes. Raise the budget"
+        )
     manifest["model"] = model
-    fingerprint = fingerprint_of({k: v for k, v in model.items() if k != "name"})
-    for name, digest in listed:
-        spare = store.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
-        spares.enter_context(store.locks.hold([spare.name]))
-        spares.callback(spare.unlink, missing_ok=True)
-        _extract(bundle, name, spare, digest)
-        state = read_state(spare)
-        if state.fingerprint != fingerprint:
-            raise BundleError(
-                "The bundle's states belong to a model other than the one it names"
-            )
-        yield state, spare
+    return listed
+
+
+@contextlib.contextmanager
+def _extracted(
+    store: Store, bundle: zipfile.ZipFile, member: tuple[str, str]
+) -> Iterator[tuple[State, Path]]:
+    "A state, verified, and the temporary file that it is in"
+    spare = store.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
+    with store.locks.hold([spare.name]):
+        try:
+            _extract(bundle, member[0], spare, member[1])
+            yield read_state(spare), spare
+        finally:
+            spare.unlink(missing_ok=True)
 
 
 def _extract(bundle: zipfile.ZipFile, name: str, path: Path, digest: str) -> None:
@@ -366,26 +345,25 @@ def _extract(bundle: zipfile.ZipFile, name: str, path: Path, digest: str) -> Non
 
 def _import_states(
     store: Store,
-    states: list[tuple[State, Path]],
+    bundle: zipfile.ZipFile,
+    members: list[tuple[str, str]],
+    states: list[State],
     manifest: dict[str, Any],
-    origin: str,
 ) -> Transfer:
     "Put the states that the store does not have yet into it"
-    _check_chain([state for state, _ in states])
-    model = manifest["model"]
-    last = states[-1][0]
+    model, last = manifest["model"], states[-1]
     imported = Transfer(
         manifest["response_id"],
         len(states),
         last.end,
-        origin=origin,
+        origin=last.origin,
         model=model.get("name", "unknown"),
         known_model=store.describe(last.fingerprint) is not None,
     )
     if not imported.known_model:
         store.describe(last.fingerprint, json.dumps(model))
     chain = Chain()
-    for state, spare in states:
+    for state, member in zip(states, members, strict=True):
         here = store.get(state.response_id, state.fingerprint)
         same = here is not None and (
             (here.state.start, here.state.prefix, here.state.tokens)
@@ -397,7 +375,10 @@ def _import_states(
                 "Prune that one first"
             )
         if here is None or not here.present:
-            with open_state(spare) as (_, payload, snapshots):
+            with (
+                _extracted(store, bundle, member) as (_, spare),
+                open_state(spare) as (_, payload, snapshots),
+            ):
                 here = store.put(state, payload, chain, snapshots)
             imported.new_states += 1
             imported.nbytes += here.nbytes
@@ -405,15 +386,25 @@ def _import_states(
     return imported
 
 
-def _check_chain(states: list[State]) -> None:
-    "Raise BundleError unless each state starts where the one before ends"
-    tokens, parent, model = tokens_of(), None, states[0].fingerprint
+def _check_states(states: list[State], manifest: dict[str, Any]) -> None:
+    "Raise BundleError unless states lead up to the response, each from the one before"
+    model = {k: v for k, v in manifest["model"].items() if k != "name"}
+    if {state.fingerprint for state in states} != {fingerprint_of(model)}:
+        raise BundleError(
+            "The bundle's states belong to a model other than the one it names"
+        )
+    tokens, parent = tokens_of(), None
     for state in states:
-        links = (state.start, state.parent_id, state.fingerprint, state.prefix)
-        if links != (len(tokens), parent, model, prefix_digest(tokens, len(tokens))):
+        links = state.start, state.parent_id, state.prefix
+        if links != (len(tokens), parent, prefix_digest(tokens, len(tokens))):
             raise BundleError("The bundle's states do not follow each other")
         tokens += state.tokens
         parent = state.response_id
+    ids = [state.response_id for state in states]
+    if ids[-1] != manifest["response_id"] or not all(
+        re.fullmatch(_STATE_ID, each) for each in ids
+    ):
+        raise BundleError("The bundle's states are not those of its response")
 
 
 def _sign(manifest: bytes, key: str) -> bytes:

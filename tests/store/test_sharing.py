@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import zipfile
 from pathlib import Path
 
 import pytest
 import sqlite_utils
+from ulid import ULID
 
 from llm_kvbranch import model as model_module
 from llm_kvbranch.engine.blob import Layout, check, cut
 from llm_kvbranch.errors import StateError
+from llm_kvbranch.log import edits
+from llm_kvbranch.store import bundle as bundle_module
 from llm_kvbranch.store.statefile import open_state, read_state
 
 from ..support.homes import SHORT, Homes, show
@@ -191,6 +195,30 @@ def longer(path: Path) -> None:
     rewrite(path, "states/000001.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
 
 
+def say(content: dict, text: str) -> dict:
+    return {**content["messages"][0], "parts": [{"type": "text", "text": text}]}
+
+
+def rest(path: Path) -> list:
+    return manifest(path)["messages"][1:]
+
+
+def turn(path: Path, **facts) -> None:
+    "Change the last turn"
+    *before, last = manifest(path)["turns"]
+    named = {"response_id": facts["id"]} if "id" in facts else {}
+    change(path, turns=[*before, {**last, **facts}], **named)
+
+
+def cut_manifest(path: Path) -> None:
+    "Let the directory of the zip promise more bytes of the manifest than there are"
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"bundle.json"))
+    size = (1 << 25).to_bytes(4, "little")
+    data[at + 20 : at + 28] = size * 2
+    path.write_bytes(data)
+
+
 HOSTILE = {
     "no zip": (lambda p: p.write_bytes(b"PK nothing"), "Cannot read"),
     "cut": (lambda p: p.write_bytes(p.read_bytes()[:-3000]), "Cannot read"),
@@ -247,6 +275,38 @@ HOSTILE = {
         lambda p: change(p, turns=[{**manifest(p)["turns"][0], "id": "../x"}]),
         "invalid",
     ),
+    "the same state many times": (
+        lambda p: change(p, states=manifest(p)["states"][:1] * 40),
+        "invalid",
+    ),
+    "a manifest longer than the file": (cut_manifest, "incomplete"),
+    "a lone surrogate": (
+        lambda p: change(p, messages=[say(manifest(p), "\ud800"), *rest(p)]),
+        "invalid",
+    ),
+    "no messages": (lambda p: change(p, messages=[], turns=[]), "invalid"),
+    "a turn twice": (lambda p: change(p, turns=manifest(p)["turns"] * 2), "invalid"),
+    "another response": (
+        lambda p: change(p, response_id=str(ULID()).lower()),
+        "invalid",
+    ),
+    "a response that is not the last": (
+        lambda p: change(p, response_id=manifest(p)["turns"][0]["id"]),
+        "not those of its response",
+    ),
+    "an id that is always the last": (lambda p: turn(p, id="zzzz"), "invalid"),
+    "an id of no time": (lambda p: turn(p, id="8" + "z" * 25), "invalid"),
+    "an id of the future": (lambda p: turn(p, id="7" + "z" * 25), "future"),
+    **{
+        f"{name} of {text!r}": (lambda p, f={name: text}: turn(p, **f), "invalid")
+        for name in ("model", "resolved_model", "datetime_utc")
+        for text in ("\x1b[2J\x1b]0;owned\x07", "\ud800", "\u202e", "x" * 300, 7)
+    },
+    **{
+        f"{name} of {n}": (lambda p, f={name: n}: turn(p, **f), "invalid")
+        for name in ("input_tokens", "output_tokens", "duration_ms")
+        for n in (1 << 63, -1, 1e300, "nan")
+    },
 }
 
 
@@ -270,6 +330,41 @@ class TestHostile:
             assert out.startswith("Error: ")
             assert out.count("\n") == 1, name
             assert content(llm.root / "bob") == before, name
+
+    def test_states_that_exceed_the_budget(self, llm, bundle, monkeypatch) -> None:
+        "Fails if it takes more of the disk than the budget before it is refused"
+        llm("bob", *SHORT, "Why is the sky blue?")
+        before = content(llm.root / "bob")
+        llm("bob", "kvbranch", "budget", "1MB")
+        monkeypatch.setattr(bundle_module, "_extract", None)
+        path = str(bundle)
+        out = llm("bob", "kvbranch", "import", path, "--trust", fails=True)
+        assert "exceed the store's budget" in out
+        assert content(llm.root / "bob") == before
+
+    def test_one_temporary_file_at_a_time(self, llm, bundle, monkeypatch) -> None:
+        seen, extract = [], bundle_module._extract
+
+        def counted(archive, name, path, digest):
+            seen.append(len(list(path.parent.iterdir())))
+            extract(archive, name, path, digest)
+
+        monkeypatch.setattr(bundle_module, "_extract", counted)
+        llm("bob", "kvbranch", "import", str(bundle), "--trust")
+        assert seen
+        assert set(seen) == {0}
+
+    def test_what_the_log_does_not_take_leaves_no_state(
+        self, llm, bundle, monkeypatch
+    ) -> None:
+        def refuse(*_):
+            raise sqlite3.IntegrityError("no")
+
+        monkeypatch.setattr(edits, "import_turns", refuse)
+        path = str(bundle)
+        out = llm("bob", "kvbranch", "import", path, "--trust", fails=True)
+        assert "messages are invalid" in out
+        assert content(llm.root / "bob")[0] == []
 
     def test_no_such_state(self, llm, tmp_path) -> None:
         llm("ann", *SHORT, "Why is the sky blue?")
