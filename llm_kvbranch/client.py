@@ -8,7 +8,8 @@ client reports that it has logged the response.
 
 The invariant: a server is used only if it has the same model file, settings and state
 directory. It locks the file while it runs, so that a program that later gets its port
-or process id is never mistaken for it and sent a prompt.
+or process id is never mistaken for it and sent a prompt. Servers that run at once have
+a file each.
 
 This module does not know llama.cpp, sessions or llm's models.
 """
@@ -33,6 +34,7 @@ except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
 PROTOCOL = 1
+_FIRST = "server.json"  # the file of a server that was started while no other ran
 RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail"))
 _CONNECT_SECONDS = 2.0
 _SILENT_SECONDS = 30.0  # a server sends a sign of life every few seconds
@@ -46,9 +48,12 @@ def announce(
     ``asked`` is how it was started, so that the same server is not started twice.
     Raises OSError.
     """
-    path = _path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".server")
+    withdraw()
+    directory = data_directory()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in _paths():
+        _remove_stale(path)
+    descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=".server")
     try:
         about = {
             "protocol": PROTOCOL,
@@ -60,27 +65,44 @@ def announce(
             "asked": asked,
         }
         os.write(descriptor, json.dumps(about).encode())  # mode 0600, by mkstemp
-        os.replace(temporary, path)
+        path = directory / _FIRST
+        try:
+            os.link(temporary, path)  # fails if another server's is there
+            os.unlink(temporary)
+        except OSError:
+            path = directory / f"server-{os.getpid()}.json"
+            os.replace(temporary, path)
     except BaseException:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    withdraw()
-    _announced.append(descriptor)
+    _announced.append((descriptor, path))
 
 
-_announced: list[int] = []  # file descriptors, kept open to hold their locks
+# File descriptors, kept open to hold their locks
+_announced: list[tuple[int, Path]] = []
 
 
 def withdraw() -> None:
-    "Withdraw the announcement, unless another server has replaced it"
+    "Withdraw this process's announcement"
     while _announced:
-        descriptor = _announced.pop()
+        descriptor, path = _announced.pop()
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), _path().stat()):
-                _path().unlink()
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                path.unlink()
         os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    "Remove the announcement of a server that has ended without doing so"
+    with contextlib.suppress(OSError), open(path) as file:
+        # The lock is also against another process that removes it right now
+        if fcntl is None or (
+            _lock(file.fileno())
+            and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        ):
+            path.unlink()
 
 
 def find(
@@ -90,8 +112,16 @@ def find(
 
     With ``asked``, only a server that was started with the same options and token.
     """
+    found = (_find_in(path, key, token, asked) for path in _paths())
+    return next((remote for remote in found if remote is not None), None)
+
+
+def _find_in(
+    path: Path, key: dict[str, Any], token: str | None, asked: dict[str, Any] | None
+) -> Remote | None:
+    "The server that a file announces, if it is running and has this key"
     try:
-        with open(_path()) as file:
+        with open(path) as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():  # written by another user
                 return None
             about = json.load(file)
@@ -126,8 +156,10 @@ def _lock(descriptor: int, shared: bool = False) -> bool:
     return True
 
 
-def _path() -> Path:
-    return data_directory() / "server.json"
+def _paths() -> list[Path]:
+    "The files of all servers, whether they still run or not"
+    directory = data_directory()
+    return [directory / _FIRST, *sorted(directory.glob("server-*.json"))]
 
 
 class Remote:
