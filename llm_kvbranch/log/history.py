@@ -150,8 +150,8 @@ class History:
             [pattern],
         ):
             raise HistoryError(
-                f"Response {row['id']} was logged by llm before 0.32. Continue its "
-                f"conversation once to convert it: "
+                f"Response {row['id']} was logged by llm before 0.32 and cannot be "
+                "branched from. New answers in its conversation can: "
                 f"llm --cid {row['conversation_id']} 'next question'"
             )
 

@@ -11,6 +11,7 @@ import pytest
 import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
+from llm_kvbranch.errors import HistoryError
 from llm_kvbranch.log import History, marks
 
 from ..support.interrupting import Interrupting
@@ -84,3 +85,19 @@ class TestFirstUse:
         with contextlib.closing(sqlite3.connect(log.path)) as other:
             other.execute("begin immediate")
             log.history.prepare()
+
+
+class TestLegacy:
+    "Fails if the advice for old responses does not work"
+
+    def test_only_new_answers_can_be_branched_from(self, log):
+        log.db["conversations"].insert({"id": "c1", "name": "Old", "model": "parrot"})
+        log.db["responses"].insert(
+            {"id": "old1", "conversation_id": "c1", "prompt": "Why?", "response": "So."}
+        )
+        with pytest.raises(HistoryError) as caught:
+            log.history.resolve("old1")
+        message = str(caught.value)
+        assert "cannot be branched from" in message
+        assert "llm --cid c1" in message
+        assert "convert" not in message
