@@ -74,10 +74,15 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = _printable(error.message)
+            raise
         except llm.ModelError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(_printable(error)) from None
         except sqlite3.Error as error:
-            raise click.ClickException(f"Cannot use the log: {error}") from None
+            raise click.ClickException(
+                _printable(f"Cannot use the log: {error}")
+            ) from None
 
     def format_options(
         self, ctx: click.Context, formatter: click.HelpFormatter
@@ -95,3 +100,10 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
             formatter.write_heading(heading)
             with formatter.indentation():
                 formatter.write_dl(rows)
+
+
+def _printable(error: object) -> str:
+    "A message, which may quote the log or a bundle"
+    from ..log import printable
+
+    return printable(str(error), lines=True)

@@ -51,7 +51,7 @@ def note(
     \b
         llm kvbranch note last 'The best of these so far'
     """
-    from ..log import marks
+    from ..log import marks, printable
 
     if remove and text is not None:
         raise click.UsageError("Give a TEXT or --remove, not both")
@@ -59,7 +59,7 @@ def note(
     id = history.resolve(response_id)
     if text is None and not remove:
         if found := marks.read_mark(history, id).note:
-            click.echo(found)
+            click.echo(printable(found, lines=True))
         return
     marks.mark(history, id, note=text or "")
 
@@ -86,7 +86,7 @@ def prune(
     the log, which cannot be undone. States that are pinned, in use or needed by
     another branch are kept.
     """
-    from ..log import Ancestry, edits
+    from ..log import Ancestry, edits, printable
     from ..store import Removal, open_store
     from ..store import prune as prune_states
     from .report import describe_removal
@@ -113,4 +113,4 @@ def prune(
         + (f", and {count(len(ids), 'response')} from the log" if from_log else "")
     )
     for entry, reason in removal.kept:
-        click.echo(f"{entry.state.response_id} stays: {reason}")
+        click.echo(printable(f"{entry.state.response_id} stays: {reason}"))

@@ -38,7 +38,7 @@ def tree(reference: str | None, database: str | None, count: int) -> None:
 
 def _print_node(line: dict[str, Any]) -> None:
     "One line of a tree: its place, the verb that made it, the prompt, its state"
-    from ..log import one_line
+    from ..log import one_line, printable
     from ..store import is_evicted
 
     kept = "evicted" if is_evicted(line["state_gone"]) else "no state"
@@ -60,7 +60,7 @@ def _print_node(line: dict[str, Any]) -> None:
     room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
     click.echo(
         click.style(line["lead"], dim=True)
-        + click.style(line["id"], fg="yellow")
+        + click.style(printable(line["id"]), fg="yellow")
         + click.style("* " if line["current"] else "  ", fg="green", bold=True)
         + click.style(how, fg="cyan")
         + one_line(line["prompt"], max(12, room))
@@ -78,7 +78,7 @@ def show(response_id: str, database: str | None, json_: bool) -> None:
 
     RESPONSE_ID is a full id, the start of one, or "last".
     """
-    from ..log import History, open_log
+    from ..log import History, open_log, printable
     from .report import describe_response
 
     history = History(open_log(database))
@@ -89,7 +89,8 @@ def show(response_id: str, database: str | None, json_: bool) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         if value is not None:
-            click.echo(f"{click.style(name.ljust(width), dim=True)}  {value}")
+            label = click.style(name.ljust(width), dim=True)
+            click.echo(f"{label}  {printable(str(value))}")
 
 
 @click.command()
@@ -104,7 +105,7 @@ def diff(one: str, other: str, database: str | None, json_: bool) -> None:
     Words only in ONE are red or in [-...-], words only in OTHER are green or in
     {+...+}.
     """
-    from ..log import History, one_line, open_log
+    from ..log import History, one_line, open_log, printable
     from .report import describe_diff
 
     facts = describe_diff(History(open_log(database)), one, other)
@@ -118,8 +119,9 @@ def diff(one: str, other: str, database: str | None, json_: bool) -> None:
     if not facts["messages"]:
         click.echo("The answers are identical")
     for message in facts["messages"]:
-        click.echo(click.style(f"\n{message['role']}", bold=True))
-        click.echo("".join(_change(*change) for change in message["changes"]))
+        click.echo(click.style(f"\n{printable(message['role'])}", bold=True))
+        changes = [(s, printable(text, lines=True)) for s, text in message["changes"]]
+        click.echo("".join(_change(*change) for change in changes))
 
 
 def _change(sign: str, text: str) -> str:

@@ -47,7 +47,7 @@ def status(database: str | None, json_: bool) -> None:
 
     Reused is the share of all prompt tokens that did not have to be read again.
     """
-    from ..log import History, open_log
+    from ..log import History, open_log, printable
     from ..store import describe_store
 
     try:
@@ -59,7 +59,7 @@ def status(database: str | None, json_: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for name, text in _status_lines(facts):
-        click.echo(f"{click.style(name.ljust(8), dim=True)}  {text}")
+        click.echo(f"{click.style(name.ljust(8), dim=True)}  {printable(text)}")
 
 
 def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from .ancestry import Ancestry, resolve_message
 from .branching import Branch, Place
 from .history import History, open_log
 from .path import Turn, read_path, read_turns
-from .text import as_text, message_text, one_line
+from .text import as_text, message_text, one_line, printable
 from .tree import Forest, Node
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "message_text",
     "one_line",
     "open_log",
+    "printable",
     "read_path",
     "read_turns",
     "resolve_message",

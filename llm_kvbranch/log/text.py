@@ -14,6 +14,15 @@ from typing import Any
 
 FOCUS = "About this part of your answer:\n\n"
 FRESH = "About this text:\n\n"
+# Control characters by their pictures; what turns the direction of text or is half a
+# character by the sign for an unknown one
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    0x7F: 0x2421,
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD),
+    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
+}
+_PICTURES_OF_LINES = {k: v for k, v in _PICTURES.items() if chr(k) not in "\n\t"}
 QUOTING = (FOCUS + ">", FRESH + ">")
 "How prompts that quote a part of an answer start"
 
@@ -40,9 +49,17 @@ def question(prompt: str) -> str:
     return prompt
 
 
+def printable(text: str, lines: bool = False) -> str:
+    """A text that a terminal shows and does not obey.
+
+    With ``lines`` it may have several, and tabs.
+    """
+    return text.translate(_PICTURES_OF_LINES if lines else _PICTURES)
+
+
 def one_line(text: str, n: int) -> str:
-    "The start of a text on one line of at most n characters"
-    line = " ".join(text.split())
+    "The start of a text on one line of at most n characters, none of them a control"
+    line = printable(" ".join(text.split()))
     return line if len(line) <= n else line[: n - 1] + "…"
 
 
