@@ -75,7 +75,7 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = _printable(error.message)
+            vars(error)["message"] = _printable(error.message)
             raise
         except llm.ModelError as error:
             raise click.ClickException(_printable(error)) from None

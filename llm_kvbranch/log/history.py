@@ -113,7 +113,9 @@ class History:
             ):
                 return str(row["id"])
         if reference == "last":
-            for row in self.db.query("select id from turns order by id desc limit 1"):
+            # Logged last: imported ids may be of a clock that is ahead
+            query = "select id from turns order by rowid desc limit 1"
+            for row in self.db.query(query):
                 return str(row["id"])
             raise HistoryError("The log has no responses yet")
         pattern = "".join("\\" + c if c in "%_\\" else c for c in reference) + "%"

@@ -7,12 +7,13 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import llm
 import pytest
 import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from llm_kvbranch.errors import HistoryError
-from llm_kvbranch.log import History, marks
+from llm_kvbranch.log import History, edits, marks
 
 from ..support.interrupting import Interrupting
 from ..support.logged import Log
@@ -101,3 +102,25 @@ class TestLegacy:
         assert "cannot be branched from" in message
         assert "llm --cid c1" in message
         assert "convert" not in message
+
+
+class TestLast:
+    "Fails if an imported response stays the last one after new answers"
+
+    @pytest.mark.parametrize("id", ["zzzz", "7zzzzzzzzzzzzzzzzzzzzzzzzz"])
+    def test_is_the_one_logged_last(self, log, id):
+        turn = edits.ImportedTurn(
+            id,
+            [llm.user("Why?")],
+            [llm.assistant("So.")],
+            dict.fromkeys(
+                [
+                    *("model", "resolved_model", "datetime_utc"),
+                    *("input_tokens", "output_tokens", "duration_ms"),
+                ]
+            ),
+        )
+        edits.import_turns(log.history, [turn], "thread", "imported")
+        assert log.history.resolve("last") == id
+        new = log.begin("And?", "Because.")
+        assert log.history.resolve("last") == new
