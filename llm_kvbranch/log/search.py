@@ -160,19 +160,25 @@ def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
     "Trees in the order of their newest response that fits"
     seen: set[str] = set()
     before = wanted.before
-    while ids := _fitting(forest, wanted, before):
+    most = _READ
+    while ids := _fitting(forest, wanted, before, most=most):
         before = ids[-1]
+        most *= 2  # a deep tree may hold all of them
         forest.ancestry.load(ids)
         roots = [
             r for r in dict.fromkeys(map(forest.ancestry.root, ids)) if r not in seen
         ]
         seen.update(roots)
         for start in range(0, len(roots), n):
-            for root in forest.load(roots[start : start + n]):
-                members = [node.id for node in root.walk()]
-                fitting = _fitting(forest, wanted, among=members)
-                if wanted.before is None or fitting[0] < wanted.before:
-                    yield Listed(root, fitting)  # others were on an earlier page
+            trees = forest.load(roots[start : start + n])
+            members = [[node.id for node in root.walk()] for root in trees]
+            all_members = [id for ids in members for id in ids]
+            fits = dict.fromkeys(_fitting(forest, wanted, among=all_members))
+            for root, ids in zip(trees, members, strict=True):
+                fitting = sorted((id for id in ids if id in fits), reverse=True)
+                if fitting and (wanted.before is None or fitting[0] < wanted.before):
+                    # Others were on an earlier page
+                    yield Listed(root, fitting[:_READ])
 
 
 def _fitting(
@@ -180,8 +186,9 @@ def _fitting(
     wanted: Filter,
     before: str | None = None,
     among: Iterable[str] | None = None,
+    most: int = -1,
 ) -> list[str]:
-    "The newest responses that fit"
+    "At most so many responses that fit, of all or of those ``among``, newest first"
     joins, conditions, values = [], ["1"], []
     if wanted.words.strip():
         joins.append(
@@ -205,7 +212,7 @@ def _fitting(
         values.append(json_list(among))
     rows = forest.db.query(
         f"select turns.id from turns {' '.join(joins)}"
-        f" where {' and '.join(conditions)} order by turns.id desc limit {_READ}",
+        f" where {' and '.join(conditions)} order by turns.id desc limit {most}",
         values,
     )
     return [row["id"] for row in rows]

@@ -121,3 +121,16 @@ class TestListing:
         other = log.begin("How?", "So.")
         (tree,) = list_trees(log.history, Filter(model="other")).trees
         assert tree.root.id == other
+
+
+def test_a_page_of_trees_takes_few_searches(log):
+    "One for the page and one for its trees, not one for each: they read the whole log"
+    counts = []
+    for _ in range(2):
+        for _ in range(6):
+            log.begin("Why is it blue?", "Because.")
+        made = []
+        with log.db.tracer(lambda sql, _, made=made: made.append(sql)):
+            assert list_trees(log.history, Filter("blue")).trees
+        counts.append(sum("fts match" in sql for sql in made))
+    assert counts[0] == counts[1]
