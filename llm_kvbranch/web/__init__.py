@@ -22,9 +22,9 @@ hookimpl = HookimplMarker("datasette")
 
 @hookimpl
 def register_routes(datasette: Any) -> list[tuple[str, Any]]:
-    from .routes import LOGIN_ROUTE, ROUTES
+    from .routes import routes_of
 
-    return [LOGIN_ROUTE, *ROUTES]
+    return routes_of(datasette)
 
 
 @hookimpl(trylast=True)

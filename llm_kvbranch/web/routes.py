@@ -3,6 +3,8 @@
 The idea: this is the only place that knows both the API and the pages. datasette
 takes the first pattern that matches.
 
+The invariant: outside of ``/-/kvbranch``, nothing is ours unless a model is served.
+
 This module does not know what a view does.
 """
 
@@ -13,8 +15,9 @@ import re
 from typing import Any
 
 from .api import branches, chat, internal, openapi, status
-from .door import HOME, LOGIN, log_in, paths_of
+from .door import HOME, LOGIN, door_of, log_in, paths_of
 from .page import page_api, page_changes, pages, static_files
+from .serving import server_of
 
 LOGIN_ROUTE = (re.escape(LOGIN) + "$", log_in)
 ROUTES: list[tuple[str, Any]] = [
@@ -49,15 +52,37 @@ ROUTES: list[tuple[str, Any]] = [
 _OURS = ("/v1(/|$)", HOME)
 
 
+def routes_of(datasette: Any) -> list[tuple[str, Any]]:
+    "The routes of a datasette"
+    is_served = _is_served(datasette)
+    return [
+        LOGIN_ROUTE,
+        *(each for each in ROUTES if is_served or _is_at_home(each[0])),
+    ]
+
+
 def is_ours(datasette: Any, scope: dict[str, Any]) -> bool:
     "Whether a path is this plugin's, in any way that datasette may match it"
     return any(
         pattern.match(path)
         for path in paths_of(scope, datasette.setting("base_url"))
-        for pattern in _patterns()
+        for pattern in _patterns(_is_served(datasette))
     )
 
 
+def _is_served(datasette: Any) -> bool:
+    """Whether a model is served, so that the addresses at the root are ours.
+
+    In any other datasette they may be databases, and are left to them.
+    """
+    return door_of(datasette) is not None or server_of(datasette) is not None
+
+
+def _is_at_home(pattern: str) -> bool:
+    return pattern.removeprefix("^").startswith(HOME)
+
+
 @functools.cache
-def _patterns() -> list[re.Pattern[str]]:
-    return [re.compile(each) for each in (*_OURS, *(route for route, _ in ROUTES))]
+def _patterns(is_served: bool) -> list[re.Pattern[str]]:
+    found = [*_OURS, *(route for route, _ in ROUTES)]
+    return [re.compile(each) for each in found if is_served or _is_at_home(each)]

@@ -7,11 +7,13 @@ same with a real browser.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -417,6 +419,8 @@ def sample(pattern):
 
 
 PATHS = sorted({sample(pattern) for pattern, _ in ROUTES})
+OWN = [path for path in PATHS if path.startswith("/-/kvbranch")]
+AT_THE_ROOT = sorted(set(PATHS) - set(OWN))
 # Readable by whoever may see the log, even without a model: see test_page.py
 READING = {
     *("/openapi.json", "/branch/tree", "/-/kvbranch", "/-/kvbranch/", "/-/kvbranch/x"),
@@ -432,9 +436,32 @@ ALLOWED = (200, 400, 404, 405, 503)
 class TestOurPaths:
     "Fails if one of our routes can be reached around the guard"
 
-    def test_every_route_is_guarded(self, plain):
+    def test_every_route_is_guarded(self, plain, served):
         for path in (*PATHS, LOGIN, "/v1/", "/v1/nix", "/-/kvbranch/nix"):
+            assert is_ours(served, scope_of("GET", path, ()))
+        for path in (*OWN, LOGIN, "/-/kvbranch/nix"):
             assert is_ours(plain, scope_of("GET", path, ()))
+
+    async def test_other_databases_keep_their_addresses(self, tmp_path):
+        "Without a model, nothing outside of /-/kvbranch is ours"
+        from datasette.app import Datasette
+
+        plugged()
+        names = {path.split("/")[1].partition(".")[0] for path in AT_THE_ROOT}
+        assert names > {"v1", "metrics", "generate", "branch", "openapi"}
+        files = [tmp_path / f"{name}.db" for name in sorted(names)]
+        for file in files:
+            with contextlib.closing(sqlite3.connect(file)) as db:
+                db.execute("create table tree (chat)")
+                db.commit()
+        datasette = Datasette([str(file) for file in files])
+        await datasette.invoke_startup()
+        application = datasette.app()
+        for name in names:
+            for path in (f"/{name}", f"/{name}.json", f"/{name}/tree.json"):
+                answer = await send_to(application, "GET", path, ("host", "my.example"))
+                assert answer.status == 200, path
+                assert "x-frame-options" not in answer.headers
 
     @pytest.mark.parametrize("path", ["/", "/logs", "/logs/turns", "/-/static/app.css"])
     def test_other_pages_are_not(self, plain, path):
@@ -445,7 +472,7 @@ class TestOurPaths:
         application = plain.app()
         for base_url in ("/", "/prefix/", "/v1/"):
             plain._settings["base_url"] = base_url
-            for path in PATHS:
+            for path in OWN:
                 for written in (
                     path,
                     base_url + path[1:],
@@ -471,7 +498,8 @@ class TestOurPaths:
             datasette = Datasette([str(log)], metadata=config)
         application = datasette.app()
         for host, status in (("box.example:80", 403), ("evil.test", 403)):
-            answer = await send_to(application, "GET", "/v1/models", ("host", host))
+            path = "/-/kvbranch/slots"
+            answer = await send_to(application, "GET", path, ("host", host))
             assert answer.status == status
             denied = json.loads(answer.body)["error"]["code"] == "host_not_allowed"
             assert denied == (host == "evil.test")
@@ -483,7 +511,7 @@ class TestPermissions:
     def test_what_may_be_read_is_served(self):
         assert set(PATHS) > READING
 
-    @pytest.mark.parametrize("path", sorted(set(PATHS) - READING - {STATIC}))
+    @pytest.mark.parametrize("path", sorted(set(OWN) - READING - {STATIC}))
     async def test_in_a_plain_datasette_root_alone(self, plain, path):
         application = plain.app()
         for method in ("GET", "POST"):
@@ -527,7 +555,7 @@ class TestPermissions:
     async def test_a_token_of_somebody_known_is_not_called_unknown(self, plain):
         headers = (HOST, JSON, BEARER, cookie(plain, {"id": "bob"}))
         answer = await send_to(
-            plain.app(), "POST", "/generate", *headers, body=(b"{}",)
+            plain.app(), "POST", "/-/kvbranch/run", *headers, body=(b"{}",)
         )
         assert answer.status == 403
 

@@ -33,9 +33,8 @@ READING = (
     "/-/kvbranch/search.json?q=sky",
     "/-/kvbranch/compare.json?id=last&id=last",
     "/-/kvbranch/export?id=last",
-    "/branch/tree",
-    "/openapi.json",
 )
+SERVED_READING = (*READING, "/branch/tree", "/openapi.json")
 ACTING = (
     ("/-/kvbranch/mark", {"id": "last", "starred": True}),
     ("/-/kvbranch/prune", {"id": "last", "what": "log"}),
@@ -107,7 +106,7 @@ class TestWhoMayRead:
                 assert log.one not in answer.text
                 assert "sky" not in answer.text.replace("q=sky", "")
 
-    @pytest.mark.parametrize("path", READING)
+    @pytest.mark.parametrize("path", SERVED_READING)
     async def test_under_serve(self, log, path):
         datasette = await served_on(log.path)
         for name, actor in ACTORS.items():
@@ -128,6 +127,9 @@ class TestWhoMayRead:
                 wanted = 403 if datasette is plain else 401
                 if name == "root" or (name == "token" and datasette is served):
                     wanted = 503
+                if datasette is plain and not path.startswith("/-/kvbranch"):
+                    assert answer.status_code in (404, 405)  # no address of ours
+                    continue
                 assert answer.status_code in (wanted, 401 if wanted == 403 else wanted)
         assert log.path.read_bytes() == before
 

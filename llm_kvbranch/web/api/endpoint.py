@@ -208,6 +208,6 @@ def failure_response(exception: Exception) -> Any:
     status = getattr(exception, "status", 500) if expected else 500
     message = str(exception) if expected else "The server failed to answer this request"
     if isinstance(exception, NotFound):
-        message = "There is nothing at this path: see /openapi.json"
+        message = "There is nothing at this path"
     kind = "invalid_request_error" if expected else "server_error"
     return Response.json(error_object(message, kind), status=status)
