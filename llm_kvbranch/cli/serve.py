@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -99,7 +100,11 @@ def serve(
         queue=queue,
         log=not no_log,
     )
-    launch.serve(wanted, lambda ready: _show(ready, slots, open_))
+    try:
+        launch.serve(wanted, lambda ready: _show(ready, slots, open_))
+    finally:
+        for file in _opened:
+            file.unlink(missing_ok=True)
 
 
 def _show(ready: ServerInfo, slots: int, open_: bool) -> None:
@@ -116,8 +121,45 @@ def _show(ready: ServerInfo, slots: int, open_: bool) -> None:
         import threading
         import webbrowser
 
+        file = _redirection(ready.login)
+        if ready.is_new:
+            _opened.append(file)
         # Some browsers run in this terminal until they are closed
         opening = threading.Thread(
-            target=webbrowser.open, args=(ready.login,), daemon=ready.is_new
+            target=webbrowser.open, args=(file.as_uri(),), daemon=ready.is_new
         )
         opening.start()
+
+
+_opened: list[Path] = []  # removed when the server ends
+
+
+def _redirection(link: str) -> Path:
+    """A page that leads to a link; raises SettingError.
+
+    The browser is given this private file, as other users can see the arguments of a
+    process, and log in before it does.
+    """
+    import html
+    import os
+    import tempfile
+
+    from ..errors import SettingError
+    from ..settings import data_directory
+
+    path = data_directory().absolute() / "open.html"
+    address = html.escape(link)
+    page = (
+        '<!doctype html><meta charset="utf-8"><title>llm kvbranch</title>'
+        f'<meta http-equiv="refresh" content="0; url={address}">'
+        f'<p><a href="{address}">Open the page</a>\n'
+    )
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".open")
+        with open(descriptor, "w") as file:  # mode 0600, by mkstemp
+            file.write(page)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SettingError(f"Cannot write {path}: {error.strerror}") from None
+    return path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -360,15 +363,33 @@ class TestLogging:
 
 
 def test_the_page_is_opened_for_you(tmp_path):
-    browser, told = tmp_path / "browser", tmp_path / "told"
-    browser.write_text(f'#!/bin/sh\necho "$1" >> {told}\n')
+    """The link is in no process's arguments, which every user can see.
+
+    The browser gets a file instead, which no other user can read, and which leads there.
+    """
+    browser, told, shown = (tmp_path / name for name in ("browser", "told", "shown"))
+    browser.write_text(
+        f'#!/bin/sh\ncat "${{1#file://}}" > {shown}\necho "$1" > {told}\n'
+    )
     browser.chmod(0o700)
     arguments = ("--port", "0", "--open")
     with Serving(tmp_path, *arguments, BROWSER=str(browser)) as serving:
         deadline = time.monotonic() + 20
         while not told.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert told.read_text().split() == [serving.login]
+        (address,) = told.read_text().split()
+        assert address.startswith("file:///")
+        assert "token" not in address
+        assert "127.0.0.1" not in address
+        file = Path(address.removeprefix("file://"))
+        assert file.parent == serving.home / "kvbranch"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        (link,) = re.findall('content="0; url=([^"]+)"', shown.read_text())
+        assert html.unescape(link) == serving.login
+        path = serving.login.removeprefix(serving.url)
+        assert serving.ask("GET", path, token=False)[0] == 302
+        serving.stop()
+    assert not file.exists()
 
 
 def test_by_the_newer_internet_protocol(tmp_path):
