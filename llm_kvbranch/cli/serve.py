@@ -117,6 +117,8 @@ def _show(ready: ServerInfo, slots: int, open_: bool) -> None:
         f"  API   export OPENAI_BASE_URL={ready.url}/v1 "
         f"OPENAI_API_KEY={shlex.quote(ready.token)}"
     )
+    if ready.warning:
+        click.echo(f"Warning: {ready.warning}", err=True)
     if open_:
         import threading
         import webbrowser

@@ -916,6 +916,46 @@ class TestAddress:
             with listening.listen("127.0.0.1", None) as second:
                 assert second.getsockname()[1] != first.getsockname()[1]
 
+    @pytest.fixture
+    def usual(self, monkeypatch):
+        "The usual port, which another program has"
+        with listening.listen("127.0.0.1", 0) as taken:
+            monkeypatch.setattr(listening, "PORT", taken.getsockname()[1])
+            yield taken.getsockname()[1]
+
+    def test_the_usual_port_taken_by_another_user(self, usual, monkeypatch):
+        "Clients of yesterday send prompts and the kept key there"
+        token = kept_token()
+        nobody = os.getuid() + 1
+        monkeypatch.setattr(listening, "_listener", lambda port: nobody)
+        other, said = launch._elsewhere(launch.ServeOptions(), 1, token)
+        assert f"Port {usual} belongs to another user" in said
+        assert "new key" in said
+        assert other != token
+        assert kept_token() == other
+        given = launch.ServeOptions(token="given-by-the-user")
+        other, said = launch._elsewhere(given, 1, given.token)
+        assert other == given.token
+        assert "choose another" in said
+        assert "\n" not in said
+
+    def test_the_usual_port_taken_by_a_program_of_ours(self, usual):
+        "It could read the key anyway"
+        token = kept_token()
+        assert listening._listener(usual) in (os.getuid(), None)
+        found = launch._elsewhere(launch.ServeOptions(), 1, token)
+        assert found[0] == kept_token() == token
+        assert f"Port {usual} is in use" in found[1]
+
+    def test_a_port_that_was_asked_for_is_not_remarked_on(self, usual):
+        token = kept_token()
+        for options, port in (
+            (launch.ServeOptions(), usual),
+            (launch.ServeOptions(port=0), 1),
+            (launch.ServeOptions(port=9), 9),
+        ):
+            assert launch._elsewhere(options, port, token) == (token, "")
+
     def test_a_client_that_comes_early_waits(self):
         with listening.listen("127.0.0.1", 0) as first:
             socket.create_connection(first.getsockname(), 1).close()

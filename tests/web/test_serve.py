@@ -365,7 +365,7 @@ class TestLogging:
 def test_the_page_is_opened_for_you(tmp_path):
     """The link is in no process's arguments, which every user can see.
 
-    The browser gets a file instead, which no other user can read, and which leads there.
+    The browser gets a file instead, which nobody else can read and which leads there.
     """
     browser, told, shown = (tmp_path / name for name in ("browser", "told", "shown"))
     browser.write_text(

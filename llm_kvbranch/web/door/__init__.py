@@ -16,7 +16,7 @@ from .door import (
 from .guard import LOOPBACK, MAX_BODY, host_names, paths_of
 from .login import log_in
 from .permissions import ACTIONS, GENERATE, KNOWN, READ, is_known, may_see
-from .token import check_token, kept_token
+from .token import check_token, kept_token, new_token
 
 __all__ = [
     "ACTIONS",
@@ -38,5 +38,6 @@ __all__ = [
     "kept_token",
     "log_in",
     "may_see",
+    "new_token",
     "paths_of",
 ]

@@ -38,10 +38,19 @@ def kept_token() -> str:
 
     One that another user could have read is replaced. Raises SettingError.
     """
+    return _kept(anew=False)
+
+
+def new_token() -> str:
+    "A new token, kept in place of the one before; raises SettingError"
+    return _kept(anew=True)
+
+
+def _kept(anew: bool) -> str:
     path = data_directory() / "token"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if token := _read_private(path):
+        if not anew and (token := _read_private(path)):
             return token
         return _write_private(path, "kv-" + secrets.token_urlsafe(32))
     except OSError as error:

@@ -32,8 +32,25 @@ from ...errors import KVBranchError, SettingError
 from ...log import History, open_log
 from ...settings import data_directory
 from ..compat import new_datasette
-from ..door import KNOWN, LOGIN, MAX_BODY, Door, check_token, close_door, kept_token
-from .listening import allowed_names, is_loopback, listen, local_name, public_name
+from ..door import (
+    KNOWN,
+    LOGIN,
+    MAX_BODY,
+    Door,
+    check_token,
+    close_door,
+    kept_token,
+    new_token,
+)
+from .listening import (
+    allowed_names,
+    is_another_users,
+    is_loopback,
+    listen,
+    local_name,
+    public_name,
+    usual_port,
+)
 from .served_model import attach, chosen_model, open_server
 
 _GRACE = 2  # seconds that connections have to end
@@ -65,7 +82,7 @@ class ServeOptions:
 class ServerInfo:
     """How to reach a server; the link ``login`` works once.
 
-    ``is_new`` is False if it was already running.
+    ``is_new`` is False if it was already running. ``warning`` may be empty.
     """
 
     url: str
@@ -73,6 +90,7 @@ class ServerInfo:
     token: str
     model: str
     is_new: bool = True
+    warning: str = ""
 
 
 def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
@@ -87,6 +105,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
         return ready(running)
     with listen(options.host, options.port) as listening, _signals(_interrupt):
         port = listening.getsockname()[1]
+        token, warning = _elsewhere(options, port, token)
         datasette, database = build(_log_path(options.database))
         door = Door(token, hosts)
         close_door(datasette, door)
@@ -111,7 +130,8 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
                     f"Cannot write {data_directory()}: {error.strerror}"
                 ) from None
             name = server.session.name
-            ready(ServerInfo(public, public + door.new_link(), token, name))
+            link = public + door.new_link()
+            ready(ServerInfo(public, link, token, name, warning=warning))
 
         async def stopping() -> None:
             withdraw()
@@ -180,6 +200,27 @@ def _token(options: ServeOptions) -> str:
             f"{_SHORTEST} characters"
         )
     return token
+
+
+def _elsewhere(options: ServeOptions, port: int, token: str) -> tuple[str, str]:
+    """The token to use, and what to tell the user, if the usual port was taken.
+
+    Clients that are set to the usual port send their prompts and the token to whatever
+    listens there. If that is another user's program, the kept token is replaced.
+    """
+    usual = usual_port()
+    if options.port is not None or port == usual:
+        return token, ""
+    if not is_another_users(usual):
+        return token, f"Port {usual} is in use, so this server listens on {port}"
+    said = (
+        f"Port {usual} belongs to another user's program, so this server listens on "
+        f"{port}: change the address in your clients, which would send your prompts "
+        "to that program"
+    )
+    if options.token is None:
+        return new_token(), f"{said}. It may have the old key, so here is a new key"
+    return token, f"{said}, and your token with them: choose another one"
 
 
 def _log_path(database: str | None) -> Path:

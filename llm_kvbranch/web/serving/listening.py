@@ -8,6 +8,7 @@ This module does not know what is served.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -49,6 +50,26 @@ def listen(host: str, port: int | None) -> socket.socket:
             ) from None
         raise SettingError(f"Cannot listen on {host}: {error.strerror}") from None
     return listening
+
+
+def usual_port() -> int:
+    return PORT
+
+
+def is_another_users(port: int) -> bool:
+    "Whether another user's program listens on a port; False where that is unknown"
+    uid = _listener(port)
+    return uid is not None and uid != os.getuid()
+
+
+def _listener(port: int) -> int | None:
+    "The user whose program listens on a port of this machine; None if unknown"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:
+            for row in list(map(str.split, file))[1:]:
+                if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port:
+                    return int(row[7])
+    return None
 
 
 def _resolve(host: str, port: int) -> Any:
