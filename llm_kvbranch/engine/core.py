@@ -26,7 +26,15 @@ from typing import Any
 
 from ..errors import ContextError, KVBranchError, StateError
 from . import blob
-from .lib import build, listen, llama, row_validator, stderr, take_errors
+from .lib import (
+    build,
+    listen,
+    llama,
+    row_validator,
+    signals_held,
+    stderr,
+    take_errors,
+)
 from .parameters import Settings, context_parameters
 from .sampler import Sampler, Sampling
 from .weights import Weights
@@ -167,7 +175,8 @@ class Engine:
         lib, settings = self._llama, self.settings
         parameters = context_parameters(settings, n_ctx, not self.weights.gpu_layers)
         listen()
-        self._context = lib.llama_init_from_model(self.weights.model, parameters)
+        with signals_held():
+            self._context = lib.llama_init_from_model(self.weights.model, parameters)
         if not self._context:
             raise ContextError(
                 f"llama.cpp cannot make a context of {n_ctx} tokens with KV type"

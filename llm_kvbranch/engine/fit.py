@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import ModelLoadError
 from .devices import Device
 from .gguf import Header, read_header
-from .lib import listen, llama, take_errors
+from .lib import listen, llama, signals_held, take_errors
 
 MARGIN = 512 << 20  # bytes left for compute buffers and other programs
 _F16 = 1  # enum ggml_type
@@ -77,7 +77,8 @@ def check_known(path: Path, tokenizer: bool = True) -> None:
         kind = type(parameters.kv_overrides)
         parameters.kv_overrides = ctypes.cast(instead, kind)
     listen()
-    model = lib.llama_model_load_from_file(os.fsencode(path), parameters)
+    with signals_held():
+        model = lib.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
         raise ModelLoadError(explain(path, take_errors()))
     lib.llama_model_free(model)

@@ -21,8 +21,10 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,6 +88,31 @@ def _import_bindings() -> Any:
 def _on_log(level: int, text: bytes | None, _: Any) -> None:
     if level == _ERROR and text:
         _errors.append(text.decode("utf-8", "replace").strip())
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[Callable[[], bool]]:
+    """Hold back Ctrl-C and other signals that Python handles, until the end.
+
+    For calls during which llama.cpp calls Python: an exception would be lost there.
+    Yields a function that tells whether there was a signal.
+    """
+    caught: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: caught.append(number))
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in caught[:1]:
+            signal.raise_signal(number)
 
 
 def take_errors() -> str:

@@ -15,7 +15,7 @@ from ..errors import ModelLoadError
 from .devices import can_offload, devices
 from .fit import explain, layers_that_fit
 from .gguf import check_parts, parts, read_header, unfit
-from .lib import listen, llama, take_errors
+from .lib import listen, llama, signals_held, take_errors
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
 _SAMPLING_KEYS: dict[str, tuple[str, Any]] = {
@@ -117,7 +117,11 @@ class Weights:
             parameters.tensor_split = shares
         parameters.use_extra_bufts = not _has_amx()
         listen()
-        self.model = lib.llama_model_load_from_file(os.fsencode(load.path), parameters)
+        with signals_held() as interrupted:
+            progress = lib.llama_progress_callback(lambda *_: not interrupted())
+            parameters.progress_callback = progress
+            path = os.fsencode(load.path)
+            self.model = lib.llama_model_load_from_file(path, parameters)
         return bool(self.model)
 
     def _offloaded(self, n_gpu_layers: int) -> int:
@@ -154,7 +158,8 @@ class Weights:
         if not path.is_file():
             raise ModelLoadError(f"There is no LoRA adapter {path}")
         listen()
-        adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
+        with signals_held():
+            adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
             raise ModelLoadError(
                 f"{path.name} is not a LoRA adapter for {self.load.path.name}: "

@@ -17,10 +17,12 @@ bookkeeping has to survive it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import struct
 from array import array
 from collections.abc import Callable, Sequence
@@ -32,7 +34,7 @@ import llm
 import pytest
 
 from llm_kvbranch.chat.template import message_text
-from llm_kvbranch.engine import Engine, Feed, Load, Weights
+from llm_kvbranch.engine import Engine, Feed, Load, Weights, lib
 from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import ContextError, StateError
 from llm_kvbranch.inference.planning import covered
@@ -536,6 +538,38 @@ class TestLostContext:
         take_turns(first, until=first)
         assert is_right(first.turn())
         assert is_right(ask(session, [], LAST))
+
+
+class TestCtrlC:
+    "Guards against an interrupt that is lost inside a callback of llama.cpp"
+
+    @pytest.mark.parametrize("nth", [0, 5, 20])
+    @pytest.mark.parametrize("what", ["weights", "context"])
+    def test_while_a_model_loads(
+        self, toys: Any, monkeypatch: pytest.MonkeyPatch, what: str, nth: int
+    ) -> None:
+        toy, bindings, calls = toys("llama"), lib.llama(), itertools.count()
+        handler = signal.getsignal(signal.SIGINT)
+        engine = Engine(toy.weights, SETTINGS)
+        made: dict[str, Callable[[], Any]] = {
+            "weights": lambda: Weights(toy.load),
+            "context": lambda: engine.reserve(256),
+        }
+
+        def log(*_: Any) -> None:
+            if next(calls) == nth:
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lib, "_callbacks", [bindings.llama_log_callback(log)])
+            with pytest.raises(KeyboardInterrupt):
+                made[what]()
+        lib.listen()
+        assert next(calls) > nth
+        assert signal.getsignal(signal.SIGINT) is handler
+        engine = Engine(Weights(toy.load), SETTINGS)
+        engine.reserve(256)
+        assert engine.n_ctx == 256
 
 
 def failing(*_: Any) -> None:
