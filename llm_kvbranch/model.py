@@ -14,7 +14,6 @@ This module does not know how state is found or stored.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import threading
 import warnings
@@ -29,8 +28,6 @@ from .models import catalog
 from .settings import budget, data_directory
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from .chat import Call
     from .client import Remote, RemoteGeneration
     from .inference import Generation, Request, Session
@@ -188,34 +185,32 @@ class KVLlama(_Shared, llm.Model):
 
 
 class AsyncKVLlama(_Shared, llm.AsyncModel):
-    "The same model for asyncio; generation runs in a thread of its own"
+    "The same model for asyncio; each answer is read in a thread of its own"
 
     async def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
     ) -> AsyncGenerator[str, None]:
-        loop, pool = asyncio.get_running_loop(), _pool()
-        generation = await loop.run_in_executor(pool, self._generation, prompt)
-        pieces = iter(generation)
+        from concurrent.futures import ThreadPoolExecutor
+
+        loop = asyncio.get_running_loop()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="kvllama")
         try:
-            while True:
-                piece = await loop.run_in_executor(pool, next, pieces, None)
-                if piece is None:
-                    break
-                yield piece
+            generation = await loop.run_in_executor(thread, self._generation, prompt)
+            pieces = iter(generation)
+            try:
+                while True:
+                    piece = await loop.run_in_executor(thread, next, pieces, None)
+                    if piece is None:
+                        break
+                    yield piece
+            finally:
+                generation.cancel()  # no effect once it has ended
+                await asyncio.shield(loop.run_in_executor(thread, pieces.close))
         finally:
-            generation.cancel()  # no effect once it has ended
-            await asyncio.shield(loop.run_in_executor(pool, pieces.close))
+            thread.shutdown(wait=False)
         for event in called(response, generation.calls):
             yield event
         self._finish(response, generation)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    "One thread, in which the tokens of several answers take turns"
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(1, thread_name_prefix="kvllama")
 
 
 def _has_attachments(messages: Sequence[Any]) -> bool:

@@ -173,6 +173,42 @@ class TestAsync:
         assert await async_kvllama.prompt("Hi", **GREEDY).text()
 
 
+class _Answer:
+    "A generation of one piece, which waits for ``before`` and tells ``after``"
+
+    name, calls = "toy", ()
+
+    def __init__(self, before, after):
+        self.before, self.after = before, after
+        self.facts = dict.fromkeys(
+            ("prompt_tokens", "generated_tokens", "restored_tokens"), 1
+        )
+
+    def __iter__(self):
+        assert self.before is None or self.before.wait(20), "it waited in vain"
+        yield "text"
+        self.after.set()
+
+    def cancel(self): ...
+
+
+class TestAsyncTogether:
+    "Fails if one prompt has to wait until another has its next piece"
+
+    async def test_a_slow_one_does_not_hold_up_the_next(
+        self, async_kvllama, monkeypatch
+    ):
+        quick_one_ended = threading.Event()
+        answers = [
+            _Answer(quick_one_ended, threading.Event()),
+            _Answer(None, quick_one_ended),
+        ]
+        monkeypatch.setattr(async_kvllama, "_generation", lambda _: answers.pop(0))
+        responses = [async_kvllama.prompt(text) for text in ("slow", "quick")]
+        texts = await asyncio.gather(*map(_text, responses))
+        assert texts == ["text", "text"]
+
+
 async def _text(response):
     return await response.text()
 
