@@ -272,30 +272,39 @@ def _commit_when_logged(
 
     Callers that log in another way call ``response.commit_state()``.
     """
+    _hook(response, [generation])
+
+
+def _hook(response: Any, held: list[Any]) -> None:
+    "Hook a response or its copy; ``held`` is the generation, dropped once committed"
     log_to_db = response.log_to_db
+
+    def commit_state(thread_id: str | None = None) -> Any:
+        if not held:
+            return None
+        # It holds the model and its context, which others may need the memory of
+        return held.pop().commit(response.id, thread_id)
 
     def log_and_commit(db: Any) -> None:
         log_to_db(db)
         if _is_persistent(db):
             rows = db.query("select thread_id from turns where id = ?", [response.id])
-            generation.commit(response.id, next((r["thread_id"] for r in rows), None))
+            commit_state(next((r["thread_id"] for r in rows), None))
 
     response.log_to_db = log_and_commit
-    response.commit_state = lambda thread_id=None: generation.commit(
-        response.id, thread_id
-    )
+    response.commit_state = commit_state
     if isinstance(response, llm.AsyncResponse):
-        _hook_sync_copies(response, generation)
+        _hook_sync_copies(response, held)
 
 
-def _hook_sync_copies(response: Any, generation: Generation | RemoteGeneration) -> None:
+def _hook_sync_copies(response: Any, held: list[Any]) -> None:
     "Hook the sync copy of an async response, which is what llm logs"
     if hasattr(response, "_to_sync_response"):
         to_sync = response._to_sync_response
 
         def to_sync_and_hook() -> Any:
             sync = to_sync()
-            _commit_when_logged(sync, generation)
+            _hook(sync, held)
             return sync
 
         response._to_sync_response = to_sync_and_hook
@@ -304,7 +313,7 @@ def _hook_sync_copies(response: Any, generation: Generation | RemoteGeneration) 
 
         async def to_sync_and_hook_async() -> Any:
             sync = await to_sync_async()
-            _commit_when_logged(sync, generation)
+            _hook(sync, held)
             return sync
 
         response.to_sync_response = to_sync_and_hook_async

@@ -7,6 +7,7 @@ prompt, whether it was decoded or restored.
 
 from __future__ import annotations
 
+import re
 from array import array
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,10 @@ class Sampler:
     "One generation's sampler chain; raises KVBranchError for an invalid grammar"
 
     def __init__(self, vocab: Any, sampling: Sampling, history: array[int]):
+        self._chain = None
         self._llama = lib = llama()
+        if sampling.grammar is not None and is_empty(sampling.grammar):
+            raise KVBranchError("The grammar cannot be used: its root rule is empty")
         self._chain = lib.llama_sampler_chain_init(
             lib.llama_sampler_chain_default_params()
         )
@@ -90,11 +94,17 @@ class Sampler:
         return int(self._llama.llama_sampler_sample(self._chain, context, index))
 
     def close(self) -> None:
-        if self._chain:
+        if getattr(self, "_chain", None):
             self._llama.llama_sampler_free(self._chain)
             self._chain = None
 
     __del__ = close
+
+
+def is_empty(grammar: str) -> bool:
+    "Whether a GBNF grammar has no rules, or nothing in its root rule"
+    rules = re.sub(r"(?m)#.*$", "", grammar).strip()
+    return not rules or bool(re.search(r"\broot\s*::=\s*(?:\Z|[\w-]+\s*::=)", rules))
 
 
 def json_grammar(schema: dict[str, Any]) -> str:

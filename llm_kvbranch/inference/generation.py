@@ -180,6 +180,8 @@ class Generation:
         if self.ended:
             return
         self.ended, self.feed, self.error = True, None, error
+        if error is None and "finish_reason" not in self.facts:  # not at its end
+            self.finish_reason = "cancelled"
         running, self._running = self._running, None
         if running is not None:
             running.close()

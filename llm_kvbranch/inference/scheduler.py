@@ -94,9 +94,10 @@ class Scheduler:
                 raise OverloadedError("The server is shutting down", 1)
             if self.n_waiting_now() >= self.n_waiting + self._n_idle():
                 self.counts["refused"] += 1
+                n = self.session.engine.settings.n_seq
                 raise OverloadedError(
-                    f"{self.n_waiting_now()} requests are already waiting, which is "
-                    "the limit: try again later",
+                    f"The server is full (at once: {n}, waiting: {self.n_waiting}): "
+                    "try again later, or ask for fewer answers",
                     self.seconds_to_wait(),
                 )
             self._queues.setdefault(client, deque()).append(ticket)

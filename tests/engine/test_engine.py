@@ -14,6 +14,7 @@ milliseconds; nothing here needs a second prefill.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -41,6 +42,7 @@ from llm_kvbranch.engine import (
     Settings,
     Weights,
     json_grammar,
+    lib,
 )
 from llm_kvbranch.errors import (
     ContextError,
@@ -835,6 +837,35 @@ class TestSampling:
         assert value["name"] in ("Ada", "Grace")
         assert isinstance(value["age"], int)
         assert isinstance(value["alive"], bool)
+
+    @pytest.mark.parametrize(
+        "grammar",
+        ["", " \n", "# root", "root ::= ", "root ::=\n# a\nb ::= [a]"],
+    )
+    def test_an_empty_grammar_is_refused(self, weights: Weights, grammar: str) -> None:
+        with pytest.raises(KVBranchError, match="root rule is empty"):
+            engine_of(weights).sampler(Sampling(grammar=grammar), array("i"))
+
+    @pytest.mark.parametrize("grammar", ["root ::= b\nb ::= [a]", 'root ::=\n "#"'])
+    def test_one_that_only_looks_empty(self, weights: Weights, grammar: str) -> None:
+        engine_of(weights).sampler(Sampling(grammar=grammar), array("i")).close()
+
+    def test_a_sampler_that_was_interrupted_can_be_closed(
+        self, weights: Weights, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        "Fails with a message on standard error that nobody understands"
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        unraisable: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+        bindings = lib.llama()
+        monkeypatch.setattr(bindings, "llama_sampler_chain_default_params", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine_of(weights).sampler(Sampling(), array("i"))
+        gc.collect()
+        assert not unraisable
 
     def test_a_bad_grammar_is_refused_with_words(self, weights: Weights) -> None:
         with pytest.raises(KVBranchError, match=r"grammar cannot be used: .*pars"):

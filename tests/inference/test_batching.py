@@ -396,6 +396,14 @@ class TestDisturbance:
         crowd.run()
         assert not list(verify(crowd.session.store))
 
+    def test_one_that_nobody_reads_to_its_end(self):
+        crowd = served()
+        pieces = iter(left := crowd.session.generate(Request([user("Hello")])))
+        next(pieces)
+        pieces.close()
+        assert left.ended
+        assert left.finish_reason == "cancelled"
+
     def test_an_error_ends_its_own_generation_only(self):
         crowd = served()
         good = crowd.start([user("Hello")])

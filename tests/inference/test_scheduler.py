@@ -163,13 +163,24 @@ class TestTurns:
                 time.sleep(0.001)
             others = [Asked(scheduler, f"{i}") for i in range(2)]
             with pytest.raises(
-                OverloadedError, match="2 requests are already waiting"
+                OverloadedError, match=r"full \(at once: 1, waiting: 2\)"
             ) as full:
                 Asked(scheduler, "One more")
             assert full.value.retry_after >= 1
             for asked in (first, *others):
                 asked.check()
             Asked(scheduler, "One more").check()
+
+    def test_too_many_of_one_request(self):
+        "Fails if they are told that others wait, when nobody else is there"
+        with scheduled(n_seq=2, n_waiting=0, pause=0.005) as scheduler:
+            accepted = [Asked(scheduler, LONG) for _ in range(2)]
+            with pytest.raises(OverloadedError) as full:
+                Asked(scheduler, LONG)
+            assert "already waiting" not in str(full.value)
+            assert "full (at once: 2, waiting: 0)" in str(full.value)
+            for asked in accepted:
+                asked.check()
 
     def test_no_room_for_two(self):
         "The second waits for the first one's cells, although a slot is free"

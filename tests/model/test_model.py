@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 
 import llm
 import pydantic
@@ -171,6 +173,20 @@ class TestAsync:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await async_kvllama.prompt("Hi", **GREEDY).text()
+
+
+class TestMemory:
+    "Fails if a response that is kept in a notebook keeps its model in memory"
+
+    def test_a_logged_response_lets_the_engine_go(self, kvllama, db):
+        response = kvllama.prompt("One", **GREEDY)
+        response.text()
+        (engine,) = (weakref.ref(s.engine) for s in model._sessions.values())
+        response.log_to_db(db)
+        assert response.commit_state() is None
+        model._sessions.clear()
+        gc.collect()
+        assert engine() is None
 
 
 class _Answer:
