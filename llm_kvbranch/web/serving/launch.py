@@ -42,6 +42,7 @@ from ..door import (
     kept_token,
     new_token,
 )
+from .connections import AT_ONCE, QUEUE, keep_quiet, protocol, raise_limit
 from .listening import (
     allowed_names,
     is_another_users,
@@ -266,7 +267,9 @@ def _run(
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
+            keep_quiet(asyncio.get_running_loop())
             await super().startup(sockets)
+            listening.listen(QUEUE)
             started()
 
         async def shutdown(self, sockets: Any = None) -> None:
@@ -279,7 +282,8 @@ def _run(
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol(most=raise_limit()),
+        backlog=AT_ONCE,
         loop="asyncio",
         ws="none",
         lifespan="on",
