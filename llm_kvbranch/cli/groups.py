@@ -80,6 +80,13 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
         except llm.ModelError as error:
             raise click.ClickException(_printable(error)) from None
         except sqlite3.Error as error:
+            from ..store import rebuild_if_damaged
+
+            if rebuild_if_damaged():
+                raise click.ClickException(
+                    "The index of the state store was damaged, and was rebuilt from "
+                    "the state files. Run the command again"
+                ) from None
             raise click.ClickException(
                 _printable(f"Cannot use the log: {error}")
             ) from None

@@ -87,14 +87,17 @@ def prune(
     another branch are kept.
     """
     from ..log import Ancestry, edits, printable
-    from ..store import Removal, open_store
+    from ..store import Removal, open_store, resolve_stored
     from ..store import prune as prune_states
     from .report import describe_removal
 
-    history = _history(database)
-    response_id = history.resolve(response_id)
-    ids = Ancestry(history.db).continuations(response_id)
-    store = open_store()
+    history, store = _history(database), open_store()
+    response_id = (
+        history.resolve(response_id)
+        if from_log
+        else resolve_stored(store, history, response_id)
+    )
+    ids = Ancestry(history.db).continuations(response_id) or [response_id]
     if from_log and not (yes or dry_run):
         click.confirm(
             f"Delete {count(len(ids), 'response')} from the log for good?",

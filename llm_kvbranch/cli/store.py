@@ -119,14 +119,14 @@ def budget(size: str | None, default: bool) -> None:
     Show or set how much disk space states may use
 
     SIZE is like 500MB or 20GB; 0 stores nothing. Above the budget, the least
-    recently used states are evicted. The default is a fifth of the disk space that
-    is free or used by the store.
+    recently used states are evicted, now and whenever a state is stored. The
+    default is a fifth of the disk space that is free or used by the store.
 
     \b
         llm kvbranch store budget 20GB
     """
     from .. import settings
-    from ..store import open_store
+    from ..store import evict, open_store
 
     if size is not None or default:
         if size is not None:
@@ -140,10 +140,18 @@ def budget(size: str | None, default: bool) -> None:
     else:
         click.echo(f"{format_size(nbytes)} ({kind})")
     if store and store.nbytes() > store.budget():
-        click.echo(
-            f"The store uses {format_size(store.nbytes())}. The next answer makes "
-            "room, or do it now: llm kvbranch store gc"
-        )
+        if size is not None or default:
+            removal = evict(store)
+            n = len(removal.removed)
+            click.echo(f"Removed {count(n, 'state')}, {format_size(removal.nbytes)}")
+        if store.nbytes() > store.budget():
+            click.echo(
+                f"The store uses {format_size(store.nbytes())}: states that are "
+                "pinned or in use are kept"
+                if size is not None or default
+                else f"The store uses {format_size(store.nbytes())}. The next answer "
+                "makes room, or do it now: llm kvbranch store gc"
+            )
 
 
 @click.command()
@@ -230,9 +238,10 @@ def unpin(response_id: str, database: str | None) -> None:
 
 def _pin(reference: str, database: str | None, pinned: bool) -> None:
     from ..log import History, open_log
-    from ..store import existing_store
+    from ..store import existing_store, resolve_stored
     from ..store import pin as set_pin
 
     store = existing_store()
-    set_pin(store, History(open_log(database)).resolve(reference), pinned)
+    history = History(open_log(database))
+    set_pin(store, resolve_stored(store, history, reference), pinned)
     click.echo(f"{format_size(store.pinned_bytes())} pinned")

@@ -13,8 +13,14 @@ from .digests import Check
 from .header import State, fingerprint_of
 from .locks import Hold
 from .lookup import StateInfo, is_evicted, look_up
-from .maintenance import Removal, collect, pin, prune, repair, verify
-from .status import describe_store, existing_store, open_store
+from .maintenance import Removal, collect, evict, pin, prune, repair, verify
+from .status import (
+    describe_store,
+    existing_store,
+    open_store,
+    rebuild_if_damaged,
+    resolve_stored,
+)
 from .store import Store
 from .tokens import common_prefix, prefix_digest, tokens_of
 
@@ -32,6 +38,7 @@ __all__ = [
     "collect",
     "common_prefix",
     "describe_store",
+    "evict",
     "existing_store",
     "fingerprint_of",
     "is_damage",
@@ -41,7 +48,9 @@ __all__ = [
     "pin",
     "prefix_digest",
     "prune",
+    "rebuild_if_damaged",
     "repair",
+    "resolve_stored",
     "tokens_of",
     "verify",
 ]

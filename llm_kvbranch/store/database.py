@@ -142,6 +142,8 @@ class Database:
             with transaction(self.db):
                 yield self.db
         except (OSError, UnicodeError, OverflowError, sqlite3.Error) as error:
+            if is_damage(error):
+                raise  # the index can be rebuilt
             raise StoreError(f"Cannot write to the state store: {error}") from None
 
 

@@ -78,6 +78,14 @@ def collect(store: Store, limit: int | None = None, dry_run: bool = False) -> Re
     for path in () if dry_run else store.files():
         if store.get(path.name.removesuffix(SUFFIX), path.parent.name) is None:
             _repair_file(store, path)
+    return evict(store, limit, dry_run)
+
+
+def evict(store: Store, limit: int | None = None, dry_run: bool = False) -> Removal:
+    """Evict states until they take ``limit`` bytes, by default the store's budget.
+
+    The least recently used ones go first; pinned ones and those in use are kept.
+    """
     removal = Removal()
     limit = store.budget() if limit is None else limit
     with store.writer(), store.locks.claims() as claims:
@@ -201,6 +209,14 @@ def _check_database(store: Store) -> Iterator[tuple[str, str]]:
         yield "index.db", "totals do not add up"
 
 
+def is_sound(store: Store) -> bool:
+    "Whether SQLite finds the index intact, and its totals add up"
+    try:
+        return next(_check_database(store), None) is None
+    except sqlite3.DatabaseError as error:
+        return not is_damage(error)
+
+
 def _check_files(store: Store) -> Iterator[tuple[str, str]]:
     "Files that should not exist, or that other users can read"
     for path in store.files():
@@ -245,11 +261,7 @@ def repair(store: Store) -> Iterator[tuple[str, str]]:
     for path in _exposed(store):
         path.chmod(0o700 if path.is_dir() else 0o600)
         yield str(path.relative_to(store.root)), "made private"
-    try:
-        damaged = next(_check_database(store), None)
-    except sqlite3.DatabaseError as error:
-        damaged = ("index.db", str(error)) if is_damage(error) else None
-    if damaged:
+    if not is_sound(store):
         store.rebuild()
         yield "index.db", "rebuilt from the files"
     for path in _leftovers(store):

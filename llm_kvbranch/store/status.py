@@ -10,11 +10,13 @@ This module does not change anything in a store.
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import HistoryError, StoreError
 from ..log import History
 from ..settings import budget, data_directory
+from .maintenance import is_sound
 from .store import Store
 
 
@@ -31,6 +33,32 @@ def existing_store(create: bool = False) -> Store:
     if store is None:
         raise StoreError("Nothing is stored yet: prompt the kvllama model first")
     return store
+
+
+def rebuild_if_damaged() -> bool:
+    "Rebuild the index of the user's store if it is damaged; whether it was"
+    try:
+        store = open_store()
+        if store is None or is_sound(store):
+            return False
+        store.rebuild()
+    except (StoreError, OSError, sqlite3.Error):
+        return False
+    return True
+
+
+def resolve_stored(store: Store | None, history: History, reference: str) -> str:
+    """The id of a response in the log, or the full id of one that only has a state.
+
+    Raises HistoryError. A response may be deleted from the log while its state is
+    pinned: it must still be possible to unpin and remove that.
+    """
+    try:
+        return history.resolve(reference)
+    except HistoryError:
+        if store is not None and store.get_all(reference):
+            return reference
+        raise
 
 
 def describe_store(history: History | None = None) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import llm as llm_package
@@ -89,7 +91,8 @@ class TestRoom:
         before = status(llm)["bytes"]
         out = llm("ann", "kvbranch", "budget", f"{before // 2}")
         assert "(set)" in out
-        assert "gc" in out
+        assert "Removed 2 states" in out or "Removed 3 states" in out
+        assert status(llm)["bytes"] <= before // 2
         llm("ann", *SHORT, "Something new")
         facts = status(llm)
         assert facts["bytes"] <= before // 2
@@ -104,6 +107,16 @@ class TestRoom:
         assert "no problem" in llm("ann", "kvbranch", "verify")
         assert "(default)" in llm("ann", "kvbranch", "budget", "--default")
         assert status(llm)["budget_is_default"]
+
+    def test_a_lower_budget_keeps_what_is_pinned(self, llm) -> None:
+        last = ids(llm)[-1]
+        llm("ann", "kvbranch", "pin", last)
+        out = llm("ann", "kvbranch", "budget", "1kB")
+        assert "pinned or in use are kept" in out
+        assert states(llm) == {last, ids(llm)[0]}
+        llm("ann", "kvbranch", "unpin", last)
+        assert "gc" in llm("ann", "kvbranch", "budget")
+        assert len(states(llm)) == 2
 
     def test_a_budget_of_nothing_is_no_store(self, llm) -> None:
         llm("ann", "kvbranch", "budget", "0")
@@ -185,6 +198,24 @@ class TestPrune:
         llm("ann", "-c", *SHORT, "Why?")
         assert show(llm, "ann")["restored_tokens"] > 20
 
+    @pytest.mark.parametrize("command", ["unpin", "prune"])
+    def test_a_pinned_response_that_is_not_in_the_log_any_more(
+        self, llm, command
+    ) -> None:
+        "Fails if its rows and token ids stay on the disk for ever"
+        last = ids(llm)[-1]
+        llm("ann", "kvbranch", "pin", last)
+        llm("ann", "kvbranch", "prune", last, "--log", "-y")
+        assert last not in ids(llm)
+        assert last in states(llm)
+        if command == "prune":
+            assert "pinned" in llm("ann", "kvbranch", "prune", last)
+        llm("ann", "kvbranch", "unpin", last)
+        llm("ann", "kvbranch", "prune", last)
+        assert last not in states(llm)
+        out = llm("ann", "kvbranch", "unpin", last, fails=True)
+        assert "No response" in out
+
     def test_the_last_turn_of_a_thread(self, llm) -> None:
         first, *_, second, branch = ids(llm)
         llm("ann", "kvbranch", "prune", second, "--log", "-y")
@@ -249,3 +280,32 @@ class TestSettings:
         with pytest.raises(SettingError, match="Fix or delete"):
             settings.budget()
         assert issubclass(SettingError, llm_package.ModelError)
+
+
+@pytest.mark.model
+class TestDamagedIndex:
+    "Fails if the log is blamed for it, or it stays damaged: it is a cache"
+
+    @pytest.mark.parametrize("command", ["status", "gc", "prune", "pin"])
+    def test_it_is_rebuilt(self, llm, command) -> None:
+        last = ids(llm)[-1]
+        path = llm.root / "ann" / "kvbranch" / "index.db"
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute("pragma wal_checkpoint(truncate)")
+            size = db.execute("pragma page_size").fetchone()[0]
+            query = (
+                "select rootpage from sqlite_master where name in ('models', 'states')"
+            )
+            pages = [row[0] for row in db.execute(query)]
+        data = bytearray(path.read_bytes())
+        for page in pages:
+            data[(page - 1) * size : page * size] = b"?" * size
+        path.write_bytes(data)
+        arguments = ["kvbranch", command] + [last] * (command in ("prune", "pin"))
+        before = states(llm)
+        out = llm("ann", *arguments, fails=True)
+        assert "index of the state store was damaged" in out
+        assert out.count("\n") == 1
+        assert states(llm) == before
+        assert "no problem" in llm("ann", "kvbranch", "verify")
+        llm("ann", *arguments)
