@@ -1,9 +1,12 @@
 """Finding an excerpt in a text.
 
-The idea: people copy excerpts from a terminal or a page, which may wrap lines and
-change quotes. So the exact excerpt is searched for first, then one that differs only
-in white space and quotes. Positions are half-open ranges of characters in the
-original text.
+The idea: people copy excerpts from a terminal or a page, which may wrap lines, change
+quotes and dashes, drop invisible characters, or compose accents. So the exact excerpt
+is searched for first, then one that differs only in these. Positions are half-open
+ranges of characters in the original text.
+
+The invariant: a character and the accents on it stay together, unless the excerpt
+occurs nowhere else.
 
 This module knows strings only.
 """
@@ -12,13 +15,23 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 
 from ..errors import HistoryError
 
-_QUOTES = str.maketrans(
-    "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u00ab\u00bb", '\'\'\'\'"""""'
+_SIMILAR = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u2039\u203a`\u00b4", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        **dict.fromkeys("\u00ad\u200b\u200c\u200e\u200f\u2060\ufeff", ""),
+        "\u2026": "...",
+    }
 )
+_JOINER = "\u200d"
 _AROUND = 24  # characters shown on each side of a match
+# What is compared to find the nearest text, so that the time for it is bounded
+_MOST_TEXT, _MOST_EXCERPT = 100_000, 200
 
 
 def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, int]:
@@ -29,7 +42,9 @@ def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, i
     """
     if not excerpt.strip():
         raise HistoryError("The excerpt is empty: give some words of the answer")
-    matches = _exact_matches(text, excerpt) or _folded_matches(text, excerpt)
+    exact = _exact_matches(text, excerpt)
+    whole = [match for match in exact if all(_is_boundary(text, at) for at in match)]
+    matches = whole or _folded_matches(text, excerpt) or exact
     if not matches:
         near = _nearest(text, excerpt)
         raise HistoryError(
@@ -77,31 +92,50 @@ def _exact_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
 
 
 def _folded_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
-    "Matches that differ only in white space and quotes"
-    folded, origin = _fold(text)
+    "Matches that differ only in white space and in characters that look the same"
+    folded, spans = _fold(text)
     wanted = _fold(excerpt)[0].strip()
-    return [
-        (origin[start], origin[end - 1] + 1)
-        for start, end in _exact_matches(folded, wanted)
-    ]
+    matches = _exact_matches(folded, wanted) if wanted else []
+    found = ((spans[start][0], spans[end - 1][1]) for start, end in matches)
+    return list(dict.fromkeys(found))
 
 
-def _fold(text: str) -> tuple[str, list[int]]:
-    "The text with plain quotes and single spaces, and the position of each character"
+def _fold(text: str) -> tuple[str, list[tuple[int, int]]]:
+    "The text with plain characters and single spaces, and the range of each of them"
     folded: list[str] = []
-    origin: list[int] = []
-    for at, character in enumerate(text.translate(_QUOTES)):
-        plain = " " if character.isspace() else character
-        if plain != " " or folded[-1:] != [" "]:
-            folded.append(plain)
-            origin.append(at)
-    return "".join(folded), origin
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in range(1, len(text) + 1):
+        if not _is_boundary(text, end):
+            continue
+        plain = unicodedata.normalize("NFC", text[start:end].translate(_SIMILAR))
+        if plain.isspace():
+            plain = " " if folded[-1:] != [" "] else ""
+        folded += plain
+        spans += [(start, end)] * len(plain)
+        start = end
+    return "".join(folded), spans
+
+
+def _is_boundary(text: str, at: int) -> bool:
+    "Whether a text can be cut at a position without taking a character apart"
+    if not 0 < at < len(text) or text[at] < "\u0300":
+        return True
+    after = text[at]
+    return not (
+        unicodedata.category(after)[0] == "M"
+        or after == _JOINER
+        or text[at - 1] == _JOINER
+        or "\u1160" <= after <= "\u11ff"  # Korean letters of the same syllable
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
+    )
 
 
 def _nearest(text: str, excerpt: str) -> str:
     "The part of the text with the longest match of the excerpt, for a message"
-    matcher = difflib.SequenceMatcher(None, text, excerpt, autojunk=False)
-    match = matcher.find_longest_match(0, len(text), 0, len(excerpt))
+    excerpt = excerpt[:_MOST_EXCERPT]
+    matcher = difflib.SequenceMatcher(None, text[:_MOST_TEXT], excerpt, autojunk=False)
+    match = matcher.find_longest_match()
     if match.size < 3:
         return ""
     start = max(0, match.a - match.b)

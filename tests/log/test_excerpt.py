@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,11 @@ TEXT = "It’s a “long”  story.\nThe sea is wide, the sea is deep, the sea i
 class TestFind:
     "Fails if a branch would be cut anywhere but at the excerpt"
 
-    @given(st.text(min_size=1), st.data())
+    # Without accents and joiners, which are not taken apart
+    @given(
+        st.text(st.characters(exclude_categories=["M", "Cf", "Cs"]), min_size=1),
+        st.data(),
+    )
     def test_a_part_is_found_where_it_is(self, text, data):
         start = data.draw(st.integers(0, len(text) - 1))
         end = data.draw(st.integers(start + 1, len(text)))
@@ -40,6 +46,47 @@ class TestFind:
     def test_as_copied(self, excerpt, found):
         start, end = find(TEXT, excerpt)
         assert TEXT[start:end] == found
+
+    @pytest.mark.parametrize(
+        ("text", "excerpt", "found"),
+        [
+            ("Un cafe\u0301 noir", "caf\u00e9", "cafe\u0301"),
+            ("Un caf\u00e9 noir", "cafe\u0301 noir", "caf\u00e9 noir"),
+            ("\ud55c\uae00", "\u1112\u1161\u11ab\u1100\u1173\u11af", "\ud55c\uae00"),
+            ("from 1 \u2013 2 \u2014 so", "1 - 2 - so", "1 \u2013 2 \u2014 so"),
+            ("co\u00adop\u200berate now", "cooperate", "co\u00adop\u200berate"),
+            ("cooperate now", "co\u00adoperate", "cooperate"),
+            ("He said \u2039yes\u203a", "'yes'", "\u2039yes\u203a"),
+            ("And so\u2026 it ends", "so... it", "so\u2026 it"),
+            ("And so... it ends", "so\u2026 it", "so... it"),
+            ("a \u201fword\u201d", '"word"', "\u201fword\u201d"),
+        ],
+    )
+    def test_what_looks_the_same(self, text, excerpt, found):
+        start, end = find(text, excerpt)
+        assert text[start:end] == found
+
+    @pytest.mark.parametrize(
+        "text", ["cafe\u0301 and cafe", "\U0001f44d\U0001f3fd \U0001f44d"]
+    )
+    def test_a_character_is_not_taken_apart(self, text):
+        "The one without an accent or a skin tone is meant"
+        last = text.split()[-1]
+        assert find(text, last) == (len(text) - len(last), len(text))
+
+    def test_it_is_if_it_occurs_nowhere_else(self):
+        assert find("cafe\u0301", "cafe") == (0, 4)
+
+    @given(
+        st.text("ae\u0301\u00e9 \u00ad-\u2013\u2026.\n\u200d", min_size=1), st.data()
+    )
+    def test_every_part_is_found(self, text, data):
+        "Whatever is in it, and composed or not"
+        start = data.draw(st.integers(0, len(text) - 1))
+        end = data.draw(st.integers(start + 1, len(text)))
+        if text[start:end].strip(" \n"):
+            place = find(text, text[start:end], 1)
+            assert 0 <= place[0] < place[1] <= len(text)
 
     def test_the_original_comes_first(self):
         assert find("a b a\nb", "a\nb") == (4, 7)
@@ -69,6 +116,20 @@ class TestRefused:
             HistoryError, match=r"nearest text is: .*deep, \[the sea is blue\.\]"
         ):
             find(TEXT, "the sea is blau")
+
+    def test_the_time_for_the_nearest_is_bounded(self, monkeypatch):
+        sizes = []
+
+        class Matcher(difflib.SequenceMatcher):
+            def find_longest_match(self, *ranges):
+                sizes.append(len(self.a) * len(self.b))
+                return difflib.Match(0, 0, 0)
+
+        monkeypatch.setattr(difflib, "SequenceMatcher", Matcher)
+        for n in (7_000, 14_000):
+            with pytest.raises(HistoryError):
+                find("the sea is deep " * n, "the sea is blau " * n)
+        assert sizes[0] == sizes[1] <= 20_000_000
 
     def test_nothing_near(self):
         with pytest.raises(HistoryError) as caught:
