@@ -182,13 +182,14 @@ class Scheduler:
 
     # -- the engine's thread -----------------------------------------------
 
-    def stop(self) -> None:
-        "End all requests and the thread"
+    def stop(self, seconds: float | None = None) -> bool:
+        "End all requests and the thread; False if that takes longer than ``seconds``"
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _loop(self) -> None:
         while True:

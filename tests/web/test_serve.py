@@ -217,6 +217,31 @@ class TestStop:
             assert (code, serving.errors) == (0, [])
             assert seconds < SOON
 
+    def test_with_an_engine_that_hangs(self, tmp_path):
+        (tmp_path / "sitecustomize.py").write_text(
+            "import time\n"
+            "from llm_kvbranch.inference.session import Session\n"
+            "Session.step = lambda self: time.sleep(600)\n"
+        )
+        with Serving(tmp_path, "--port", "0", PYTHONPATH=str(tmp_path)) as serving:
+            connection = serving.connection()
+            connection.request(
+                "POST",
+                "/generate",
+                json.dumps({"prompt": "Hi", "stream": True}),
+                {
+                    "authorization": f"Bearer {serving.token}",
+                    "content-type": "application/json",
+                },
+            )
+            time.sleep(1.5)
+            code, seconds = serving.stop()
+            connection.close()
+            assert code == 1
+            assert seconds < 5.5  # and a moment for a busy machine
+            assert "The engine does not stop" in "".join(serving.errors)
+            assert not list((serving.home / "kvbranch").glob("server*.json"))
+
     def test_with_clients_that_say_nothing(self, tmp_path):
         with Serving(tmp_path, "--port", "0") as serving:
             idle = [

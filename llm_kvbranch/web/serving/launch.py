@@ -19,6 +19,8 @@ import os
 import secrets
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,6 +58,8 @@ from .served_model import attach, chosen_model, open_server
 
 _GRACE = 2  # seconds that connections have to end
 _PATIENCE = 10.0  # and answers, to be logged
+_ENGINE_PATIENCE = 2.0  # and the engine, to be done with its step
+_LAST = 2.5  # from then on, until the process is ended
 _SHORTEST = 16  # characters of a token that other machines could guess
 
 
@@ -137,14 +141,19 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
         async def stopping() -> None:
             withdraw()
             door.closing.set()
+            # An engine that does nothing else will not end its answers either
+            alive = asyncio.wrap_future(server.scheduler.call(int))
             server.begin_shutdown()
-            await _logged(server.tasks)
+            await _logged(server.tasks, alive)
+            if not alive.done():
+                _end_anyway()
 
         try:
             _run(datasette.app(), listening, started, stopping)
         finally:
             withdraw()
-            server.close()
+            if not server.close(_ENGINE_PATIENCE):
+                _end()
 
 
 def already_there(options: ServeOptions, token: str) -> ServerInfo | None:
@@ -173,12 +182,32 @@ def _comparable(options: ServeOptions) -> dict[str, Any]:
     return whole
 
 
-async def _logged(tasks: set[asyncio.Task[Any]]) -> None:
-    "Wait until answers are logged: they end at once, but the disk may be busy"
+async def _logged(tasks: set[asyncio.Task[Any]], alive: asyncio.Future[Any]) -> None:
+    """Wait until answers are logged: they end at once, but the disk may be busy.
+
+    An engine that is not ``alive`` soon is not waited for.
+    """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _PATIENCE
-    while tasks and (left := deadline - loop.time()) > 0:
+    began = loop.time()
+    await asyncio.wait([alive], timeout=_ENGINE_PATIENCE)
+    while tasks and alive.done() and (left := began + _PATIENCE - loop.time()) > 0:
         await asyncio.wait(set(tasks), timeout=left)
+
+
+def _end_anyway() -> None:
+    """End the process soon, whatever waits for the engine.
+
+    Threads that wait for an answer of its are waited for when Python ends.
+    """
+    timer = threading.Timer(_LAST, _end)
+    timer.daemon = True
+    timer.start()
+
+
+def _end() -> None:
+    sys.stderr.write("Error: The engine does not stop: the server was ended\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def build(path: Path) -> tuple[Any, str]:

@@ -99,9 +99,9 @@ class Server:
         "End all streams; call this in the event loop"
         self.stopping.set()
 
-    def close(self) -> None:
-        "Stop all generations and the engine's thread"
-        self.scheduler.stop()
+    def close(self, seconds: float | None = None) -> bool:
+        "Stop all generations and the engine's thread; False if it does not stop"
+        return self.scheduler.stop(seconds)
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         "Keep a task that outlives its request"
