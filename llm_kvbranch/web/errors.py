@@ -30,6 +30,12 @@ _KINDS = {
 }
 
 
+def kind_of(status: int) -> str:
+    "The type that OpenAI gives an error with a status"
+    usual = "invalid_request_error" if status < 500 else "server_error"
+    return _KINDS.get(status, usual)
+
+
 def error_object(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -50,10 +56,9 @@ class RequestError(Exception):
         headers: dict[str, str] | None = None,
     ):
         super().__init__(message)
-        usual = "invalid_request_error" if status < 500 else "server_error"
         self.status = status
         self.headers = headers or {}
-        self.body = error_object(message, _KINDS.get(status, usual), param, code)
+        self.body = error_object(message, kind_of(status), param, code)
 
 
 def to_request_error(error: Exception) -> RequestError:

@@ -182,6 +182,7 @@ class TestSite:
         for headers in ((HOST,), ()):
             answer = await send_to(guarded, "GET", "/v1/x", *headers)
             assert answer.headers["x-frame-options"] == "DENY"
+            assert answer.headers["cross-origin-opener-policy"] == "same-origin"
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
             assert answer.headers["x-content-type-options"] == "nosniff"
 
@@ -645,6 +646,7 @@ class TestDoor:
                 assert b"diary" not in answer.body
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert answer.error["code"] == "invalid_api_key"
+                assert answer.error["type"] == "authentication_error"
 
     @pytest.mark.parametrize("path", EVERYWHERE)
     async def test_these_two_do(self, served, door, path):
@@ -880,6 +882,22 @@ class TestToken:
         with pytest.raises(SettingError, match="at least 16 characters"):
             launch._token(launch.ServeOptions(token="short", **wanted))
         assert launch._token(launch.ServeOptions(token="x" * 16, **wanted))
+
+
+class TestDirectory:
+    "Fails if the server keeps prompts and its key where another user put them"
+
+    def test_one_of_another_user_is_refused(self, user_path, monkeypatch):
+        (user_path / "kvbranch").mkdir()
+        launch._check_owner()
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(SettingError, match="belongs to another user") as caught:
+            launch.serve(launch.ServeOptions(port=0), lambda ready: None)
+        assert "\n" not in str(caught.value)
+
+    def test_one_that_is_not_there_yet_will_be_ours(self, user_path):
+        launch._check_owner()
+        assert not (user_path / "kvbranch").exists()
 
 
 class TestAddress:

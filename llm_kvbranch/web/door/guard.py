@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import SettingError
-from ..errors import error_object
+from ..errors import error_object, kind_of
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -45,6 +45,7 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 ]
 
@@ -59,8 +60,7 @@ class Refusal:
 
     @property
     def body(self) -> dict[str, Any]:
-        denied = self.status == 403
-        kind = "permission_error" if denied else "invalid_request_error"
+        kind = kind_of(self.status)
         return error_object(self.message, kind, code=self.code)
 
     def rendered(self, scope: Scope) -> tuple[str, str]:

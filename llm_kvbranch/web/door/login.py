@@ -44,7 +44,7 @@ async def log_in(datasette: Any, request: Any) -> Any:
     response.set_cookie(
         "ds_actor",
         datasette.sign({"a": {"id": "root"}}, "actor"),
-        max_age=_A_MONTH,  # the server's secret ends it earlier
+        max_age=_A_MONTH,  # it ends with the server's secret, if that is a new one
         httponly=True,
         samesite="lax",
     )
