@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 
@@ -890,6 +891,9 @@ class TestDirectory:
     def test_one_of_another_user_is_refused(self, user_path, monkeypatch):
         (user_path / "kvbranch").mkdir()
         launch._check_owner()
+        theirs = mock.Mock()
+        theirs.stat.return_value.st_uid = 54321
+        monkeypatch.setattr(launch, "data_directory", lambda: theirs)
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         with pytest.raises(SettingError, match="belongs to another user") as caught:
             launch.serve(launch.ServeOptions(port=0), lambda ready: None)
