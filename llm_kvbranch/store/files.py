@@ -246,7 +246,7 @@ class Files(Index, Stats):
                 self._remove(db, entry, deleted.reason, deleted.with_rows)
             if added is not None:
                 key = self._add(db, added.state, 0)
-                self._index_tokens(db, key, added.state)
+                self._index_tokens(db, key, added.state, added.chain)
                 self._set_pending(db, added.state)
                 if self._index_bytes() > max(
                     _INDEX_LEAST, int(_INDEX_SHARE * self.budget())

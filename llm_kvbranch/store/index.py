@@ -15,10 +15,10 @@ opaque strings to it.
 
 from __future__ import annotations
 
-import itertools
+import json
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -96,9 +96,19 @@ class Index(Database):
         )
         return key
 
-    def _index_tokens(self, db: sqlite3.Connection, key: int, state: State) -> None:
-        "Index a state by its token ids"
-        tokens = self._prefix_tokens(db, state) + state.tokens
+    def _index_tokens(
+        self,
+        db: sqlite3.Connection,
+        key: int,
+        state: State,
+        chain: Chain | None = None,
+    ) -> None:
+        "Index a state by its token ids; ``chain`` is what it continues, if known"
+        above = chain.segments[-1].entry.state.key if chain and chain.segments else None
+        if chain and above == (state.fingerprint, state.parent_id):
+            tokens = chain.tokens[: state.start] + state.tokens
+        else:
+            tokens = self._prefix_tokens(db, state) + state.tokens
         if prefix_digest(tokens, state.start) != state.prefix:
             # The parent is unknown: found by id and message hashes only, until a
             # repair finds the parent
@@ -260,18 +270,27 @@ class Index(Database):
 
     # -- walking -------------------------------------------------------
 
-    def by_use(self) -> Iterator[Entry]:
-        "Entries with a file, least recently used first, children before parents"
-        size = 200
-        for offset in itertools.count(0, size):
+    def by_use(self, without: Set[Key] = frozenset()) -> Iterator[Entry]:
+        """Entries with a file, least recently used first, children before parents.
+
+        Those whose keys are in ``without`` are skipped before their tokens are loaded.
+        """
+        size, offset = 200, 0
+        while True:
             rows = self.db.execute(
-                "select * from entries where nbytes > 0"
+                "select key, fingerprint, id from states where nbytes > 0"
                 " order by used, start desc limit ? offset ?",
                 [size, offset],
             ).fetchall()
-            yield from map(entry_of, rows)
+            for key, fingerprint, response_id in rows:
+                if (fingerprint, response_id) not in without:
+                    query = "select * from entries where key = ?"
+                    if found := self.db.execute(query, [key]).fetchone():
+                        yield entry_of(found)
             if len(rows) < size:
                 return
+            # Twice as many each time: SQLite walks over those before the offset
+            offset, size = offset + size, 2 * size
 
     def pinned_keys(self) -> set[Key]:
         "The keys of the pinned states and their ancestors"
@@ -294,11 +313,17 @@ class Index(Database):
 
     def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
         "Record that all states of a chain were used now"
+        ids: dict[str, list[str]] = {}
+        for segment in chain.segments:
+            fingerprint, response_id = segment.entry.state.key
+            ids.setdefault(fingerprint, []).append(response_id)
         used = now()
-        db.executemany(
-            f"update states set used = ? {BY_KEY}",
-            [(used, *segment.entry.state.key) for segment in chain.segments],
-        )
+        for fingerprint, some in ids.items():
+            db.execute(
+                "update states set used = ? where fingerprint = ?"
+                " and id in (select value from json_each(?))",
+                [used, fingerprint, json.dumps(some)],
+            )
 
     def _delete_gone(self, db: sqlite3.Connection, n: int = 100) -> None:
         "Delete the least recently used rows without a file or children"

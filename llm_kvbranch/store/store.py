@@ -248,10 +248,10 @@ class Store(Files):
         }
         if state is not None:
             kept.add(state.key)
-        for entry in self.by_use():
+        for entry in self.by_use(without=kept):
             if nbytes <= 0:
                 break
-            if entry.state.key not in kept and claims.take(lock_name(entry)):
+            if claims.take(lock_name(entry)):
                 entries.append(entry)
                 nbytes -= entry.nbytes
         return entries

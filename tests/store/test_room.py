@@ -126,7 +126,7 @@ class TestHeld:
         "Otherwise no other process could read the state until this one ends"
         a = fill(store, "a")
 
-        def interrupted() -> Iterator[Entry]:
+        def interrupted(**_: object) -> Iterator[Entry]:
             yield a
             raise KeyboardInterrupt
 
