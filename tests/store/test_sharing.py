@@ -334,8 +334,8 @@ class TestHostile:
     def test_states_that_exceed_the_budget(self, llm, bundle, monkeypatch) -> None:
         "Fails if it takes more of the disk than the budget before it is refused"
         llm("bob", *SHORT, "Why is the sky blue?")
+        llm("bob", "kvbranch", "budget", "1MB")  # which applies at once
         before = content(llm.root / "bob")
-        llm("bob", "kvbranch", "budget", "1MB")
         monkeypatch.setattr(bundle_module, "_extract", None)
         path = str(bundle)
         out = llm("bob", "kvbranch", "import", path, "--trust", fails=True)
