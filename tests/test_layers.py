@@ -43,7 +43,7 @@ WEB = {
     "api": "errors compat door serving",
     "page": "errors compat door serving api",
     "datasette_ui": "compat door serving",
-    "routes": "door api page",
+    "routes": "door serving api page",
     "__init__": "compat door api datasette_ui routes",
 }
 # Library -> the rooms that may import it
