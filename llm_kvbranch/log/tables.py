@@ -11,6 +11,7 @@ like any other.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,20 @@ from sqlite_utils.migrations import Migrations
 migrations = Migrations("llm-kvbranch")
 
 LLM_TABLES = ("turns", "threads", "messages", "parts")
-"llm's tables that conversations are read from; seeing all of them is seeing the log"
+"llm's tables that make a database a log"
+
+READ_TABLES = (
+    *LLM_TABLES,
+    "fragments",
+    "attachments",
+    "turn_search",
+    "turn_search_fts",
+    "conversations",
+    "responses",
+    "kvbranch_branches",
+    "kvbranch_marks",
+)
+"The tables that this package reads, of those that a log has; seeing all is seeing it"
 
 IN = "in (select value from json_each(?))"
 "A condition on any number of values, passed as one parameter by ``json_list``"
@@ -92,6 +106,12 @@ from kvbranch_branches b
   left join turn_search origin on origin.turn_id = b.from_response
 """
 VIEWS = {"kvbranch_responses": _RESPONSES, "kvbranch_branch_points": _POINTS}
+
+
+def tables_of(query: str) -> set[str]:
+    "The tables and views that a query of ours reads, and the tables of those views"
+    named = set(re.findall(r"\b(?:from|join) (\w+)", query))
+    return named.union(*(tables_of(VIEWS[each]) for each in named & set(VIEWS)))
 
 
 @migrations()

@@ -43,11 +43,19 @@ def actor_from_request(datasette: Any, request: Any) -> dict[str, str] | None:
     return actor_of_token(datasette, request.headers.get("authorization"))
 
 
-@hookimpl
-def permission_allowed(actor: dict[str, Any] | None, action: str) -> bool | None:
-    from .door import ACTIONS, is_known
+@hookimpl(trylast=True)
+def permission_allowed(
+    datasette: Any, actor: dict[str, Any] | None, action: str, resource: Any
+) -> Any:
+    "Called last, because the last opinion counts"
+    from .datasette_ui import view_allowed
+    from .door import ACTIONS, is_trusted
 
-    return (is_known(actor) or None) if action in ACTIONS else None
+    if action in ACTIONS:
+        return is_trusted(datasette, actor) or None
+    if action == "view-table" and resource is not None:
+        return view_allowed(datasette, actor, *resource)
+    return None
 
 
 @hookimpl
@@ -59,11 +67,16 @@ def register_actions() -> list[Any]:
 
 
 @hookimpl
-def permission_resources_sql(actor: dict[str, Any] | None, action: str) -> Any:
+def permission_resources_sql(
+    datasette: Any, actor: dict[str, Any] | None, action: str
+) -> Any:
     from .compat import grant
-    from .door import ACTIONS, is_known
+    from .datasette_ui import denials
+    from .door import ACTIONS, is_trusted
 
-    if action not in ACTIONS or not is_known(actor):
+    if action not in ACTIONS:
+        return denials(datasette, actor, action)
+    if not is_trusted(datasette, actor):
         return None
     return grant("root or the API token of llm kvbranch serve")
 
@@ -149,7 +162,7 @@ def get_metadata(datasette: Any) -> Any:
 
 
 @hookimpl
-def canned_queries(datasette: Any, database: str) -> Any:
-    from .datasette_ui import queries
+def canned_queries(datasette: Any, database: str, actor: dict[str, Any] | None) -> Any:
+    from .datasette_ui import visible_queries
 
-    return queries(datasette, database)
+    return visible_queries(datasette, actor, database)

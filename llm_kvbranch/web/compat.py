@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 _PLUGIN = __package__  # the module of datasette's hooks
 _INTERNAL = "_internal"  # a database of datasette 0.65 that lists the others
+# Set while may_see_table asks 1.0, which asks this plugin's hook in turn
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
 Settings = dict[str, dict[str, Any]]
 
 
@@ -70,9 +73,14 @@ async def may_see_table(datasette: Any, actor: Any, database: str, table: str) -
         from datasette.resources import TableResource
 
         resource = TableResource(database=database, table=table)
-        return bool(
-            await datasette.allowed(action="view-table", resource=resource, actor=actor)
-        )
+        token = _asking.set(True)
+        try:
+            found = await datasette.allowed(
+                action="view-table", resource=resource, actor=actor
+            )
+        finally:
+            _asking.reset(token)
+        return bool(found)
     from datasette.utils.asgi import Forbidden
 
     wanted = [
@@ -99,6 +107,39 @@ def grant(reason: str) -> Any:
     from datasette.permissions import PermissionSQL
 
     return PermissionSQL.allow(reason=reason)
+
+
+def is_asking() -> bool:
+    "Whether may_see_table is asking datasette 1.0 about a table"
+    return _asking.get()
+
+
+async def named(
+    datasette: Any, action: str, names: Iterable[str]
+) -> list[tuple[str, str]]:
+    "The (database, name) of each view or query of 1.0 that has one of some names"
+    source = {
+        "view-table": "select database_name, view_name as name from catalog_views",
+        "view-query": "select database_name, name from queries",
+    }[action]
+    known = ", ".join(f"'{name}'" for name in names)
+    sql = f"select * from ({source}) where lower(name) in ({known})"
+    found = await datasette.get_internal_database().execute(sql)
+    return [(row["database_name"], row["name"]) for row in found.rows]
+
+
+def deny(names: list[tuple[str, str]], reason: str) -> Any:
+    "A no for some views or queries, for 1.0's permission_resources_sql"
+    from datasette.permissions import PermissionSQL
+
+    rows, params = [], {"kvbranch_reason": reason}
+    for i, (database, name) in enumerate(names):
+        rows.append(
+            f"select :kvbranch_parent_{i} as parent, :kvbranch_child_{i} as child,"
+            " 0 as allow, :kvbranch_reason as reason"
+        )
+        params |= {f"kvbranch_parent_{i}": database, f"kvbranch_child_{i}": name}
+    return PermissionSQL(sql=" union all ".join(rows), params=params)
 
 
 async def actor_of(datasette: Any, request: Any) -> dict[str, Any] | None:

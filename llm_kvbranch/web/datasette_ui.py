@@ -17,7 +17,7 @@ from typing import Any
 
 from ..log import tables as log_tables
 from . import compat
-from .door import HOME, may_see
+from .door import HOME, is_trusted, may_see, may_see_query
 from .serving import is_log, known_logs, logs_of
 
 LABEL = "Conversation trees"
@@ -218,3 +218,42 @@ async def queries(datasette: Any, database: str) -> dict[str, dict[str, str]]:
         return {}
     views = await datasette.get_database(database).view_names()
     return QUERIES if set(log_tables.VIEWS) <= set(views) else {}
+
+
+async def visible_queries(
+    datasette: Any, actor: Any, database: str
+) -> dict[str, dict[str, str]]:
+    "Our queries that an actor may see, for datasette 0.65"
+    return {
+        name: query
+        for name, query in (await queries(datasette, database)).items()
+        if await may_see_query(datasette, actor, database, query["sql"])
+    }
+
+
+async def view_allowed(
+    datasette: Any, actor: Any, database: str, table: str
+) -> bool | None:
+    "False for a view of ours on a table that the actor may not see, for datasette 0.65"
+    sql = log_tables.VIEWS.get(table.lower())
+    if sql is None or await may_see_query(datasette, actor, database, sql):
+        return None
+    return False
+
+
+async def denials(datasette: Any, actor: Any, action: str) -> Any:
+    "Our views and queries on tables that the actor may not see, for datasette 1.0"
+    if is_trusted(datasette, actor) or compat.is_asking():
+        return None
+    wanted = {
+        "view-table": log_tables.VIEWS,
+        "view-query": {name: query["sql"] for name, query in QUERIES.items()},
+    }.get(action)
+    if wanted is None:
+        return None
+    denied = [
+        (database, name)
+        for database, name in await compat.named(datasette, action, wanted)
+        if not await may_see_query(datasette, actor, database, wanted[name.lower()])
+    ]
+    return compat.deny(denied, "reads tables that are not visible") if denied else None

@@ -15,8 +15,9 @@ from .door import (
 )
 from .guard import LOOPBACK, MAX_BODY, host_names, paths_of
 from .login import log_in
-from .permissions import ACTIONS, GENERATE, KNOWN, READ, is_known, may_see
+from .permissions import ACTIONS, GENERATE, KNOWN, READ, is_known
 from .token import check_token, kept_token, new_token
+from .visibility import is_trusted, may_see, may_see_query
 
 __all__ = [
     "ACTIONS",
@@ -35,9 +36,11 @@ __all__ = [
     "guarded",
     "host_names",
     "is_known",
+    "is_trusted",
     "kept_token",
     "log_in",
     "may_see",
+    "may_see_query",
     "new_token",
     "paths_of",
 ]
