@@ -9,6 +9,7 @@
     ├── OverloadedError         too many requests are waiting for the server
     ├── ChatError               the model's chat template rejects the messages
     ├── HistoryError            the log has no such response
+    │   └── AmbiguousExcerptError   the answer contains the excerpt several times
     ├── SettingError            a setting is invalid or cannot be read
     ├── BundleError             a bundle cannot be exported or imported
     │   └── UntrustedBundleError    it is not signed with the user's key
@@ -62,6 +63,15 @@ class ChatError(KVBranchError):
 
 class HistoryError(KVBranchError):
     "The log has no such response"
+
+
+class AmbiguousExcerptError(HistoryError):
+    "The answer contains the excerpt several times; ``matches`` shows where"
+
+    def __init__(self, what: str, matches: str):
+        super().__init__(f"{what}, choose an occurrence: {matches}")
+        self.what = what
+        self.matches = matches
 
 
 class SettingError(KVBranchError):

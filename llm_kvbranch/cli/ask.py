@@ -167,10 +167,16 @@ def _ask(
     "Prompt a model as a verb plans, print the answers and log them"
     from llm.utils import extract_fenced_code_block
 
+    from ..errors import AmbiguousExcerptError, HistoryError
     from ..log import History, branching, open_log
 
     history = History(open_log(database))
-    branch = plan(history)
+    try:
+        branch = plan(history)
+    except AmbiguousExcerptError as error:
+        raise HistoryError(
+            f"{error.what}, choose one with --occurrence: {error.matches}"
+        ) from None
     model = _model(model_id or branch.parent.model, model_id is None)
     chosen = _options(model, options)
     if no_server and "server" in model.Options.model_fields:

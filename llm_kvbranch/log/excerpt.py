@@ -17,7 +17,7 @@ import difflib
 import re
 import unicodedata
 
-from ..errors import HistoryError
+from ..errors import AmbiguousExcerptError, HistoryError
 
 _SIMILAR = str.maketrans(
     {
@@ -62,9 +62,8 @@ def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, i
         shown = "; ".join(
             f"{n}: {_show(text, *match)}" for n, match in enumerate(matches[:9], 1)
         )
-        raise HistoryError(
-            f"The answer contains that excerpt {_times(len(matches))}, choose an "
-            f"occurrence: {shown}"
+        raise AmbiguousExcerptError(
+            f"The answer contains that excerpt {_times(len(matches))}", shown
         )
     return matches[0]
 

@@ -307,7 +307,10 @@ class TestSeveral:
 ERRORS = {
     "unknown id": (["zzz", "Why?"], "No response with id 'zzz'"),
     "not found": (["last", "--excerpt", "the whale", "Why?"], "nearest text is"),
-    "several": (["last", "--excerpt", "e", "Why?"], "choose an occurrence: 1: "),
+    "several": (
+        ["last", "--excerpt", "e", "Why?"],
+        "choose one with --occurrence: 1: ",
+    ),
     "no such occurrence": (
         ["last", "--excerpt", "I heard", "--occurrence", "2", "Why?"],
         "no occurrence 2",
