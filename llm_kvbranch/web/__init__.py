@@ -48,13 +48,13 @@ def permission_allowed(
     datasette: Any, actor: dict[str, Any] | None, action: str, resource: Any
 ) -> Any:
     "Called last, because the last opinion counts"
-    from .datasette_ui import view_allowed
+    from .datasette_ui import view_or_query_allowed
     from .door import ACTIONS, is_trusted
 
     if action in ACTIONS:
         return is_trusted(datasette, actor) or None
-    if action == "view-table" and resource is not None:
-        return view_allowed(datasette, actor, *resource)
+    if action in ("view-table", "view-query") and resource is not None:
+        return view_or_query_allowed(datasette, actor, action, *resource)
     return None
 
 
@@ -162,7 +162,7 @@ def get_metadata(datasette: Any) -> Any:
 
 
 @hookimpl
-def canned_queries(datasette: Any, database: str, actor: dict[str, Any] | None) -> Any:
-    from .datasette_ui import visible_queries
+def canned_queries(datasette: Any, database: str) -> Any:
+    from .datasette_ui import queries
 
-    return visible_queries(datasette, actor, database)
+    return queries(datasette, database)

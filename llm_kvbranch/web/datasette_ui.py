@@ -12,6 +12,7 @@ This module does not know what our pages show.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -220,36 +221,35 @@ async def queries(datasette: Any, database: str) -> dict[str, dict[str, str]]:
     return QUERIES if set(log_tables.VIEWS) <= set(views) else {}
 
 
-async def visible_queries(
-    datasette: Any, actor: Any, database: str
-) -> dict[str, dict[str, str]]:
-    "Our queries that an actor may see, for datasette 0.65"
-    return {
-        name: query
-        for name, query in (await queries(datasette, database)).items()
-        if await may_see_query(datasette, actor, database, query["sql"])
-    }
-
-
-async def view_allowed(
-    datasette: Any, actor: Any, database: str, table: str
+async def view_or_query_allowed(
+    datasette: Any, actor: Any, action: str, database: str, name: str
 ) -> bool | None:
-    "False for a view of ours on a table that the actor may not see, for datasette 0.65"
-    sql = log_tables.VIEWS.get(table.lower())
+    """False for what is ours and reads a table that the actor may not see.
+
+    For datasette 0.65, which fails on a query that is listed for one actor and
+    missing for another, so all are listed and each is allowed or denied here.
+    """
+    sql = _sql_of(action).get(name.lower())
     if sql is None or await may_see_query(datasette, actor, database, sql):
         return None
     return False
+
+
+def _sql_of(action: str) -> Mapping[str, str]:
+    "The SQL of our views or queries, by name, for the action that shows them"
+    if action == "view-table":
+        return log_tables.VIEWS
+    if action == "view-query":
+        return {name: query["sql"] for name, query in QUERIES.items()}
+    return {}
 
 
 async def denials(datasette: Any, actor: Any, action: str) -> Any:
     "Our views and queries on tables that the actor may not see, for datasette 1.0"
     if is_trusted(datasette, actor) or compat.is_asking():
         return None
-    wanted = {
-        "view-table": log_tables.VIEWS,
-        "view-query": {name: query["sql"] for name, query in QUERIES.items()},
-    }.get(action)
-    if wanted is None:
+    wanted = _sql_of(action)
+    if not wanted:
         return None
     denied = [
         (database, name)
