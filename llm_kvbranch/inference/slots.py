@@ -238,12 +238,29 @@ class Slots:
 
     def _n_cells(self) -> int:
         "Cells that rows take, and those that busy slots have reserved"
-        return self.n_used() + sum(
-            max(0, s.reserved - len(s.tokens)) for s in self._slots
-        )
+        return self.n_used() + self._n_reserved()
+
+    def _n_reserved(self) -> int:
+        return sum(max(0, s.reserved - len(s.tokens)) for s in self._slots)
 
     def _enlarge(self, n_cells: int) -> None:
-        "Make the context larger; rows that slots share stay shared"
+        """Make a larger context; rows that slots begin with alike stay shared.
+
+        Other shared rows get cells of their own, for which there is room as well.
+        """
+        live: list[Kept] = []
+        cells: list[array[int]] = []  # of each slot, afterwards
+        for slot in self._slots:
+            before = self._slots[: len(live)]
+            shares = [(common_prefix(s.cells, slot.cells), s.seq) for s in before]
+            n, donor = max(shares, default=(0, -1))
+            live.append(Kept(slot.seq, donor, n))
+            if not self.engine.cuts_anywhere:
+                n = 0
+            shared = cells[donor][:n] if n else array("q")
+            fresh = itertools.islice(_cells, len(slot.tokens) - n)
+            cells.append(shared + array("q", fresh))
+        n_cells = max(n_cells, len(set().union(*cells)) + self._n_reserved())
         if self.max_cells is not None and n_cells > self.max_cells:
             if sum(slot.busy for slot in self._slots) > 1:
                 raise BusyError(
@@ -254,20 +271,12 @@ class Slots:
                 f"{n_cells:,} tokens do not fit the context of {self.max_cells:,}: "
                 "raise the limit, or shorten the prompt"
             )
-        live: list[Kept] = []
-        before: list[Slot] = []
-        for slot in self._slots:
-            shares = [(common_prefix(s.cells, slot.cells), s.seq) for s in before]
-            n, donor = max(shares, default=(0, -1))
-            live.append(Kept(slot.seq, donor, n))
-            before.append(slot)
         try:
             self.engine.reserve(n_cells, live)
+            for slot, each in zip(self._slots, cells, strict=True):
+                slot.cells = each
         finally:
             self._note_losses()
-        if not self.engine.cuts_anywhere:  # now each has cells of its own
-            for slot in self._slots:
-                slot.cells = array("q", itertools.islice(_cells, len(slot.tokens)))
 
     def _note_losses(self) -> None:
         """Forget the tokens of rows that were lost with a context.

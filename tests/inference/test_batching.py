@@ -230,6 +230,25 @@ class _Running:
 class TestRoom:
     "Fails if a generation takes cells that another has reserved"
 
+    def test_rows_shared_behind_others_are_counted_after_it_grew(self):
+        """Fails if cells are counted once that a larger context has twice.
+
+        Two slots began alike in cells of their own, and share what follows. A new
+        context keeps shared rows shared only where slots share them from the start.
+        """
+        slots = served(n_seq=3, n_batch=64).session.slots
+        engine, tokens = slots.engine, tokens_of(range(300, 340))
+        first, second, third = slots.all()
+        first.busy = second.busy = True  # idle slots would give way
+        for slot, end in ((first, 40), (second, 10)):
+            slots.reserve(slot, end)
+            engine.decode([Feed(slot.seq, 0, tokens[:end])])
+            slot.append(tokens[:end])
+        assert slots.share_prefix(second, tokens) == 29
+        slots.reserve(third, engine.n_ctx + 1)
+        assert slots.n_used() == engine.n_cells
+        assert engine.n_ctx == engine.n_cells + third.reserved
+
     def test_a_reading_one_keeps_its_cells(self):
         crowd = served(n_seq=3)
         first = crowd.start([user(DOCUMENT)], max_tokens=5)
