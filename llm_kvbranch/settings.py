@@ -47,22 +47,27 @@ def put(name: str, value: Any) -> None:
     path = _path()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings")
-        try:
-            with open(descriptor, "w") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write_private(path, text + "\n")
     except OSError as error:
         raise SettingError(
             f"Cannot write {path}: {error.strerror}. Make it writable, or set "
             "LLM_KVBRANCH_DIR to another directory"
         ) from None
+
+
+def write_private(path: Path, text: str) -> None:
+    "Write a file of mode 0600 as a whole or not at all. Raises OSError"
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}")
+    try:
+        with open(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def budget() -> int | None:

@@ -201,7 +201,7 @@ class _Answer:
         )
 
     def __iter__(self):
-        assert self.before is None or self.before.wait(20), "it waited in vain"
+        assert self.before is None or self.before.wait(20), "it was not answered"
         yield "text"
         self.after.set()
 

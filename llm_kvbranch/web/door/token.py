@@ -14,11 +14,10 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from pathlib import Path
 
 from ...errors import SettingError
-from ...settings import data_directory
+from ...settings import data_directory, write_private
 
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -52,7 +51,9 @@ def _kept(anew: bool) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not anew and (token := _read_private(path)):
             return token
-        return _write_private(path, "kv-" + secrets.token_urlsafe(32))
+        token = "kv-" + secrets.token_urlsafe(32)
+        write_private(path, token + "\n")
+        return _read_private(path) or token  # another process's, if it wrote one last
     except OSError as error:
         raise SettingError(
             f"Cannot keep the API token in {path}: {error.strerror}"
@@ -72,19 +73,3 @@ def _read_private(path: Path) -> str | None:
         ):
             return token
     return None
-
-
-def _write_private(path: Path, token: str) -> str:
-    "Write a token atomically; returns another process's if that wrote one last"
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".token")
-    try:
-        with open(descriptor, "w") as file:
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    return _read_private(path) or token
