@@ -125,7 +125,7 @@ class NewState:
             self._release()
         if live:
             slot.snapshots.forget_before(self.end)
-            if slot.tokens == self.tokens:
+            if slot.rests_at(self.tokens):
                 slot.response_id = response_id
         slot.waiting.discard(self)
         self._kept = None

@@ -231,6 +231,7 @@ class Session(LoadedModel):
                 feed = Feed(slot.seq, begin, tokens[begin:], logits=False)
                 self.engine.decode([feed], stop)
                 slot.append(tokens[begin:])
+                slot.ahead = end - begin
             except (KVBranchError, KeyboardInterrupt):  # stop raises the latter
                 self.slots.truncate(slot, begin)
                 return not stop()

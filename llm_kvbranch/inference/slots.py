@@ -47,8 +47,9 @@ class Slot:
 
     ``cells`` has the number of each row's cell: sequences that share a row have the
     same number there. ``response_id`` is the logged response that the slot ends with,
-    if any. ``target`` are the tokens that it is being filled with, None while it is
-    not. ``reserved`` is how many tokens it may hold before it must reserve again.
+    if any. ``ahead`` is how many tokens after that were decoded for the next prompt.
+    ``target`` are the tokens that it is being filled with, None while it is not.
+    ``reserved`` is how many tokens it may hold before it must reserve again.
     """
 
     seq: int
@@ -57,6 +58,7 @@ class Slot:
     target: array[int] | None = None
     reserved: int = 0
     response_id: str | None = None
+    ahead: int = 0
     busy: bool = False
     used: int = 0
     waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
@@ -77,8 +79,14 @@ class Slot:
         "Record that there are no rows from n on"
         if n < len(self.tokens):
             self.response_id = None
+        self.ahead = max(0, self.ahead - max(0, len(self.tokens) - n))
         del self.tokens[n:]
         del self.cells[n:]
+
+    def rests_at(self, tokens: array[int]) -> bool:
+        "Whether it is idle, and these are its tokens but for those read ahead"
+        n = len(self.tokens) - self.ahead
+        return not self.busy and n == len(tokens) and self.tokens[:n] == tokens
 
 
 _cells = itertools.count()
@@ -124,7 +132,7 @@ class Slots:
             return kept if 2 * kept >= whole else 0, not slot.tokens, -slot.used
 
         slot = max(idle, key=worth)
-        slot.busy, slot.response_id = True, None
+        slot.busy, slot.response_id, slot.ahead = True, None, 0
         slot.used = next(self._clock)
         return slot
 

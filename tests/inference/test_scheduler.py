@@ -117,6 +117,20 @@ class TestReadAhead:
             facts = then.ticket.generation.facts
             assert facts["restored_tokens"] == entry.state.end
 
+    def test_the_slot_still_knows_its_response(self, tmp_path):
+        "Fails if an answer that is logged after it does not show as in memory"
+        with scheduled(tmp_path) as scheduler:
+            first = Asked(scheduler, LONG).check()
+            slot = self.idle(scheduler, first)
+            scheduler.call(first.ticket.generation.commit, "first").result(5)
+            assert slot.response_id == "first"
+            then = Asked(scheduler, **self.after(first, "And then?")).check()
+            assert then.ticket.generation.slot is slot
+            assert slot.response_id is None
+            self.idle(scheduler, then)
+            scheduler.call(then.ticket.generation.commit, "then").result(5)
+            assert slot.response_id == "then"
+
     def test_a_request_meanwhile_does_not_wait(self):
         with scheduled() as scheduler:
             decode, begun = scheduler.session.engine.decode, threading.Event()

@@ -390,6 +390,22 @@ class TestUnlogged:
         gc.collect()
         assert not slot.waiting
 
+    def test_logged_while_the_next_answer_is_in_its_slot(self, tmp_path):
+        "Fails if a slot that another prompt is read into gets the response's id"
+        session = fake_session(tmp_path)
+        first = Answer(session, [user(LONG)], log=False)
+        after = Request(messages=[*first.chain, user("And then?")])
+        then = session.generate(after)
+        then.start()
+        assert then.slot is first.generation.slot
+        assert then.slot.tokens == first.generation.tokens
+        assert first.log() is not None
+        assert then.slot.response_id is None
+        while session.next_piece(then) is not None:
+            pass
+        then.commit("then")
+        assert then.slot.response_id == "then"
+
     def test_committed_once(self, tmp_path):
         warnings = []
         session = fake_session(tmp_path, warnings)
