@@ -8,8 +8,9 @@ This module does not know how a branch is made.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlite_utils
 
@@ -22,30 +23,27 @@ from .chat import respond
 from .endpoint import Call, json_response, view
 from .status import response_in_slot
 
+Result = TypeVar("Result")
+
 
 @view("POST", GENERATE, schemas.BranchRequest)
 async def branch(call: Call) -> Any:
     "Continue a response in a new thread, cut after an excerpt if one is given"
-    body = call.body
-    named = _parent(call)
-    scheduler, session = call.server.scheduler, call.server.session
-
-    def plan(history: History) -> Branch:
-        parent_id = history.resolve(named)
-        characters = _characters(call, history, parent_id)
-        place = Place(body.text_excerpt, body.occurrence, characters)
-        if body.branch_mode == "fresh":
-            return branching.fresh(
-                history,
-                parent_id,
-                body.prompt,
-                place,
-                body.context_window,
-                lambda _, text, n: scheduler.call(session.tail, text, n).result(),
-            )
-        return branching.branch(history, parent_id, body.prompt, place)
-
-    return await _respond(call, plan)
+    body, named = call.body, _parent(call)
+    parent_id = await _read(call, lambda h: h.resolve(named))
+    place = Place(
+        body.text_excerpt, body.occurrence, await _characters(call, parent_id)
+    )
+    if body.branch_mode != "fresh":
+        return await _respond(
+            call, lambda h: branching.branch(h, parent_id, body.prompt, place)
+        )
+    n = body.context_window
+    tail = await _tail(call, parent_id, place, n) if n else ""
+    return await _respond(
+        call,
+        lambda h: branching.fresh(h, parent_id, body.prompt, place, n, lambda *_: tail),
+    )
 
 
 @view("POST", GENERATE, schemas.FocusRequest)
@@ -114,15 +112,31 @@ def _describe(root: Node) -> dict[str, Any]:
 
 
 async def _respond(call: Call, plan: Callable[[History], Branch]) -> Any:
-    "Answer a branch, which ``plan`` makes in one of datasette's threads"
-    database = call.log.database
-
-    def work(connection: Any) -> Branch:
-        return plan(History(sqlite_utils.Database(connection)))
-
-    branch = await database.execute_fn(work)
+    "Answer a branch, which ``plan`` makes from the log"
+    branch = await _read(call, plan)
     system = getattr(call.body, "system", None)
     return await respond(call, branch=branch, system=system)
+
+
+async def _read(call: Call, function: Callable[[History], Result]) -> Result:
+    "The result of a function of the log, run in one of datasette's threads"
+
+    def work(connection: Any) -> Result:
+        return function(History(sqlite_utils.Database(connection)))
+
+    found: Result = await call.log.database.execute_fn(work)
+    return found
+
+
+async def _from_engine(
+    call: Call, function: Callable[..., Result], *args: Any
+) -> Result:
+    """The result of a function that the engine's thread runs.
+
+    Awaited in the event loop: datasette has few threads, and all pages need them.
+    """
+    future = call.server.scheduler.call(function, *args)
+    return await asyncio.wrap_future(future)
 
 
 def _parent(call: Call) -> str:
@@ -142,7 +156,7 @@ def _parent(call: Call) -> str:
     return found
 
 
-def _characters(call: Call, history: History, parent_id: str) -> tuple[int, int] | None:
+async def _characters(call: Call, parent_id: str) -> tuple[int, int] | None:
     "The character range that was given, as characters or as tokens"
     body = call.body
     given = [body.text_excerpt, body.char_range, body.token_range]
@@ -153,9 +167,21 @@ def _characters(call: Call, history: History, parent_id: str) -> tuple[int, int]
         return start, end
     if body.token_range is None:
         return None
-    text = history.response(parent_id).text
+    text = await _read(call, lambda h: h.response(parent_id).text)
     place = call.server.session.place
-    start, end = call.server.scheduler.call(place, text, *body.token_range).result()
+    start, end = await _from_engine(call, place, text, *body.token_range)
     if start >= end:
         raise HistoryError("token_range: the answer has no such tokens")
     return start, end
+
+
+async def _tail(call: Call, parent_id: str, place: Place, n: int) -> str:
+    "The last n tokens before the end of a place in an answer"
+
+    def before(history: History) -> str:
+        text = history.response(parent_id).text
+        found = place.find(text)
+        return text[: found[1]] if found else text
+
+    text = await _read(call, before)
+    return await _from_engine(call, call.server.session.tail, text, n)
