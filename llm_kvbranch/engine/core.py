@@ -37,6 +37,7 @@ from .lib import (
 )
 from .parameters import Settings, context_parameters
 from .sampler import Sampler, Sampling
+from .threads import check_process, default_threads, is_forked, own_process
 from .weights import Weights
 
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
@@ -78,6 +79,8 @@ class Engine:
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self.window = weights.n_swa if weights.kind == "attention" else 0
+        n_threads = settings.n_threads or default_threads()
+        self._survives_fork = n_threads == 1 and not weights.gpu_layers
         self._llama = llama()
         self._context: Any = None
         self._memory: Any = None
@@ -87,6 +90,7 @@ class Engine:
         self._stop: Callable[[], bool] = lambda: False
         self._abort = self._llama.ggml_abort_callback(lambda _: self._stop())
         self._no_abort = self._llama.ggml_abort_callback(0)
+        self.check_process()
 
     @property
     def n_ctx_train(self) -> int:
@@ -95,7 +99,14 @@ class Engine:
         scale = rope.freq_scale or 1.0
         return round((rope.yarn_orig_ctx or trained) / scale) if scale < 1 else trained
 
+    def check_process(self) -> None:
+        "Raise KVBranchError in a forked process in which decode would never return"
+        if not self._survives_fork:
+            check_process()
+
     def close(self) -> None:
+        if self.weights.gpu_layers and is_forked():
+            self._batch = self._context = None  # the driver cannot free them here
         if getattr(self, "_batch", None) is not None:
             self._llama.llama_batch_free(self._batch)
             self._batch = None
@@ -224,8 +235,11 @@ class Engine:
         valid until the next decode or reserve. ``stop`` is called during the
         computation. When it returns true, KeyboardInterrupt is raised, and the
         sequences hold an unknown part of the tokens. Raises ContextError when the
-        context is full or was lost, KVBranchError when llama.cpp fails.
+        context is full or was lost, KVBranchError when llama.cpp fails or would wait
+        forever in a forked process.
         """
+        if not self._survives_fork:
+            own_process()
         if self._context is None:
             raise ContextError("The context was lost: llama.cpp could not make another")
         lib, batch = self._llama, self._batch

@@ -8,6 +8,10 @@ on what else is running when llama.cpp is loaded, which is when libgomp reads it
 Measured on two processors with a model of 135M parameters: alone, 154 tokens per second
 with libgomp's default, 114 to 132 with few spins; beside another llama.cpp, 52 and 71;
 beside two programs that never sleep, 4 and 66.
+
+The invariant: nobody waits for threads that do not exist. A forked process has none of
+its parent's, but libgomp believes that it has and would wait for them forever. A GPU's
+driver does not work there either. So such a process is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ import os
 import time
 from pathlib import Path
 
+from ..errors import KVBranchError
+
 LOAD = Path("/proc/loadavg")
 _FEW = "300"  # spins; libgomp's default is some hundred thousand, a millisecond
 _LOOKS = 5  # a millisecond apart, so that short-lived work is not counted
+_owner: int | None = None  # the process that has computed with threads or on a GPU
 
 
 def default_threads() -> int:
@@ -51,3 +58,29 @@ def _others() -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return min(looks)
+
+
+def own_process() -> None:
+    """Called before computing with several threads or on a GPU.
+
+    Raises KVBranchError in a process that was forked after its parent did so.
+    """
+    global _owner  # noqa: PLW0603  (of a process there is one)
+    if _owner is None:
+        _owner = os.getpid()
+    check_process()
+
+
+def check_process() -> None:
+    "Raise KVBranchError if this process was forked after its parent has computed"
+    if is_forked():
+        raise KVBranchError(
+            "kvllama cannot run in a process forked from one that has used it: use "
+            'multiprocessing\'s start method "spawn" or "forkserver", or use kvllama '
+            "in the child only"
+        )
+
+
+def is_forked() -> bool:
+    "Whether this process is a child of the one that has computed"
+    return _owner not in (None, os.getpid())

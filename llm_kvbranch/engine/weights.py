@@ -16,6 +16,7 @@ from .devices import can_offload, devices
 from .fit import explain, layers_that_fit
 from .gguf import check_parts, parts, read_header, unfit
 from .lib import listen, llama, signals_held, take_errors
+from .threads import is_forked, own_process
 
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
 _SAMPLING_KEYS: dict[str, tuple[str, Any]] = {
@@ -88,6 +89,8 @@ class Weights:
         gpus = [device for device in devices() if device.takes_layers]
         self.devices = [f"{gpu.description} ({gpu.name})" for gpu in gpus]
         wanted = self.load.n_gpu_layers
+        if gpus and wanted:
+            own_process()
         if self._try_load(wanted):
             self.gpu_layers = self._offloaded(wanted) if gpus else 0
             return
@@ -199,7 +202,8 @@ class Weights:
 
     def close(self) -> None:
         if getattr(self, "model", None):
-            self._llama.llama_model_free(self.model)
+            if not (self.gpu_layers and is_forked()):
+                self._llama.llama_model_free(self.model)
             self.model = None
 
     __del__ = close

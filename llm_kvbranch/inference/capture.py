@@ -109,6 +109,7 @@ class NewState:
             return None
         live = self in slot.waiting
         try:
+            model.engine.check_process()
             if live:
                 self._heal(store)
             captured, chain = self._rows_to_store(live)

@@ -51,7 +51,11 @@ class Session(LoadedModel):
         self.pace = Pace(engine.settings.n_batch)
 
     def generate(self, request: Request) -> Generation:
-        "A generation, which does nothing until it is started or iterated over"
+        """A generation, which does nothing until it is started or iterated over.
+
+        Raises KVBranchError in a forked process that the engine does not work in.
+        """
+        self.engine.check_process()
         return Generation(self, self, request)
 
     def start(self, generation: Generation) -> None:
