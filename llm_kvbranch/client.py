@@ -116,18 +116,29 @@ def find(
     return next((remote for remote in found if remote is not None), None)
 
 
+def find_any(token: str) -> Remote | None:
+    "A running server with this token, whatever it serves"
+    found = (_find_in(path, None, token, None) for path in _paths())
+    return next((remote for remote in found if remote is not None), None)
+
+
 def _find_in(
-    path: Path, key: dict[str, Any], token: str | None, asked: dict[str, Any] | None
+    path: Path,
+    key: dict[str, Any] | None,
+    token: str | None,
+    asked: dict[str, Any] | None,
 ) -> Remote | None:
-    "The server that a file announces, if it is running and has this key"
+    "The server that a file announces, if it is running and has what is not None"
     try:
         with open(path) as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():  # written by another user
                 return None
             about = json.load(file)
-            if about["protocol"] != PROTOCOL or about["key"] != _whole(key):
-                return None
-            if asked is not None and (about["asked"], about["token"]) != (asked, token):
+            wanted = {"key": key and _whole(key), "asked": asked, "token": token}
+            if about["protocol"] != PROTOCOL or any(
+                value is not None and about[name] != value
+                for name, value in wanted.items()
+            ):
                 return None
             if about["locked"] and _lock(file.fileno(), shared=True):
                 return None

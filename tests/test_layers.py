@@ -44,7 +44,7 @@ WEB = {
     "page": "errors compat door serving api",
     "datasette_ui": "compat door serving",
     "routes": "door serving api page",
-    "__init__": "compat door api datasette_ui routes",
+    "__init__": "compat door api page datasette_ui routes",
 }
 # Library -> the rooms that may import it
 OUTSIDE = {

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     help="API token (default: generated once and kept). Other users of this machine "
     "can see options, so rather set LLM_KVBRANCH_TOKEN",
 )
+@click.option(
+    "--new-token",
+    is_flag=True,
+    help="Replace the token that was kept; this ends all logins",
+)
 @click.option("--open/--no-open", "open_", default=False, help="Open a browser")
 @click.option("-m", "--model", help="Model to serve (default: that of kvllama)")
 @click.option(
@@ -65,6 +70,7 @@ def serve(
     host: str,
     allow_hosts: tuple[str, ...],
     token: str | None,
+    new_token: bool,
     open_: bool,
     model: str | None,
     slots: int,
@@ -93,6 +99,7 @@ def serve(
         port=port,
         allow_hosts=allow_hosts,
         token=token,
+        new_token=new_token,
         database=database,
         model=None if model == catalog.MODEL_ID else model,
         slots=slots,

@@ -6,9 +6,9 @@ and ``routes``, in this order. It does not know what a hook's answer means.
 
 Every ``datasette`` command loads this module, so hooks import what they need when
 they are called: not llm, not llama.cpp, not even datasette. datasette ignores hooks
-that it does not know: only 0.65 calls ``permission_allowed``, ``get_metadata`` and
-``canned_queries``, only 1.0 ``register_actions``, ``permission_resources_sql``,
-``row_actions`` and ``view_actions``.
+that it does not know: only 0.65 calls ``skip_csrf``, ``permission_allowed``,
+``get_metadata`` and ``canned_queries``, only 1.0 ``register_actions``,
+``permission_resources_sql``, ``row_actions`` and ``view_actions``.
 """
 
 from __future__ import annotations
@@ -31,16 +31,35 @@ def register_routes(datasette: Any) -> list[tuple[str, Any]]:
 def asgi_wrapper(datasette: Any) -> Any:
     "Called last, so that the guard is around the wrappers of other plugins"
     from .door import guarded
+    from .page import ENTRANCE
     from .routes import is_ours
 
-    return lambda app: guarded(app, datasette, is_ours)
+    return lambda app: guarded(app, datasette, is_ours, ENTRANCE)
+
+
+@hookimpl(tryfirst=True)
+def actor_from_request(datasette: Any, request: Any) -> dict[str, Any] | None:
+    "Called first: another datasette's login must not hide ours"
+    from .door import actor_of_request
+
+    return actor_of_request(datasette, request)
 
 
 @hookimpl
-def actor_from_request(datasette: Any, request: Any) -> dict[str, str] | None:
-    from .door import actor_of_token
+def skip_csrf(datasette: Any, scope: dict[str, Any]) -> bool:
+    "The guard has checked the login page's form, which has no token of datasette's"
+    from .door import door_of, is_login_form
 
-    return actor_of_token(datasette, request.headers.get("authorization"))
+    return door_of(datasette) is not None and is_login_form(scope)
+
+
+@hookimpl
+def extra_template_vars(datasette: Any, request: Any) -> dict[str, Any]:
+    "datasette offers to log out only if its own cookie is there"
+    from .door import session_of
+
+    is_ours = request is not None and session_of(datasette, request) is not None
+    return {"show_logout": True} if is_ours else {}
 
 
 @hookimpl(trylast=True)

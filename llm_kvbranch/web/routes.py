@@ -15,11 +15,11 @@ import re
 from typing import Any
 
 from .api import branches, chat, internal, openapi, status
-from .door import HOME, LOGIN, door_of, log_in, paths_of
-from .page import page_api, page_changes, pages, static_files
+from .door import HOME, LOGIN, door_of, paths_of
+from .page import login, page_api, page_changes, pages, static_files
 from .serving import server_of
 
-LOGIN_ROUTE = (re.escape(LOGIN) + "$", log_in)
+LOGIN_ROUTE = (re.escape(LOGIN) + "$", login.log_in)
 ROUTES: list[tuple[str, Any]] = [
     (r"^/-/kvbranch/run$", internal.run),
     (r"^/-/kvbranch/commit$", internal.commit),

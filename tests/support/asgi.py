@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 HOST = ("host", "127.0.0.1:8177")
 JSON = ("content-type", "application/json")
+TOKEN = "a-token-of-the-tests"
+BEARER = ("authorization", f"Bearer {TOKEN}")
 
 
 class Answer:
@@ -113,3 +115,13 @@ class Client:
 async def started(datasette):
     await datasette.invoke_startup()
     return datasette
+
+
+def plugged():
+    "Have datasette load this plugin"
+    from datasette.plugins import pm
+
+    from llm_kvbranch import web
+
+    if not any(plugin is web for plugin in pm.get_plugins()):
+        pm.register(web, name="llm_kvbranch")

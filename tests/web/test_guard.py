@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import sqlite3
 import stat
@@ -23,27 +22,31 @@ from unittest import mock
 import pytest
 
 from llm_kvbranch.errors import SettingError
-from llm_kvbranch.log.history import open_log
 from llm_kvbranch.web import compat
 from llm_kvbranch.web.door import (
     ACTIONS,
     LOGIN,
-    Door,
     actor_of_token,
     check_token,
-    close_door,
     door_of,
     guard,
     kept_token,
-    log_in,
 )
+from llm_kvbranch.web.page.login import log_in
 from llm_kvbranch.web.routes import ROUTES, is_ours
 from llm_kvbranch.web.serving import launch, listening
 
-from ..support.asgi import HOST, JSON, Answer, cookie, scope_of, send_to
-
-TOKEN = "a-token-of-the-tests"
-BEARER = ("authorization", f"Bearer {TOKEN}")
+from ..support.asgi import (
+    BEARER,
+    HOST,
+    JSON,
+    TOKEN,
+    Answer,
+    cookie,
+    plugged,
+    scope_of,
+    send_to,
+)
 
 RESTRICTED = {"id": "root", "_r": {"a": ["vi"]}}  # what a token of datasette 1.0 may be
 
@@ -368,51 +371,6 @@ class TestBody:
 
 
 # -- with datasette -------------------------------------------------------
-
-
-def plugged():
-    from datasette.plugins import pm
-
-    from llm_kvbranch import web
-
-    if not any(plugin is web for plugin in pm.get_plugins()):
-        pm.register(web, name="llm_kvbranch")
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
-    "A log, created once because that takes longer than most of these tests"
-    path = tmp_path_factory.mktemp("log") / "logs.db"
-    open_log(str(path), create=True).close()
-    return path
-
-
-@pytest.fixture
-def log(user_path, migrated):
-    return shutil.copy(migrated, user_path / "logs.db")
-
-
-@pytest.fixture
-async def plain(log):
-    "datasette as anybody starts it, with this plugin installed"
-    from datasette.app import Datasette
-
-    plugged()
-    datasette = Datasette([str(log)])
-    if hasattr(datasette, "root_enabled"):
-        datasette.root_enabled = True
-    await datasette.invoke_startup()
-    return datasette
-
-
-@pytest.fixture
-async def served(log):
-    "datasette as serve starts it, without a model"
-    datasette, name = launch.build(log)
-    assert name == "logs"
-    close_door(datasette, Door(TOKEN))
-    await datasette.invoke_startup()
-    return datasette
 
 
 def sample(pattern):
@@ -767,7 +725,7 @@ class TestLogin:
         answer = await log_in(served, request)
         is_allowed = actor == {"id": "kvbranch-api"}
         assert answer.status == (200 if is_allowed else 403)
-        assert door.use_link(old.partition("=")[2]) is not is_allowed
+        assert bool(door.use_link(old.partition("=")[2])) is not is_allowed
 
     async def test_a_plain_datasette_has_no_login_of_ours(self, plain):
         application = plain.app()

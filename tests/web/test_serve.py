@@ -300,7 +300,21 @@ class TestSecrets:
         with Serving(tmp_path, "--port", "0", "--token", "x", **given) as serving:
             assert serving.token == "x"
 
-    def test_a_session_ends_with_the_server(self, tmp_path):
+    def test_a_session_lasts_until_there_is_a_new_token(self, tmp_path):
+        with Serving(tmp_path, "--port", "0") as serving:
+            path = serving.login.removeprefix(serving.url)
+            _, headers, _ = serving.ask("GET", path, token=False)
+            cookie = headers["set-cookie"].partition(";")[0]
+            port, token = str(serving.port), serving.token
+            line = refused(tmp_path, "--port", "0", "--new-token")
+            assert f"The server on port {port} uses the old token" in line
+        for more, status in (((), 200), (("--new-token",), 401), ((), 401)):
+            with Serving(tmp_path, "--port", port, *more) as serving:
+                assert (serving.token == token) is (status == 200)
+                answer = serving.ask("GET", "/logs", token=False, cookie=cookie)
+                assert answer[0] == status
+
+    def test_a_session_is_of_one_port(self, tmp_path):
         cookies = []
         for _ in range(2):
             with Serving(tmp_path, "--port", "0") as serving:

@@ -3,7 +3,7 @@
 The idea: a browser sends requests for any page that is open in it. Our own page is
 told from the others by headers that no page can set: the host name it used
 (``Host``), its origin (``Sec-Fetch-Site``, ``Origin``), and a content type that needs
-a CORS preflight, which nothing here answers.
+a CORS preflight, which nothing here answers. The login form has no such type.
 
 The invariant: a refused request is not passed on and its body is not kept; one that
 is passed on has been received in full, and its body is at most ``MAX_BODY`` long.
@@ -38,6 +38,8 @@ MAX_BODY = 8 * 2**20
 DRAINED = 8 * MAX_BODY
 PATIENCE = 5.0
 IDLE = 60.0  # seconds to wait for the next piece of a body
+MAX_FORM = 16 * 2**10
+FORM_SECONDS = 10.0  # to send a whole form
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -57,6 +59,8 @@ class Refusal:
     status: int
     message: str
     code: str
+    page: str | None = None  # HTML for a browser, instead of the message alone
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def body(self) -> dict[str, Any]:
@@ -65,9 +69,8 @@ class Refusal:
 
     def rendered(self, scope: Scope) -> tuple[str, str]:
         "The content type and body for this client"
-        wants_page = "text/html" in _Headers(scope).get("accept", "")
-        if scope["method"] == "GET" and wants_page:
-            return "text/html; charset=utf-8", _page(self.message)
+        if wants_page(scope):
+            return "text/html; charset=utf-8", self.page or _page(self.message)
         return "application/json", json.dumps(self.body)
 
     async def send(self, scope: Scope, send: Send) -> None:
@@ -79,6 +82,7 @@ class Refusal:
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),  # the request's body may still be coming
         ]
+        sent += [(name.encode(), value.encode()) for name, value in self.headers]
         if self.status == 401:
             sent.append((b"www-authenticate", b"Bearer"))
         start = {"type": "http.response.start", "status": self.status, "headers": sent}
@@ -91,7 +95,8 @@ class Guard:
 
     ``is_ours`` says which paths take only JSON; ``everything`` guards all others, too.
     ``hosts`` are the allowed host names. ``admit`` is asked last, before the body is
-    read. Once ``closing`` is set, no body is waited for.
+    read. ``is_form`` says which requests are a form of ours, that strangers may send:
+    it must be short and arrive soon. Once ``closing`` is set, no body is waited for.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Guard:
         hosts: Iterable[str] = LOOPBACK,
         everything: bool = False,
         admit: Callable[[Scope], Awaitable[Refusal | None]] | None = None,
+        is_form: Callable[[Scope], bool] = lambda scope: False,
         closing: asyncio.Event | None = None,
     ):
         self.app = app
@@ -108,6 +114,7 @@ class Guard:
         self.hosts = frozenset(hosts)
         self.everything = everything
         self.admit = admit
+        self.is_form = is_form
         self.closing = closing or asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,12 +129,22 @@ class Guard:
             refusal = await self.admit(scope)
         if refusal is None and scope["method"] not in _READING:
             try:
-                receive = await _with_body(scope, receive, self.closing)
+                receive = await self._received(scope, receive)
             except _Unread as error:
                 refusal = error.refusal
         if refusal is not None:
             return await refusal.send(scope, send)
         return await self.app(scope, receive, send)
+
+    async def _received(self, scope: Scope, receive: Receive) -> Receive:
+        "Wait for the body; raises _Unread"
+        if not self.is_form(scope):
+            return await _with_body(scope, receive, self.closing)
+        form = _with_body(scope, receive, self.closing, MAX_FORM)
+        try:
+            return await asyncio.wait_for(form, FORM_SECONDS)
+        except asyncio.TimeoutError:
+            raise _Unread(_TOO_SLOW) from None
 
     def _refuse(self, scope: Scope, ours: bool) -> Refusal | None:
         headers = _Headers(scope)
@@ -141,14 +158,25 @@ class Guard:
             )
         if _is_foreign(scope["method"], headers, host):
             return Refusal(403, "Cross-site requests are refused", "cross_site_request")
-        kind = headers.get("content-type", "").split(";")[0].strip().lower()
-        if ours and scope["method"] not in _READING and kind != "application/json":
+        reads = scope["method"] in _READING or self.is_form(scope)
+        if ours and not reads and media_type(scope) != "application/json":
             return Refusal(
                 415,
                 "Send the body as JSON, with Content-Type: application/json",
                 "unsupported_media_type",
             )
         return None
+
+
+def wants_page(scope: Scope) -> bool:
+    "Whether a request is a browser's for a page"
+    return scope["method"] == "GET" and "text/html" in _Headers(scope).get("accept", "")
+
+
+def media_type(scope: Scope) -> str:
+    "The type of a request's body, without parameters"
+    kind = _Headers(scope).get("content-type", "")
+    return kind.split(";")[0].strip().lower()
 
 
 def paths_of(scope: Scope, base_url: str = "/") -> list[str]:
@@ -232,36 +260,39 @@ class _Unread(Exception):
         self.refusal = refusal
 
 
-_TOO_LONG = Refusal(
-    413, f"The body is longer than {MAX_BODY:,} bytes", "request_too_large"
-)
+def _too_long(most: int) -> Refusal:
+    return Refusal(413, f"The body is longer than {most:,} bytes", "request_too_large")
+
+
 _TOO_SLOW = Refusal(
     408, "The rest of the body did not arrive in time", "request_timeout"
 )
 _CLOSING = Refusal(503, "The server is stopping", "server_stopping")
 
 
-async def _with_body(scope: Scope, receive: Receive, closing: asyncio.Event) -> Receive:
+async def _with_body(
+    scope: Scope, receive: Receive, closing: asyncio.Event, most: int = MAX_BODY
+) -> Receive:
     """A receive() that returns the whole body at once, then what follows it.
 
     Raises _Unread. The length is counted, whatever Content-Length says.
     """
     headers = _Headers(scope)
     promised = headers.get("content-length", "")
-    if promised.isdecimal() and int(promised) > MAX_BODY:
+    if promised.isdecimal() and int(promised) > most:
         if headers.get("expect", "").lower() != "100-continue":
             await _drain(receive, closing)
-        raise _Unread(_TOO_LONG)
+        raise _Unread(_too_long(most))
     body, more = bytearray(), True
     while more:
         message = await _next(receive, closing, IDLE)
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
+        if len(body) > most:
             body.clear()
             if more:
                 await _drain(receive, closing)
-            raise _Unread(_TOO_LONG)
+            raise _Unread(_too_long(most))
     whole: list[Message] = [
         {"type": "http.request", "body": bytes(body), "more_body": False}
     ]

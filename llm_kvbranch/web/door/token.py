@@ -1,10 +1,11 @@
-"""The API token: one per user, created once and kept in a private file.
+"""Secrets of a user: the API token, and the one that sessions are signed with.
 
-The idea: clients keep working after a restart, because the token stays the same.
+The idea: each is created once and kept in a private file, so that clients keep working
+and browsers stay logged in after a restart.
 
-The invariant: a token that another user could have read or written is not used.
+The invariant: a secret that another user could have read or written is not used.
 
-This module does not know what the token opens.
+This module does not know what the secrets open.
 """
 
 from __future__ import annotations
@@ -37,39 +38,42 @@ def kept_token() -> str:
 
     One that another user could have read is replaced. Raises SettingError.
     """
-    return _kept(anew=False)
+    return _kept("token", "the API token", "kv-")
 
 
 def new_token() -> str:
     "A new token, kept in place of the one before; raises SettingError"
-    return _kept(anew=True)
+    return _kept("token", "the API token", "kv-", anew=True)
 
 
-def _kept(anew: bool) -> str:
-    path = data_directory() / "token"
+def session_secret() -> str:
+    "The secret that this user's sessions are signed with, kept as the token is"
+    return _kept("session-secret", "the secret of sessions")
+
+
+def _kept(name: str, about: str, prefix: str = "", anew: bool = False) -> str:
+    path = data_directory() / name
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not anew and (token := _read_private(path)):
-            return token
-        token = "kv-" + secrets.token_urlsafe(32)
-        write_private(path, token + "\n")
-        return _read_private(path) or token  # another process's, if it wrote one last
+        if not anew and (secret := _read_private(path)):
+            return secret
+        secret = prefix + secrets.token_urlsafe(32)
+        write_private(path, secret + "\n")
+        return _read_private(path) or secret  # another process's, if it wrote one last
     except OSError as error:
-        raise SettingError(
-            f"Cannot keep the API token in {path}: {error.strerror}"
-        ) from None
+        raise SettingError(f"Cannot keep {about} in {path}: {error.strerror}") from None
 
 
 def _read_private(path: Path) -> str | None:
-    "The token in a file, if only this user could have read and written it"
+    "The secret in a file, if only this user could have read and written it"
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         status = os.fstat(file.fileno())
         mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-        token = file.read(1000).decode("latin-1").strip()
+        secret = file.read(1000).decode("latin-1").strip()
         if (
             mine
             and not stat.S_IMODE(status.st_mode) & 0o077
-            and _TOKEN.fullmatch(token)
+            and _TOKEN.fullmatch(secret)
         ):
-            return token
+            return secret
     return None

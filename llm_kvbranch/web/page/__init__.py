@@ -5,6 +5,14 @@ Owns what a browser shows and what a person changes there. The templates are in
 does not know how answers are generated.
 """
 
-from . import page_api, page_changes, pages, static_files
+from . import login, page_api, page_changes, pages, static_files
+from .login import ENTRANCE
 
-__all__ = ["page_api", "page_changes", "pages", "static_files"]
+__all__ = [
+    "ENTRANCE",
+    "login",
+    "page_api",
+    "page_changes",
+    "pages",
+    "static_files",
+]

@@ -22,7 +22,7 @@ from ...errors import HistoryError
 from ...log import History, resolve_message, search
 from ..api import Call, view
 from ..compat import allowed, csrf_token
-from ..door import GENERATE, HOME
+from ..door import GENERATE, HOME, session_of
 from ..errors import to_request_error
 from ..serving import logs_of
 from .list_data import describe_list
@@ -34,7 +34,7 @@ POLICY = (
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_HEADERS = {
+HEADERS = {
     "content-security-policy": POLICY,
     "cache-control": "no-store",
     "referrer-policy": "same-origin",
@@ -86,7 +86,11 @@ async def browse(call: Call) -> Any:
         "logs": await logs_of(call.datasette, call.request.actor),
         "older": _query({**query, "before": listing["before"]}),
         "newest": _query(query) if wanted.before else None,
+        "logout": None,
     }
+    if session_of(call.datasette, call.request) is not None:
+        values["logout"] = call.datasette.urls.logout()
+        values["csrf"] = csrf_token(call.request)
     return await _render(call.datasette, call.request, "browse", values)
 
 
@@ -162,5 +166,5 @@ async def _render(
     )
     body = text.encode("utf-8", "replace")  # JSON may hold lone surrogates
     return Response(
-        body, status=status, headers=_HEADERS, content_type="text/html; charset=utf-8"
+        body, status=status, headers=HEADERS, content_type="text/html; charset=utf-8"
     )

@@ -29,7 +29,7 @@ from typing import Any
 import llm
 import uvicorn
 
-from ...client import announce, find, withdraw
+from ...client import announce, find, find_any, withdraw
 from ...errors import KVBranchError, SettingError
 from ...log import History, open_log
 from ...settings import data_directory
@@ -39,10 +39,12 @@ from ..door import (
     LOGIN,
     MAX_BODY,
     Door,
+    Sessions,
     check_token,
     close_door,
     kept_token,
     new_token,
+    session_secret,
 )
 from .connections import AT_ONCE, QUEUE, keep_quiet, protocol, raise_limit
 from .listening import (
@@ -68,13 +70,14 @@ class ServeOptions:
     """What to serve, and to whom.
 
     ``port`` None is the usual port, or any free one if that is taken; 0 is any.
-    ``token`` None is the one kept for this user.
+    ``token`` None is the one kept for this user, which ``new_token`` replaces.
     """
 
     host: str = "127.0.0.1"
     port: int | None = None
     allow_hosts: tuple[str, ...] = ()
     token: str | None = None
+    new_token: bool = False
     database: str | None = None
     model: str | None = None
     slots: int = 8
@@ -113,7 +116,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
         port = listening.getsockname()[1]
         token, warning = _elsewhere(options, port, token)
         datasette, database = build(_log_path(options.database))
-        door = Door(token, hosts)
+        door = Door(token, hosts, Sessions(session_secret(), token, port))
         close_door(datasette, door)
         server = open_server(
             options.model,
@@ -191,7 +194,7 @@ def _comparable(options: ServeOptions) -> dict[str, Any]:
     compared = asdict(
         replace(options, database=str(_path_of(options.database)), token=None)
     )
-    del compared["port"]
+    del compared["port"], compared["new_token"]
     whole: dict[str, Any] = json.loads(json.dumps(compared))
     return whole
 
@@ -236,7 +239,11 @@ def build(path: Path) -> tuple[Any, str]:
 
 def _token(options: ServeOptions) -> str:
     if options.token is None:
-        return kept_token()
+        return _renewed() if options.new_token else kept_token()
+    if options.new_token:
+        raise SettingError(
+            "--new-token makes a token: leave out --token and LLM_KVBRANCH_TOKEN"
+        )
     token = check_token(options.token)
     if not is_loopback(options.host) and len(token) < _SHORTEST:
         raise SettingError(
@@ -244,6 +251,15 @@ def _token(options: ServeOptions) -> str:
             f"{_SHORTEST} characters"
         )
     return token
+
+
+def _renewed() -> str:
+    "A new token; raises SettingError while a server lets in clients with the old one"
+    if running := find_any(kept_token()):
+        raise SettingError(
+            f"The server on port {running.port} uses the old token: stop it first"
+        )
+    return new_token()
 
 
 def _elsewhere(options: ServeOptions, port: int, token: str) -> tuple[str, str]:
