@@ -37,10 +37,11 @@ from .database import (
     version,
 )
 from .header import Key, State
-from .index import Index
+from .index import Index, entry_of
 from .locks import Locks
 from .statefile import SUFFIX, is_missing, read_head, sync_directory
 from .stats import Stats
+from .walk import walk
 
 BUDGET_SHARE = 0.2  # of the bytes that are free on the disk or in the store
 # Token ids of evicted states are kept until the index takes this share of the budget
@@ -73,6 +74,7 @@ class Files(Index, Stats):
     "State files and their index, which agree even after a crash; see Store"
 
     def __init__(self, root: Path | str, budget: int | None = None):
+        super().__init__()
         self.root = Path(root)
         self.limit = budget
         try:
@@ -156,8 +158,8 @@ class Files(Index, Stats):
                     states.append((state, nbytes))
         states.sort(key=lambda pair: pair[0].created)
         keys = [self._add(db, state, nbytes) for state, nbytes in states]
-        for key, (state, _) in zip(keys, states, strict=True):
-            self._index_tokens(db, key, state)  # now that every parent has a row
+        for visit in walk(db, entry_of):  # now that every parent has a row
+            self._insert_blocks(db, visit.key, visit.hashes or [])
         # When they were used is unknown, but a parent is used with its children:
         # the newest come first, and so do their ancestors
         above = {(s.fingerprint, s.response_id): s.parent_id for s, _ in states}
@@ -358,6 +360,11 @@ class Files(Index, Stats):
         "Index a file that is in its place, complete and verified"
         with self.writer(), self._write() as db:
             self._index_tokens(db, self._add(db, state, nbytes), state)
+
+    def index_blocks(self, key: int, hashes: list[int]) -> None:
+        "Let a state be found by its tokens"
+        with self.writer(), self._write() as db:
+            self._insert_blocks(db, key, hashes)
 
     def _add(self, db: sqlite3.Connection, state: State, nbytes: int) -> int:
         "Add a state's row to the index, pinned if its pin file exists"

@@ -22,18 +22,21 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import xxhash
+
 from .chain import Chain, Entry, Segment
 from .database import BY_KEY, Database, chunks, now
 from .header import Key, State, snapshots_of, snapshots_text
 from .tokens import (
     BLOCK,
+    Prefix,
     block_hashes,
     common_prefix,
-    prefix_digest,
     token_bytes,
     tokens_from_bytes,
     tokens_of,
 )
+from .walk import Visit, walk
 
 # A column for each field of a state; its token ids are in a table of their own
 _RENAMED = {"response_id": "id", "parent_id": "parent", "thread_id": "thread"}
@@ -43,6 +46,7 @@ _COLUMNS = {
     if field.name != "tokens"
 }
 _MAX_CANDIDATES = 8  # states looked at that begin in the block after a match
+_MAX_PREFIXES = 64  # whose hashes are kept for the states that continue them
 _PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
   select key, fingerprint, id, parent, start, nbytes from states where pinned
   union
@@ -76,6 +80,9 @@ class _Search:
 class Index(Database):
     "The rows about states, and the searches over them"
 
+    def __init__(self) -> None:
+        self._prefixes: dict[tuple[str, str], Prefix] = {}
+
     def _insert(
         self, db: sqlite3.Connection, state: State, nbytes: int, pinned: bool
     ) -> int:
@@ -104,26 +111,52 @@ class Index(Database):
         chain: Chain | None = None,
     ) -> None:
         "Index a state by its token ids; ``chain`` is what it continues, if known"
-        above = chain.segments[-1].entry.state.key if chain and chain.segments else None
-        if chain and above == (state.fingerprint, state.parent_id):
-            tokens = chain.tokens[: state.start] + state.tokens
-        else:
-            tokens = self._prefix_tokens(db, state) + state.tokens
-        if prefix_digest(tokens, state.start) != state.prefix:
-            # The parent is unknown: found by id and message hashes only, until a
-            # repair finds the parent
-            return
-        hashes = block_hashes(state.fingerprint, tokens)
-        rows = [(hashes[state.start // BLOCK], 1, key)]
-        rows += [(h, 0, key) for h in hashes[state.start // BLOCK + 1 :]]
-        db.executemany("insert or ignore into blocks values (?, ?, ?)", rows)
+        # If the parent is unknown, the state is found by id and message hashes only,
+        # until a repair finds the parent
+        self._insert_blocks(db, key, self._hashes(db, state, chain) or [])
 
-    def _prefix_tokens(self, db: sqlite3.Connection, state: State) -> array[int]:
-        "Token ids of [0, state.start); empty if the parent is unknown"
+    def _insert_blocks(
+        self, db: sqlite3.Connection, key: int, hashes: list[int]
+    ) -> None:
+        "Let a state be found by its tokens; the first hash is of the blocks before it"
+        db.executemany(
+            "insert or ignore into blocks select ?, ?, key from states where key = ?",
+            [(hash, i == 0, key) for i, hash in enumerate(hashes)],
+        )
+
+    def _hashes(
+        self, db: sqlite3.Connection, state: State, chain: Chain | None
+    ) -> list[int] | None:
+        "Hashes of the blocks before a state and of its own; None if it has no parent"
+        before = self._prefix(db, state, chain)
+        if before.digest != state.prefix:
+            return None
+        after = before.copy()
+        hashes = [before.block, *after.add(state.tokens)]
+        for prefix in (before, after):  # siblings and follow-ups are stored next
+            self._prefixes.pop((prefix.fingerprint, prefix.digest), None)
+            self._prefixes[prefix.fingerprint, prefix.digest] = prefix
+        while len(self._prefixes) > _MAX_PREFIXES:
+            del self._prefixes[next(iter(self._prefixes))]
+        return hashes
+
+    def _prefix(
+        self, db: sqlite3.Connection, state: State, chain: Chain | None
+    ) -> Prefix:
+        "The hashes of the tokens before a state, as far as its ancestors are known"
         if state.parent_id is None or not state.start:
-            return tokens_of()
-        chain = self._chain_of(db, (state.fingerprint, state.parent_id))
-        return chain.tokens[: state.start]
+            return Prefix(state.fingerprint)
+        parent = state.fingerprint, state.parent_id
+        above = chain.segments[-1].entry.state.key if chain and chain.segments else None
+        if known := self._prefixes.get((state.fingerprint, state.prefix)):
+            query = f"select 1 from states {BY_KEY}"
+            if above == parent or db.execute(query, parent).fetchone():
+                return known
+        if chain is None or above != parent:
+            chain = self._chain_of(db, parent)
+        prefix = Prefix(state.fingerprint)
+        prefix.add(chain.tokens[: state.start])
+        return prefix
 
     # -- finding -------------------------------------------------------
 
@@ -175,7 +208,7 @@ class Index(Database):
             path.append((at, cut))
             cut = min(cut, at["start"])
             at = named.pop(at["parent"], None) if at["start"] else None
-        tokens, segments = tokens_of(), []
+        tokens, segments, digest = tokens_of(), [], xxhash.xxh3_128()
         for row, cut in reversed(path):
             entry = entry_of(row)
             end = min(cut, entry.state.end)
@@ -183,10 +216,11 @@ class Index(Database):
                 continue  # its child branches off before it starts
             if entry.state.start > len(tokens):
                 return Chain()  # the parent is unknown
-            tokens = tokens[: entry.state.start]
-            if prefix_digest(tokens, len(tokens)) != entry.state.prefix:
+            if digest.hexdigest() != entry.state.prefix:
                 return Chain()
-            tokens += entry.state.tokens[: end - entry.state.start]
+            own = entry.state.tokens[: end - entry.state.start]
+            digest.update(token_bytes(own))
+            tokens += own
             segments.append(Segment(entry, entry.state.start, end))
         return Chain(tuple(segments), tokens)
 
@@ -335,6 +369,10 @@ class Index(Database):
             " order by used, start desc limit ?)",
             [n],
         )
+
+    def walk(self) -> Iterator[Visit]:
+        "Every entry, each after the one it continues; the store may change meanwhile"
+        return walk(self.db, entry_of)
 
     def entries(self) -> Iterator[Entry]:
         "Every entry, oldest first; the store may change while this runs"

@@ -156,18 +156,39 @@ def verify(store: Store) -> Iterator[tuple[str, str]]:
 
 def _check_entries(store: Store) -> Iterator[tuple[str, str]]:
     "Check that entries and files agree"
-    for entry in store.entries():
-        problem = _problem(store, entry)
-        if problem:
+    unknown = _Unknown(store)
+    for visit in store.walk():
+        state = visit.entry.state
+        problem = _problem(store, visit.entry, visit.hashes)
+        if problem or visit.hashes is None:
             with store.locks.writer():
-                current = store.get(entry.state.response_id, entry.state.fingerprint)
-                problem = _problem(store, current) if current else None
+                current = store.get(state.response_id, state.fingerprint)
+                problem = None
+                if current is not None:
+                    problem = _problem(store, current, unknown.hashes(current))
         if problem:
-            yield entry.state.response_id, problem
+            yield state.response_id, problem
 
 
-def _problem(store: Store, entry: Entry) -> str | None:
-    "What is wrong with an entry, or None"
+class _Unknown:
+    "The states whose ancestors are unknown, as are then those of their children"
+
+    def __init__(self, store: Store):
+        self._store, self._keys = store, set[tuple[str, str | None]]()
+
+    def hashes(self, entry: Entry) -> list[int] | None:
+        "The hashes under which an entry must be found; None if ancestors are unknown"
+        state = entry.state
+        if not (state.start and (state.fingerprint, state.parent_id) in self._keys):
+            tokens = self._store.chain(entry).tokens
+            if len(tokens) == state.end:
+                return block_hashes(state.fingerprint, tokens)[state.start // BLOCK :]
+        self._keys.add(state.key)
+        return None
+
+
+def _problem(store: Store, entry: Entry, hashes: list[int] | None) -> str | None:
+    "What is wrong with an entry whose blocks must have some hashes, or None"
     state, path = entry.state, store.path(entry.state)
     if not entry.present:
         if entry.gone is None:
@@ -182,16 +203,14 @@ def _problem(store: Store, entry: Entry) -> str | None:
                 problem = "index and file disagree about its size"
     except (StateError, OSError) as error:
         problem = str(error)
-    return problem or _link_problem(store, entry)
+    return problem or _link_problem(store, entry, hashes)
 
 
-def _link_problem(store: Store, entry: Entry) -> str | None:
+def _link_problem(store: Store, entry: Entry, hashes: list[int] | None) -> str | None:
     "Whether an entry's ancestors are known and it is indexed by its tokens"
-    state, tokens = entry.state, store.chain(entry).tokens
-    if len(tokens) != state.end:
-        return f"its parent {state.parent_id} is unknown"
-    due = set(block_hashes(state.fingerprint, tokens)[state.start // BLOCK :])
-    return UNFINDABLE if due - store.hashes_of(entry) else None
+    if hashes is None:
+        return f"its parent {entry.state.parent_id} is unknown"
+    return UNFINDABLE if set(hashes) - store.hashes_of(entry) else None
 
 
 def _check_database(store: Store) -> Iterator[tuple[str, str]]:
@@ -308,12 +327,14 @@ def _repair_file(store: Store, path: Path) -> str | None:
 
 def _repair_links(store: Store) -> Iterator[tuple[str, str]]:
     "Fix states whose ancestors are unknown or that are not indexed by their tokens"
-    for entry in store.entries():
-        if not entry.present:
-            continue
-        problem = _link_problem(store, entry)
+    unknown = _Unknown(store)
+    for visit in store.walk():
+        entry, hashes = visit.entry, visit.hashes
+        if hashes is None:
+            hashes = unknown.hashes(entry)  # once more: it may be known by now
+        problem = _link_problem(store, entry, hashes) if entry.present else None
         if problem == UNFINDABLE:
-            store.add_to_index(entry.state, entry.nbytes)
+            store.index_blocks(visit.key, hashes or [])
             yield entry.state.response_id, "indexed by its tokens"
         elif problem:
             with store.writer(), store.locks.claims() as claims:

@@ -8,6 +8,7 @@ This module does not know what a token means or where its rows are.
 
 from __future__ import annotations
 
+import copy
 import sys
 from array import array
 from typing import Any
@@ -59,17 +60,58 @@ def common_prefix(a: array[int], b: array[int]) -> int:
     return low
 
 
+class Prefix:
+    """The hashes of some leading tokens, to which more tokens can be added.
+
+    A block's hash covers all tokens up to its end. It has 64 bits, because a hit is
+    confirmed token by token.
+    """
+
+    def __init__(self, fingerprint: str):
+        self.n = 0
+        self.fingerprint = fingerprint
+        self._all = xxhash.xxh3_128()
+        self._last = xxhash.xxh3_64_digest(fingerprint.encode())
+        self._rest = b""  # after the last whole block
+
+    def copy(self) -> Prefix:
+        other = copy.copy(self)
+        other._all = self._all.copy()
+        return other
+
+    def add(self, tokens: array[int]) -> list[int]:
+        "Add tokens; returns the hashes of the blocks that they complete"
+        data = token_bytes(tokens)
+        self._all.update(data)
+        self.n += len(tokens)
+        data = self._rest + data
+        step, end, last = 4 * BLOCK, len(data) - len(data) % (4 * BLOCK), self._last
+        digests = []
+        for begin in range(0, end, step):
+            last = xxhash.xxh3_64_digest(last + data[begin : begin + step])
+            digests.append(last)
+        self._last, self._rest = last, data[end:]
+        return [_signed(digest) for digest in digests]
+
+    @property
+    def block(self) -> int:
+        "The hash of the blocks that are complete, as a signed int64"
+        return _signed(self._last)
+
+    @property
+    def digest(self) -> str:
+        "The same as prefix_digest of all tokens"
+        return str(self._all.hexdigest())
+
+
+def _signed(digest: bytes) -> int:
+    return int.from_bytes(digest, "big", signed=True)
+
+
 def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
     """Chained hashes of the tokens at 0, BLOCK, 2 * BLOCK, ... as signed int64.
 
-    Entry k covers tokens [0, k * BLOCK). 64 bits, because a hit is confirmed
-    token by token.
+    Entry k covers tokens [0, k * BLOCK).
     """
-    data = token_bytes(tokens)
-    last = xxhash.xxh3_64_digest(fingerprint.encode())
-    digests = [last]
-    step = 4 * BLOCK
-    for begin in range(0, len(data) - step + 1, step):
-        last = xxhash.xxh3_64_digest(last + data[begin : begin + step])
-        digests.append(last)
-    return [int.from_bytes(digest, "big", signed=True) for digest in digests]
+    prefix = Prefix(fingerprint)
+    return [prefix.block, *prefix.add(tokens)]

@@ -1,17 +1,21 @@
-"""What a call costs in SQL statements: no more as conversations get deeper."""
+"""What a call costs in steps: it grows with a conversation, not with its square.
+
+A step is an SQL statement, a state loaded from the index, or a token that is hashed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_kvbranch.store import index
+from llm_kvbranch.store import index, tokens
 from llm_kvbranch.store.chain import Entry
-from llm_kvbranch.store.maintenance import pin
+from llm_kvbranch.store.maintenance import pin, repair, verify
 from llm_kvbranch.store.store import Store
 
 from ..support.stores import put, put_after
@@ -74,3 +78,76 @@ def test_pinned_states_are_not_loaded_to_be_skipped(
         (entry,) = store.least_used(claims, 1)
     assert entry.state.response_id == "other"
     assert loaded == ["other"]
+
+
+# -- whole conversations -------------------------------------------------
+
+
+class Steps:
+    "Counts the states that are loaded and the tokens that are hashed"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.n = 0
+        load, convert = index.entry_of, tokens.token_bytes
+
+        def counted_load(row: Any) -> Entry:
+            self.n += 1
+            return load(row)
+
+        def counted_convert(some: Any) -> bytes:
+            self.n += len(some)
+            return convert(some)
+
+        monkeypatch.setattr(index, "entry_of", counted_load)
+        for module in (tokens, index):
+            monkeypatch.setattr(module, "token_bytes", counted_convert)
+
+
+def delete_rows(store: Store, where: str = "true") -> None:
+    store.db.execute(f"delete from states where {where}")
+
+
+WHOLE: dict[str, Callable[[Store], Any]] = {
+    "verify": lambda store: list(verify(store)),
+    "repair": lambda store: list(repair(store)),
+    "rebuild": lambda store: store.rebuild(),
+    "verify without the first state": lambda store: (
+        delete_rows(store, "id = 'turn-0000'"),
+        list(verify(store)),
+    ),
+    "repair without the first state": lambda store: (
+        store.path(store.get("turn-0000").state).unlink(),  # type: ignore[union-attr]
+        delete_rows(store, "id = 'turn-0000'"),
+        list(repair(store)),
+    ),
+    "repair without the blocks": lambda store: (
+        store.db.execute("delete from blocks"),
+        list(repair(store)),
+    ),
+    "repair without any rows": lambda store: (
+        delete_rows(store),
+        list(repair(store)),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", ["thread", "branches"])
+@pytest.mark.parametrize("what", WHOLE)
+def test_of_what_is_done_with_a_conversation(
+    root: Path, monkeypatch: pytest.MonkeyPatch, what: str, shape: str
+) -> None:
+    counted = Steps(monkeypatch)
+    costs = []
+    for n in (30, 60, 120):
+        with contextlib.closing(Store(root / str(n))) as store:
+            entry = put(store, "turn-0000", range(100, 140))
+            for i in range(1, n):
+                new = put_after(
+                    store, f"turn-{i:04}", entry, range(i * 40, i * 40 + 40)
+                )
+                if shape == "thread" or i % 2:
+                    entry = new
+            counted.n = 0
+            costs.append(statements(store, lambda: WHOLE[what](store)) + counted.n)
+            assert what == "verify without the first state" or not list(verify(store))
+    assert all(most <= 2.3 * less for less, most in itertools.pairwise(costs)), costs

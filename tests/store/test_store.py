@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 
 import llm_kvbranch.store.index as index_module
 import llm_kvbranch.store.stats as stats_module
+import llm_kvbranch.store.tokens as tokens_module
 from llm_kvbranch.errors import StateError, StoreError, UnreadableStateError
 from llm_kvbranch.store import locks
 from llm_kvbranch.store.chain import Chain, Entry
@@ -535,10 +536,7 @@ class TestLongestPrefix:
     def test_equal_hashes_prove_nothing(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, fingerprint: str
     ) -> None:
-        def colliding(_: str, tokens: Any) -> list[int]:
-            return [0] * (len(tokens) // BLOCK + 1)
-
-        monkeypatch.setattr(index_module, "block_hashes", colliding)
+        monkeypatch.setattr(tokens_module, "_signed", lambda _: 0)
         put(store, "one", DOCUMENT, fingerprint="a")
         put(store, "two", DOCUMENT[:50] + [7] * 50, fingerprint="a")
         put(store, "three", DOCUMENT[:33], fingerprint="b")
