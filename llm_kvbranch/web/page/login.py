@@ -34,7 +34,7 @@ from ..door import (
 from .pages import HEADERS
 from .static_files import address
 
-_LINK = "Open the link that llm kvbranch serve printed, or enter its key."
+_LINK = "Open the link that llm kvbranch serve printed, or enter the key."
 _USED = "This link has been used or replaced by a newer one."
 _WRONG = "That is not the key of this server."
 _FILES = "early.js|icon.svg|login.css|css/base.css"  # that the page needs

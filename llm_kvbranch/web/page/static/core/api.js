@@ -67,6 +67,7 @@ async function reach(url, sent) {
 }
 
 async function message(response) {
+  if (response.status === 401) return "You are logged out. Reload this page to log in."
   try {
     const { error } = await response.json()
     return error.message ?? String(error)
