@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import llm
 
-from .errors import SettingError
+from .errors import ChatError, SettingError
 from .models import catalog
 from .settings import budget, data_directory
 
@@ -131,6 +131,13 @@ class _Shared:
         self.model_id = model_id
         self.name = name
 
+    def _validate_attachments(self, attachments: Any = None) -> None:
+        "llm's check; its exception would end llm chat, that of execute does not"
+        from . import console
+
+        if not console.is_chat():
+            super()._validate_attachments(attachments)  # type: ignore[misc]
+
     def tail(self, text: str, n_tokens: int) -> str:
         "The last n tokens of a text, whole characters only"
         if remote := self._remote(self.Options())[0]:
@@ -152,6 +159,7 @@ class _Shared:
     def _generation(self, prompt: Any) -> Generation | RemoteGeneration:
         from .models import answer_options
 
+        _check_text(prompt.messages)
         remote, chosen = self._remote(prompt.options)
         if remote is not None and not _has_attachments(prompt.messages):
             return remote.generate(
@@ -178,6 +186,12 @@ class KVLlama(_Shared, llm.Model):
     def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
     ) -> Iterator[str]:
+        from . import console
+
+        console.discard_unread()
+        yield from console.chatting(self._events(prompt, response), response)
+
+    def _events(self, prompt: Any, response: Any) -> Iterator[Any]:
         generation = self._generation(prompt)
         yield from generation
         yield from called(response, generation.calls)
@@ -192,6 +206,9 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
     ) -> AsyncGenerator[str, None]:
         from concurrent.futures import ThreadPoolExecutor
 
+        from . import console
+
+        console.discard_unread()
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, thread_name_prefix="kvllama")
         try:
@@ -211,6 +228,19 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
         for event in called(response, generation.calls):
             yield event
         self._finish(response, generation)
+
+
+def _check_text(messages: Sequence[Any]) -> None:
+    "Raise ChatError for bytes that were not UTF-8, which no log can hold"
+    try:
+        for message in messages:
+            for part in message.parts:
+                getattr(part, "text", "").encode()
+    except UnicodeEncodeError:
+        raise ChatError(
+            "The prompt contains bytes that are not valid UTF-8. Convert it, for "
+            "example with: iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def _has_attachments(messages: Sequence[Any]) -> bool:
@@ -259,7 +289,10 @@ def _session(name: str | None, options: Any) -> tuple[Session, ModelSettings]:
 
 def warn(message: str) -> None:
     "Warn the user: on standard error in a command, as a warning in Python"
+    from . import console
+
     if click.get_current_context(silent=True) is not None:
+        console.end_line()
         click.echo(f"Warning: {message}", err=True)
     else:
         warnings.warn(message, stacklevel=2)
@@ -286,10 +319,14 @@ def _hook(response: Any, held: list[Any]) -> None:
         return held.pop().commit(response.id, thread_id)
 
     def log_and_commit(db: Any) -> None:
-        log_to_db(db)
-        if _is_persistent(db):
-            rows = db.query("select thread_id from turns where id = ?", [response.id])
-            commit_state(next((r["thread_id"] for r in rows), None))
+        from . import console
+
+        with console.logging():
+            log_to_db(db)
+            if _is_persistent(db):
+                sql = "select thread_id from turns where id = ?"
+                rows = db.query(sql, [response.id])
+                commit_state(next((r["thread_id"] for r in rows), None))
 
     response.log_to_db = log_and_commit
     response.commit_state = commit_state

@@ -19,8 +19,10 @@ from llm_kvbranch.store.store import EVICTED_FULL, Store
 
 from ..support.fake import fake_session
 from ..support.life import Answer, user
+from ..support.terminal import Terminal
 
 SIZE = 4 << 20
+SHORT = ("-o", "temperature", "0", "-o", "max_tokens", "6")
 
 
 @pytest.fixture
@@ -112,17 +114,31 @@ class TestCommand:
                 command, env=environment, capture_output=True, text=True, check=False
             )
 
-        short = ("-o", "temperature", "0", "-o", "max_tokens", "6")
         assert llm("kvbranch", "budget", "4MB").returncode == 0
-        first = llm("-m", "kvllama", *short, "Why is the sky blue?")
+        first = llm("-m", "kvllama", *SHORT, "Why is the sky blue?")
         assert (first.returncode, first.stderr) == (0, "")
         others = fill(disk, 0)
-        second = llm("-c", *short, "And at sunset?")
+        second = llm("-c", *SHORT, "And at sunset?")
         assert second.returncode == 0
         assert len(second.stdout.split()) > 2
         assert second.stderr.count("Warning: ") == len(second.stderr.splitlines()) == 1
         others.unlink()
         checked = llm("kvbranch", "verify")
         assert checked.returncode == 0, checked.stdout
-        third = llm("-c", *short, "And on the moon?")
+        third = llm("-c", *SHORT, "And on the moon?")
         assert (third.returncode, third.stderr) == (0, "")
+
+    def test_llm_chat(self, disk: Path, user_path: Path) -> None:
+        directory = {"LLM_KVBRANCH_DIR": str(disk / "kvbranch")}
+        environment = {**os.environ, **directory, "LLM_KVBRANCH_BUDGET": "4MB"}
+        with Terminal("chat", "-m", "kvllama", *SHORT, env=environment) as chat:
+            chat.read_until("\n> ")
+            for prompt in ("Hi", "And you?"):
+                chat.type(prompt)
+                said = chat.read_until("\n> ")
+                assert said.count("\nWarning: ") == (prompt != "Hi")
+                assert "Error" not in said
+                fill(disk, 0)
+            chat.type("quit")
+            assert "Traceback" not in chat.read_all()
+            assert chat.process.returncode == 0
