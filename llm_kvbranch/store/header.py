@@ -207,7 +207,7 @@ class Header:
 def header_size(start: bytes | memoryview) -> int:
     "Bytes of a header with its length, from the first 8 bytes of a file"
     if len(start) < 8:
-        raise _truncated()
+        raise truncated()
     (length,) = struct.unpack("<Q", start[:8])
     if length > _MAX_HEADER:
         raise _foreign()
@@ -218,7 +218,7 @@ def parse(data: bytes | memoryview, size: int) -> Header:
     "The header at the beginning of a file of ``size`` bytes"
     begin = header_size(data)
     if begin > len(data):
-        raise _truncated()
+        raise truncated()
     header = _load(bytes(data[8:begin]))
     metadata = _check_metadata(header)
     _check_format(metadata.get("format"))
@@ -291,12 +291,12 @@ def _check_contiguous(ranges: list[Range]) -> None:
 
 def _check_size(size: int, expected: int) -> None:
     if size < expected:
-        raise _truncated()
+        raise truncated()
     if size > expected:
         raise StateError("state file is too long")
 
 
-def _truncated() -> StateError:
+def truncated() -> StateError:
     return StateError("state file is truncated")
 
 

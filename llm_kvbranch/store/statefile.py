@@ -20,9 +20,8 @@ are kept (the store does), SQLite or llama.cpp.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,14 @@ from typing import Any
 import xxhash
 
 from ..errors import StateError, UnreadableStateError
-from .digests import Check, verify
-from .header import State, build, header_size, parse
+from .buffers import buffer
+from .digests import Check
+from .header import Header, Range, State, build, header_size, parse, truncated
 from .tokens import token_bytes
 
 SUFFIX = ".safetensors"
+_PIECE = 1 << 21  # bytes read at a time
+_ALIGNMENT = 64
 
 
 def write_state(
@@ -90,48 +92,44 @@ def sync_directory(directory: Path) -> None:
 def open_state(
     path: Path, marks: Sequence[int] | None = None, check: Check | None = None
 ) -> Iterator[tuple[State, memoryview, dict[int, memoryview]]]:
-    """Map a state file and yield (State, payload, snapshots by position).
+    """Read a state file and yield (State, payload, snapshots by position).
 
     Of the snapshots only those at ``marks`` are read, or all of them by default.
     Everything is verified first, except for the payload where a ``check`` is given:
-    then its rows must not count before the check is settled. The views are into a
-    private mapping: they live as long as the context, and are writable only because
-    ctypes asks for that. Raises StateError with the reason when the file is missing,
-    truncated, damaged or in another format, UnreadableStateError when it cannot be
-    read.
+    then its rows must not count before the check is settled. The views live as long as
+    the context, and are writable only because ctypes asks for that. Raises StateError
+    with the reason when the file is missing, truncated, damaged or in another format,
+    UnreadableStateError when it cannot be read.
     """
-    with _open(path) as (file, size):
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    view = memoryview(mapping)
-    parts: dict[int | None, memoryview] = {}
-    try:
-        header = parse(view, size)
-        state = header.state(view[slice(*header.tokens)])
-        digests = [(None, state.payload), *state.snapshots]
-        for (mark, digest), place in zip(digests, header.parts, strict=True):
-            if mark is None or marks is None or mark in marks:
-                parts[mark] = part = view[slice(*place)]
+    with contextlib.ExitStack() as stack:
+        with _open(path) as (file, size):
+            header, state = _read_header(file, size)
+            wanted = [
+                (mark, digest, place)
+                for (mark, digest), place in _parts(header, state)
+                if mark is None or marks is None or mark in marks
+            ]
+            sizes = [_aligned(end - begin) for *_, (begin, end) in wanted]
+            memory, parts, at = stack.enter_context(buffer(sum(sizes))), {}, 0
+            for (mark, digest, place), room in zip(wanted, sizes, strict=True):
+                parts[mark] = part = memory[at : at + place[1] - place[0]]
+                stack.callback(_release, part)
+                at += room
                 if mark is None and check is not None:
-                    check.start(part, digest)
+                    stack.callback(check.leave)
+                    _read(file, place, digest, part, check)
                 else:
-                    verify(part, digest)
+                    _read_verified(file, place, digest, part)
         snapshots = {mark: part for mark, part in parts.items() if mark is not None}
         yield state, parts[None], snapshots
-    finally:
-        if check is not None:
-            check.leave()
-        # A buffer still exported (an exception's traceback can hold one) only
-        # delays the unmapping; it must not hide what went wrong.
-        with contextlib.suppress(BufferError):
-            for part in parts.values():
-                part.release()
-            view.release()
-            mapping.close()
 
 
 def read_state(path: Path) -> State:
     "What a file says about itself, once every byte of it is verified"
-    with open_state(path) as (state, _, _):
+    with _open(path) as (file, size), buffer(_PIECE) as memory:
+        header, state = _read_header(file, size)
+        for (_, digest), place in _parts(header, state):
+            _read_verified(file, place, digest, memory[:_PIECE])
         return state
 
 
@@ -141,11 +139,58 @@ def read_head(path: Path) -> tuple[State, int]:
     Header and token ids are verified, the payload is not read.
     """
     with _open(path) as (file, size):
-        data = file.read(8)
-        data += file.read(header_size(data) - 8)
-        header = parse(data, size)
-        begin, end = header.tokens
-        return header.state(file.read(end - begin)), size
+        return _read_header(file, size)[1], size
+
+
+def _read_header(file: Any, size: int) -> tuple[Header, State]:
+    data = file.read(8)
+    data += file.read(header_size(data) - 8)
+    header = parse(data, size)
+    begin, end = header.tokens
+    return header, header.state(file.read(end - begin))
+
+
+def _parts(
+    header: Header, state: State
+) -> Iterable[tuple[tuple[int | None, str], Range]]:
+    "Position (None for the payload), digest and place of everything behind the tokens"
+    return zip([(None, state.payload), *state.snapshots], header.parts, strict=True)
+
+
+def _read_verified(file: Any, place: Range, digest: str, memory: memoryview) -> None:
+    check = Check()
+    try:
+        _read(file, place, digest, memory, check)
+        check.settle()
+    finally:
+        check.leave()
+
+
+def _read(
+    file: Any, place: Range, digest: str, memory: memoryview, check: Check
+) -> None:
+    "Read a part of a file for a check; less memory than that is used again and again"
+    begin, end = place
+    check.start(end - begin if len(memory) >= end - begin else 0, digest)
+    file.seek(begin)
+    at, left = 0, end - begin
+    while left:
+        at = at if at < len(memory) else 0
+        n = file.readinto(memory[at : at + min(_PIECE, left)])
+        if not n:
+            raise truncated()  # since its size was looked up
+        check.add(memory[at : at + n])
+        at, left = at + n, left - n
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _release(part: memoryview) -> None:
+    # A view of it that is still held must not hide what went wrong
+    with contextlib.suppress(BufferError):
+        part.release()
 
 
 def is_missing(path: Path) -> bool:

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 import llm_kvbranch.store.statefile as state_module
 from llm_kvbranch.errors import StateError, UnreadableStateError
+from llm_kvbranch.store import buffers
 from llm_kvbranch.store.header import State
 from llm_kvbranch.store.statefile import open_state, read_head, read_state, write_state
 from llm_kvbranch.store.tokens import (
@@ -388,7 +389,7 @@ class TestReasons:
     def test_below_a_regular_file(self, written: Path) -> None:
         assert refusal(written / NAME).startswith("state file is unreadable (")
 
-    @pytest.mark.parametrize("call", ["open", "mmap"])
+    @pytest.mark.parametrize("call", ["open", "mmap", "readinto"])
     def test_a_good_file_that_could_not_be_read(
         self, written: Path, monkeypatch: pytest.MonkeyPatch, call: str
     ) -> None:
@@ -397,8 +398,12 @@ class TestReasons:
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-        module = state_module.mmap if call == "mmap" else state_module
-        monkeypatch.setattr(module, call, refuse, raising=False)
+        monkeypatch.setattr(buffers, "_idle", [])
+        if call == "readinto":
+            monkeypatch.setattr(state_module, "_read", refuse)
+        else:
+            module = buffers.mmap if call == "mmap" else state_module
+            monkeypatch.setattr(module, call, refuse, raising=False)
         with pytest.raises(UnreadableStateError, match="Too many open files"):
             read_state(written)
 
@@ -715,8 +720,8 @@ class TestHead:
             assert head == read_state(path)
 
 
-class TestMapping:
-    "The payload is mapped memory: it must not outlive its file or write to it"
+class TestMemory:
+    "The payload is memory that is used again: nobody else may write to it"
 
     def test_writing_to_the_payload_leaves_the_file_alone(self, written: Path) -> None:
         before = written.read_bytes()
@@ -731,7 +736,7 @@ class TestMapping:
             rows.tobytes()
         assert list(state.tokens) == [5, 6, 7]
 
-    def test_a_deleted_file_stays_mapped(self, written: Path) -> None:
+    def test_a_deleted_file_stays_readable(self, written: Path) -> None:
         with open_state(written) as (_, rows, _):
             written.unlink()
             assert rows == PAYLOAD
