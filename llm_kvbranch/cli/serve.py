@@ -150,11 +150,9 @@ def _redirection(link: str) -> Path:
     process, and log in before it does.
     """
     import html
-    import os
-    import tempfile
 
     from ..errors import SettingError
-    from ..settings import data_directory
+    from ..settings import data_directory, write_private
 
     path = data_directory().absolute() / "open.html"
     address = html.escape(link)
@@ -165,10 +163,7 @@ def _redirection(link: str) -> Path:
     )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".open")
-        with open(descriptor, "w") as file:  # mode 0600, by mkstemp
-            file.write(page)
-        os.replace(temporary, path)
+        write_private(path, page)
     except OSError as error:
         raise SettingError(f"Cannot write {path}: {error.strerror}") from None
     return path

@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import KVBranchError, StateError
-from ..store import Chain, Entry, State, Store, prefix_digest, tokens_of
+from ..store import STORE_ERRORS, Chain, Entry, State, Store, prefix_digest, tokens_of
 from .filling import Filling
 from .loaded import LoadedModel
-from .nostore import STORE_ERRORS
 from .planning import Plan
 from .slots import Slot
 
@@ -110,15 +109,7 @@ class NewState:
         live = self in slot.waiting
         try:
             model.engine.check_process()
-            if live:
-                self._heal(store)
-            captured, chain = self._rows_to_store(live)
-            state = self._describe(captured.start, chain, response_id, thread_id)
-            self._count(store)
-            if not chain.segments:
-                self._release()  # what was restored may be evicted to make room
-            self._check(captured)
-            entry = store.put(state, captured.rows, chain, captured.snapshots)
+            entry = model.writing(lambda: self._put(store, response_id, thread_id, live))
         except (KVBranchError, *STORE_ERRORS) as error:
             model.warn(f"{error}. The answer is logged, but its state is not stored")
             return None
@@ -131,6 +122,19 @@ class NewState:
         slot.waiting.discard(self)
         self._kept = None
         return entry
+
+    def _put(
+        self, store: Store, response_id: str, thread_id: str | None, live: bool
+    ) -> Entry:
+        if live:
+            self._heal(store)
+        captured, chain = self._rows_to_store(live)
+        state = self._describe(captured.start, chain, response_id, thread_id)
+        self._count(store)
+        if not chain.segments:
+            self._release()  # what was restored may be evicted to make room
+        self._check(captured)
+        return store.put(state, captured.rows, chain, captured.snapshots)
 
     def _rows_to_store(self, live: bool) -> tuple[_Captured, Chain]:
         "The rows that are not stored yet, and the stored chain that they continue"

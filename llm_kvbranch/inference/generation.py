@@ -22,11 +22,10 @@ from typing import Any, Protocol
 from ..chat import Call, ToolStream
 from ..engine import Feed, Sampler, Sampling
 from ..errors import ContextError
-from ..store import Entry, tokens_of
+from ..store import STORE_ERRORS, Entry, tokens_of
 from .capture import NewState
 from .filling import Decoded, Feeds, Filling
 from .loaded import LoadedModel
-from .nostore import STORE_ERRORS
 from .planning import Plan, Turn, answer_hash, covered, min_tokens, why_prefilled
 from .slots import HEADROOM, Slot
 from .text import TextStream

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine import Engine, Load
 from ..errors import ChatError, StateError
-from ..store import Entry, Store, is_damage
+from ..store import STORE_ERRORS, Entry, Store, is_damage
 from .filling import Filler
-from .nostore import STORE_ERRORS, NoStore
+from .nostore import NoStore
 from .planning import Plan, Planner, covered
 from .slots import Slots
+
+Result = TypeVar("Result")
 
 
 class LoadedModel:
@@ -72,10 +74,12 @@ class LoadedModel:
                 plan = self.planner.plan(messages, tools)
                 plan.hold = self.planner.store.hold(plan.chain)
             except STORE_ERRORS as error:
-                if is_rebuilt or not self._rebuild(error):
-                    return self._plan_without_store(messages, tools)
-                is_rebuilt = True
-                continue
+                failure = error if is_rebuilt else self._rebuild(error)
+                if failure is None:
+                    is_rebuilt = True
+                    continue
+                self.warn(f"{failure}. This answer is computed without stored state")
+                return self._plan_without_store(messages, tools)
             if plan.hold is not None or not plan.chain.segments:
                 return plan
             # A file was deleted or replaced in the meantime: plan again
@@ -112,20 +116,28 @@ class LoadedModel:
     def _lost(self, entry: Entry, reason: StateError) -> None:
         "Record that a file could not be used"
         try:
-            self.planner.store.lost(entry, reason)
+            self.writing(lambda: self.planner.store.lost(entry, reason))
         except STORE_ERRORS as failure:
             self.warn(f"{failure}. A state file that cannot be used stays in the store")
 
-    def _rebuild(self, error: BaseException) -> bool:
-        "Rebuild the index if it is damaged; otherwise warn of the error"
+    def writing(self, write: Callable[[], Result]) -> Result:
+        "Do a write to the store, and once more if its index was damaged and is rebuilt"
+        try:
+            return write()
+        except STORE_ERRORS as error:
+            failure = self._rebuild(error)
+            if failure is None:
+                return write()
+            raise failure from None
+
+    def _rebuild(self, error: Exception) -> Exception | None:
+        "Rebuild the index if it is damaged; returns the error if that is not so"
         store = self.store
-        if store is not None and is_damage(error):
-            try:
-                store.rebuild()
-            except STORE_ERRORS as failure:
-                error = failure
-            else:
-                self.warn("The index of the state store was damaged: it was rebuilt")
-                return True
-        self.warn(f"{error}. This answer is computed without stored state")
-        return False
+        if store is None or not is_damage(error):
+            return error
+        try:
+            store.rebuild()
+        except STORE_ERRORS as failure:
+            return failure
+        self.warn("The index of the state store was damaged: it was rebuilt")
+        return None

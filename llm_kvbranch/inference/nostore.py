@@ -6,15 +6,12 @@ does not ask whether there is a store.
 
 from __future__ import annotations
 
-import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
-from ..errors import StateError, StoreError, UnreadableStateError
+from ..errors import StateError, UnreadableStateError
 from ..store import Chain, Check, Entry, Hold, Store
-
-STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
 
 
 class NoStore:

@@ -22,13 +22,12 @@ from pathlib import Path
 from ..chat import Chat
 from ..engine import Engine, Feed, Load, Settings, Weights
 from ..errors import KVBranchError
-from ..store import Store, fingerprint_of
+from ..store import STORE_ERRORS, Store, fingerprint_of
 from . import batching
 from .batching import Pace, interruptible
 from .filling import Decoded
 from .generation import Generation, Request
 from .loaded import LoadedModel
-from .nostore import STORE_ERRORS
 from .planning import Planner
 
 

@@ -8,7 +8,7 @@ bundle.
 """
 
 from .chain import Chain, Entry, Segment
-from .database import is_damage
+from .database import STORE_ERRORS, is_damage
 from .digests import Check
 from .header import State, fingerprint_of
 from .locks import Hold
@@ -25,6 +25,7 @@ from .store import Store
 from .tokens import common_prefix, prefix_digest, tokens_of
 
 __all__ = [
+    "STORE_ERRORS",
     "Chain",
     "Check",
     "Entry",

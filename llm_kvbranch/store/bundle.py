@@ -37,7 +37,7 @@ from ..errors import BundleError, StateError, StoreError, UntrustedBundleError
 from ..log import Ancestry, History, edits
 from .chain import Chain, Entry, Segment
 from .header import State, fingerprint_of
-from .statefile import SUFFIX, open_state, read_state, write_state
+from .statefile import SUFFIX, open_state, read_head_of, read_state, write_state
 from .store import Store
 from .tokens import prefix_digest, tokens_of
 from .turns import ID, is_plain, parse_turns, try_turns
@@ -303,13 +303,39 @@ def _list_states(
     if not names <= sizes.keys():
         raise BundleError("A state is missing from the bundle")
     nbytes, budget = sum(sizes[name] for name in names), store.budget()
-    if nbytes > budget:
+    if nbytes > budget and not all(_is_member_here(store, bundle, n) for n in names):
         raise BundleError(
             f"The bundle's states of {nbytes:,} bytes exceed the store's budget of "
             f"{budget:,} bytes. Raise the budget"
         )
     manifest["model"] = model
     return listed
+
+
+def _is_here(store: Store, state: State) -> bool:
+    "Whether the store has a file with the same rows; raises BundleError if others"
+    here = store.get(state.response_id, state.fingerprint)
+    if here is None:
+        return False
+    known = here.state
+    if (known.start, known.prefix, known.tokens) != (
+        state.start,
+        state.prefix,
+        state.tokens,
+    ):
+        raise BundleError(
+            f"The store has a different state of response {state.response_id}. "
+            "Prune that one first"
+        )
+    return here.present
+
+
+def _is_member_here(store: Store, bundle: zipfile.ZipFile, name: str) -> bool:
+    "The same for a member, by what it says about itself, which is not verified yet"
+    with contextlib.suppress(BundleError, StateError), bundle.open(name) as member:
+        size = bundle.getinfo(name).file_size
+        return _is_here(store, read_head_of(member, size))
+    return False
 
 
 @contextlib.contextmanager
@@ -364,25 +390,16 @@ def _import_states(
         store.describe(last.fingerprint, json.dumps(model))
     chain = Chain()
     for state, member in zip(states, members, strict=True):
-        here = store.get(state.response_id, state.fingerprint)
-        same = here is not None and (
-            (here.state.start, here.state.prefix, here.state.tokens)
-            == (state.start, state.prefix, state.tokens)
-        )
-        if here is not None and not same:
-            raise BundleError(
-                f"The store has a different state of response {state.response_id}. "
-                "Prune that one first"
-            )
-        if here is None or not here.present:
+        if not _is_here(store, state):
             with (
                 _extracted(store, bundle, member) as (_, spare),
                 open_state(spare) as (_, payload, snapshots),
             ):
-                here = store.put(state, payload, chain, snapshots)
+                put = store.put(state, payload, chain, snapshots)
             imported.new_states += 1
-            imported.nbytes += here.nbytes
-        chain = store.chain(here)
+            imported.nbytes += put.nbytes
+        here = store.get(state.response_id, state.fingerprint)
+        chain = store.chain(here) if here else chain
     return imported
 
 

@@ -127,6 +127,9 @@ SCHEMA = (
 )
 
 
+# What any use of a store may raise
+STORE_ERRORS = (StoreError, sqlite3.Error, OSError)
+
 BY_KEY = "where fingerprint = ? and id = ?"  # a State.key
 
 

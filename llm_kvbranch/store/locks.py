@@ -126,9 +126,10 @@ class Locks:
     def close(self) -> None:
         "Release everything"
         if getattr(self, "_file", -1) >= 0:
-            os.close(self._file)
+            self._close_file(self._file)
             self._file = -1
 
+    _close_file = staticmethod(os.close)  # at the end of Python, os has no functions
     __del__ = close
 
     def hold(self, names: Iterable[str]) -> Hold:

@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
@@ -139,7 +139,12 @@ def read_head(path: Path) -> tuple[State, int]:
     Header and token ids are verified, the payload is not read.
     """
     with _open(path) as (file, size):
-        return _read_header(file, size)[1], size
+        return read_head_of(file, size), size
+
+
+def read_head_of(file: IO[bytes], size: int) -> State:
+    "What the state in an open file of ``size`` bytes says about itself"
+    return _read_header(file, size)[1]
 
 
 def _read_header(file: Any, size: int) -> tuple[Header, State]:

@@ -23,6 +23,8 @@ import llm_kvbranch.store.locks as locks_module
 from llm_kvbranch.errors import StoreError
 from llm_kvbranch.store.locks import Locks
 
+from ..support.stores import run
+
 pytestmark = pytest.mark.skipif(
     not hasattr(locks_module.fcntl, "F_OFD_SETLK"), reason="no locks of open files"
 )
@@ -380,3 +382,14 @@ class TestDeletedFile:
             others.writer(),
         ):
             pytest.fail("two writers")
+
+
+def test_a_script_that_does_not_close_its_store_ends_quietly(root: Path) -> None:
+    "Modules are emptied before what is left is deleted"
+    script = (
+        "import os, sys\n"
+        "from llm_kvbranch.store import Store\n"
+        "os.kept = Store(sys.argv[1])\n"
+    )
+    with run(script, str(root)) as process:
+        assert process.communicate()[1] == ""

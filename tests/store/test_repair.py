@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from llm_kvbranch.store.maintenance import pin, repair, verify
 from llm_kvbranch.store.statefile import write_state
 from llm_kvbranch.store.store import Store
 
+from ..support.fake import fake_session
+from ..support.life import Answer, user
 from ..support.stores import (
     DOCUMENT,
     MODEL,
@@ -331,3 +334,66 @@ class TestRepair:
             other.locks.hold([leftover.name])
             assert list(repair(store)) == []
             assert leftover.exists()
+
+
+class TestDamageMetWhileWriting:
+    "Otherwise nothing is stored until something is planned from the same index"
+
+    @pytest.fixture
+    def damaged(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        "The next writes meet a damaged page"
+        remaining = [0]
+        write = Store._write
+
+        @contextlib.contextmanager
+        def damaged(store: Store) -> Iterator[Any]:
+            if remaining[0]:
+                remaining[0] -= 1
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            with write(store) as db:
+                yield db
+
+        monkeypatch.setattr(Store, "_write", damaged)
+
+        def arm(n: int) -> None:
+            remaining[0] = n
+
+        return arm
+
+    @staticmethod
+    def asked(root: Path) -> tuple[Answer, list[str]]:
+        session, warnings = fake_session(root), []
+        session.warn = warnings.append
+        return Answer(session, [user("A question " * 20)], log=False), warnings
+
+    def test_an_answer_is_stored(
+        self, tmp_path: Path, damaged: Callable[[int], None]
+    ) -> None:
+        answer, warnings = self.asked(tmp_path)
+        damaged(1)
+        entry = answer.log()
+        assert entry is not None, warnings
+        assert warnings == ["The index of the state store was damaged: it was rebuilt"]
+        assert not list(verify(answer.session.store))
+        after = Answer(fake_session(tmp_path), [*answer.chain, user("?")]).check()
+        assert after.facts["restored_tokens"] == entry.state.end
+
+    def test_what_stays_damaged_is_warned_of(
+        self, tmp_path: Path, damaged: Callable[[int], None]
+    ) -> None:
+        answer, warnings = self.asked(tmp_path)
+        damaged(99)
+        assert answer.log() is None
+        assert "not stored" in warnings[-1]
+
+    def test_a_bad_file_is_deleted(
+        self, tmp_path: Path, damaged: Callable[[int], None]
+    ) -> None:
+        one, _ = self.asked(tmp_path)
+        entry = one.log()
+        session, warnings = fake_session(tmp_path), []
+        session.warn = warnings.append
+        damaged(1)
+        session._lost(entry, StateError("state file is damaged"))
+        assert warnings == ["The index of the state store was damaged: it was rebuilt"]
+        assert not session.store.get(one.id).present

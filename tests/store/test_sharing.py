@@ -342,6 +342,15 @@ class TestHostile:
         assert "exceed the store's budget" in out
         assert content(llm.root / "bob") == before
 
+    def test_states_that_are_here_need_no_room(self, llm, bundle) -> None:
+        "Fails if a budget that was lowered below pinned states refuses their bundle"
+        llm("bob", "kvbranch", "import", str(bundle), "--trust")
+        llm("bob", "kvbranch", "pin", "last")
+        llm("bob", "kvbranch", "budget", "1kB")
+        before = content(llm.root / "bob")
+        llm("bob", "kvbranch", "import", str(bundle), "--trust")
+        assert content(llm.root / "bob") == before
+
     def test_one_temporary_file_at_a_time(self, llm, bundle, monkeypatch) -> None:
         seen, extract = [], bundle_module._extract
 
