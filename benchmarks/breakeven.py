@@ -3,7 +3,7 @@
     python -m benchmarks --only breakeven
 
 For models of several sizes, contexts of some lengths are read by the model, and
-restored from a file, which is found in a store, mapped, verified, and followed by
+restored from a file, which is found in a store, read, verified, and followed by
 decoding the last token: both give the logits of the next. *Cold* is when the file is
 not in the page cache.
 

@@ -8,7 +8,7 @@
   of its files where making all of them would take long.
 - *rates*: rows of some 2,000 tokens. Writing is capturing them, hashing, a new file,
   flushed; it is held against writing as many bytes and flushing them. Reading is
-  mapping the file, hashing it and handing the rows to llama.cpp; it is held against
+  reading the file, hashing it and handing the rows to llama.cpp; it is held against
   copying as many bytes in memory, and for files that are not in the page cache against
   reading the file.
 """
@@ -208,7 +208,7 @@ class Rows:
         self.nbytes = self.entry.nbytes
 
     def read(self) -> None:
-        "Map the file, verify it, and restore the rows"
+        "Read the file, verify it, and restore the rows"
         n = len(self.tokens)
         check = Check()
         with self.store.open(self.entry, (), check) as (payload, _):

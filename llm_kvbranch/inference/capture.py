@@ -109,7 +109,9 @@ class NewState:
         live = self in slot.waiting
         try:
             model.engine.check_process()
-            entry = model.writing(lambda: self._put(store, response_id, thread_id, live))
+            entry = model.writing(
+                lambda: self._put(store, response_id, thread_id, live)
+            )
         except (KVBranchError, *STORE_ERRORS) as error:
             model.warn(f"{error}. The answer is logged, but its state is not stored")
             return None
