@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import llm
 
+from .groups import refuse_misspelt
 from .options import asking, count_option, placing
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 @click.option(
     "--context-window",
     type=click.IntRange(0),
-    default=0,
     help="With fresh: quote this many tokens before the end of the excerpt",
 )
 @count_option
@@ -43,7 +43,7 @@ def branch(
     occurrence: int | None,
     range_: str | None,
     mode: str,
-    context_window: int,
+    context_window: int | None,
     **asked: Any,
 ) -> None:
     """
@@ -58,20 +58,20 @@ def branch(
     from ..log import branching
 
     place = _place(excerpt, occurrence, range_)
-    question = _read_prompt(prompt)
+    if context_window is not None and mode != "fresh":
+        raise click.UsageError("--context-window needs --mode fresh")
 
     def tail(logged: str, text: str, n: int) -> str:
         model = _model(asked["model_id"] or logged, asked["model_id"] is None)
         return str(getattr(model, "tail", branching.last_words)(text, n))
 
-    def plan(history: History) -> Branch:
+    def plan(history: History, id: str, question: str) -> Branch:
         if mode == "fresh":
-            return branching.fresh(
-                history, response_id, question, place, context_window, tail
-            )
-        return branching.branch(history, response_id, question, place)
+            n = context_window or 0
+            return branching.fresh(history, id, question, place, n, tail)
+        return branching.branch(history, id, question, place)
 
-    _ask(plan, **asked)
+    _ask(plan, response_id, place, lambda: _read_prompt(prompt), **asked)
 
 
 @click.command()
@@ -95,8 +95,13 @@ def focus(
     from ..log import branching
 
     place = _place(excerpt, occurrence, range_)
-    question = _read_prompt(prompt)
-    _ask(lambda h: branching.focus(h, response_id, question, place), **asked)
+    if place.words is None and place.range is None:
+        raise click.ClickException("focus needs an excerpt or a range of the answer")
+
+    def plan(history: History, id: str, question: str) -> Branch:
+        return branching.focus(history, id, question, place)
+
+    _ask(plan, response_id, place, lambda: _read_prompt(prompt), **asked)
 
 
 @click.command(name="continue")
@@ -111,8 +116,7 @@ def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
     """
     from ..log import branching
 
-    question = _read_prompt(prompt)
-    _ask(lambda h: branching.continue_(h, response_id, question), **asked)
+    _ask(branching.continue_, response_id, None, lambda: _read_prompt(prompt), **asked)
 
 
 @click.command()
@@ -123,12 +127,15 @@ def retry(response_id: str, **asked: Any) -> None:
     "Send the prompt of a response again, in a new thread"
     from ..log import branching
 
-    _ask(lambda h: branching.retry(h, response_id), **asked)
+    def plan(history: History, id: str, _: str) -> Branch:
+        return branching.retry(history, id)
+
+    _ask(plan, response_id, None, str, **asked)
 
 
 def _read_prompt(prompt: str | None) -> str:
     "The prompt: standard input, then the argument, as llm prompt does"
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    piped = sys.stdin.read() if _is_piped() else ""
     if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
         piped = sys.stdin.read()
     whole = " ".join(bit for bit in (piped, prompt) if bit)
@@ -137,9 +144,17 @@ def _read_prompt(prompt: str | None) -> str:
     return whole
 
 
+def _is_piped() -> bool:
+    return sys.stdin is not None and not sys.stdin.isatty()
+
+
 def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> Place:
     from ..log import Place
 
+    if excerpt is not None and range_ is not None:
+        raise click.UsageError("Give --excerpt or --range, not both")
+    if occurrence is not None and excerpt is None:
+        raise click.UsageError("--occurrence needs an --excerpt")
     span = None
     if range_ is not None:
         start, colon, end = range_.partition(":")
@@ -151,8 +166,24 @@ def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> P
     return Place(excerpt, occurrence, span)
 
 
+def _look_up(database: str | None, reference: str) -> tuple[History, str]:
+    "The log, and the id of a response; a misspelt command is said to be one"
+    from ..errors import HistoryError
+    from ..log import History, open_log
+
+    try:
+        history = History(open_log(database))
+        return history, history.resolve(reference)
+    except HistoryError:
+        refuse_misspelt(reference)
+        raise
+
+
 def _ask(
-    plan: Callable[[History], Branch],
+    plan: Callable[[History, str, str], Branch],
+    reference: str,
+    place: Place | None,
+    read: Callable[[], str],
     model_id: str | None,
     system: str | None,
     options: tuple[tuple[str, str], ...],
@@ -164,23 +195,27 @@ def _ask(
     no_server: bool = False,
     count: int = 1,
 ) -> None:
-    "Prompt a model as a verb plans, print the answers and log them"
-    from llm.utils import extract_fenced_code_block
+    """Prompt a model as a verb plans, print the answers and log them.
 
-    from ..errors import AmbiguousExcerptError, HistoryError
-    from ..log import History, branching, open_log
+    Whatever is wrong with the call is said before the prompt is read.
+    """
+    from ..log import branching
 
-    history = History(open_log(database))
-    try:
-        branch = plan(history)
-    except AmbiguousExcerptError as error:
-        raise HistoryError(
-            f"{error.what}, choose one with --occurrence: {error.matches}"
-        ) from None
-    model = _model(model_id or branch.parent.model, model_id is None)
+    if extract and json_:
+        raise click.UsageError("Give --extract or --json, not both")
+    question = None
+    if reference == "last" and _is_piped():
+        question = read()  # what writes to the pipe may be logging that response
+    history, parent_id = _look_up(database, reference)
+    if place is not None:
+        _check_place(history, parent_id, place)
+    logged = str(history.turn(parent_id)["model"])
+    model = _model(model_id or logged, model_id is None)
     chosen = _options(model, options)
-    if no_server and "server" in model.Options.model_fields:
+    if no_server:
+        _check_no_server(model, chosen)
         chosen["server"] = False
+    branch = plan(history, parent_id, read() if question is None else question)
     stream = model.can_stream and not (no_stream or json_ or extract)
     responses = []
     for i in range(count):
@@ -195,20 +230,55 @@ def _ask(
         raise click.ClickException(str(error)) from None
     for response in responses:
         branching.log(history, branch, response)
-    for response in responses if extract and not json_ else ():
-        text = response.text()
-        click.echo(extract_fenced_code_block(text) or text)
     if json_:
-        from .report import describe_response
-
-        facts = [
-            {**describe_response(history, response.id), "text": response.text()}
-            for response in responses
-        ]
-        click.echo(json.dumps(facts if count > 1 else facts[0], indent=2))
+        _show_json(history, responses)
+    if extract:
+        _show_code(responses)
     for response in responses if usage else ():
         line = f"Token usage: {response.token_usage()}"
         click.echo(click.style(line, fg="yellow", bold=True), err=True)
+
+
+def _show_json(history: History, responses: list[Any]) -> None:
+    from .report import describe_response
+
+    facts = [
+        {**describe_response(history, response.id), "text": response.text()}
+        for response in responses
+    ]
+    click.echo(json.dumps(facts if len(facts) > 1 else facts[0], indent=2))
+
+
+def _show_code(responses: list[Any]) -> None:
+    from llm.utils import extract_fenced_code_block
+
+    for response in responses:
+        text = response.text()
+        click.echo(extract_fenced_code_block(text) or text)
+
+
+def _check_place(history: History, response_id: str, place: Place) -> None:
+    "Raise HistoryError if the answer has no such part"
+    from ..errors import AmbiguousExcerptError, HistoryError
+
+    if place.words is None and place.range is None:
+        return
+    try:
+        place.find(history.response(response_id).text)
+    except AmbiguousExcerptError as error:
+        raise HistoryError(
+            f"{error.what}, choose one with --occurrence: {error.matches}"
+        ) from None
+
+
+def _check_no_server(model: Any, chosen: dict[str, Any]) -> None:
+    if "server" not in model.Options.model_fields:
+        raise click.UsageError(
+            f"--no-server does not apply to {model.model_id}, which no server of "
+            "llm kvbranch serve answers for"
+        )
+    if chosen.get("server"):
+        raise click.UsageError("Give --no-server or -o server true, not both")
 
 
 def _show_answers(responses: list[Any], silent: bool) -> None:

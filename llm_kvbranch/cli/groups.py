@@ -9,16 +9,18 @@ This module knows no command.
 
 from __future__ import annotations
 
+import difflib
 import sqlite3
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import llm
 from click_default_group import DefaultGroup
 
 Places = Mapping[str, str]
+WORDS = ("last",)  # arguments of the default command that are no misspelt commands
 
 
 class LazyGroup(DefaultGroup):  # type: ignore[misc]
@@ -54,10 +56,9 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
         if cmd_name in self._places:
             return self._load(cmd_name)
         if self.default_if_no_args and not cmd_name.startswith("-"):
-            # The default only takes options, so this is a misspelt command. click
-            # suggests one of those that are loaded
-            for name in self.list_commands(ctx):
-                self._load(name)
+            # The default only takes options, so this is a misspelt command
+            if not ctx.resilient_parsing:
+                self._refuse(ctx, cmd_name)
             return None
         self._load(self.default_cmd_name)
         command: click.Command | None = super().get_command(ctx, cmd_name)
@@ -74,6 +75,13 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            # Options and arguments of another command were given to the default
+            word = getattr(ctx, "arg0", "")
+            if error.ctx is not ctx and self._near(word):
+                self._refuse(ctx, word)
+            vars(error)["message"] = _printable(error.message)
+            raise
         except click.ClickException as error:
             vars(error)["message"] = _printable(error.message)
             raise
@@ -91,6 +99,18 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
                 _printable(f"Cannot use the log: {error}")
             ) from None
 
+    def _near(self, word: str) -> list[str]:
+        "The command that a word is a misspelling of, if any"
+        known = [] if word in WORDS else self._places
+        return difflib.get_close_matches(word.lower(), known, n=1)
+
+    def _refuse(self, ctx: click.Context, word: str, more: str = "") -> NoReturn:
+        "Raise click's error about an unknown command; before 8.4 it suggests none"
+        near = "".join(f" Did you mean {name!r}?" for name in self._near(word))
+        raise click.UsageError(
+            _printable(f"No such command {word!r}.{near}{more}"), ctx
+        )
+
     def format_options(
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
@@ -107,6 +127,18 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
             formatter.write_heading(heading)
             with formatter.indentation():
                 formatter.write_dl(rows)
+
+
+def refuse_misspelt(reference: str) -> None:
+    """Raise UsageError if the word for a response, which is unknown, is like a command.
+
+    Does nothing in a command that was called by its name.
+    """
+    ctx = click.get_current_context().parent
+    if ctx is None or not isinstance(ctx.command, LazyGroup):
+        return
+    if hasattr(ctx, "arg0") and ctx.command._near(reference):
+        ctx.command._refuse(ctx, reference, " There is no response with that id either")
 
 
 def _printable(error: object) -> str:

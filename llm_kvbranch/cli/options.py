@@ -54,7 +54,7 @@ def placing(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--excerpt", help="Text from the answer"),
             click.option(
                 "--occurrence",
-                type=int,
+                type=click.IntRange(1),
                 help="Which occurrence of the excerpt, counted from 1",
             ),
             click.option(
