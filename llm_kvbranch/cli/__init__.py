@@ -53,8 +53,11 @@ __all__ = ["kvbranch"]
         "unpin": "store:unpin",
     },
 )
+@click.version_option(
+    package_name="llm-kvbranch", message="%(package)s, version %(version)s"
+)
 def kvbranch() -> None:
     """
     Explore conversations as trees and the KV state they leave. RESPONSE_ID is a
-    full id, the start of one, or "last".
+    full id, the start of one, or "last". --version shows the version.
     """

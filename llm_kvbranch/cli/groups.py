@@ -9,7 +9,6 @@ This module knows no command.
 
 from __future__ import annotations
 
-import difflib
 import sqlite3
 from collections.abc import Mapping
 from importlib import import_module
@@ -52,13 +51,24 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for places in self._sections.values() for name in places]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self._is_misspelt(args[0]) and not ctx.resilient_parsing:
+            self._refuse(ctx, args[0])
+        found: tuple[str | None, click.Command | None, list[str]]
+        found = super().resolve_command(ctx, args)
+        return found
+
+    def _is_misspelt(self, word: str) -> bool:
+        "Whether a word is no command, where the default only takes options"
+        known = word in self._places or word.startswith("-")
+        return bool(self.default_if_no_args) and not known
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self._places:
             return self._load(cmd_name)
-        if self.default_if_no_args and not cmd_name.startswith("-"):
-            # The default only takes options, so this is a misspelt command
-            if not ctx.resilient_parsing:
-                self._refuse(ctx, cmd_name)
+        if self._is_misspelt(cmd_name):
             return None
         self._load(self.default_cmd_name)
         command: click.Command | None = super().get_command(ctx, cmd_name)
@@ -101,8 +111,11 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
 
     def _near(self, word: str) -> list[str]:
         "The command that a word is a misspelling of, if any"
-        known = [] if word in WORDS else self._places
-        return difflib.get_close_matches(word.lower(), known, n=1)
+        if word in WORDS or word.startswith("-"):
+            return []
+        import difflib
+
+        return difflib.get_close_matches(word.lower(), self._places, n=1)
 
     def _refuse(self, ctx: click.Context, word: str, more: str = "") -> NoReturn:
         "Raise click's error about an unknown command; before 8.4 it suggests none"

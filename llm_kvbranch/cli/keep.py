@@ -31,10 +31,17 @@ def star(response_id: str, database: str | None, remove: bool) -> None:
 
     Stars are shown by llm kvbranch tree and on the pages of llm kvbranch serve.
     """
-    from ..log import marks
+    from ..log import marks, printable
 
     history = _history(database)
-    marks.mark(history, history.resolve(response_id), starred=not remove)
+    id = history.resolve(response_id)
+    was = marks.read_mark(history, id).starred
+    marks.mark(history, id, starred=not remove)
+    if remove:
+        done = f"Removed the star of {id}" if was else f"{id} has no star"
+    else:
+        done = f"{id} was starred already" if was else f"Starred {id}"
+    click.echo(printable(done))
 
 
 @click.command()
@@ -57,11 +64,17 @@ def note(
         raise click.UsageError("Give a TEXT or --remove, not both")
     history = _history(database)
     id = history.resolve(response_id)
+    was = marks.read_mark(history, id).note
     if text is None and not remove:
-        if found := marks.read_mark(history, id).note:
-            click.echo(printable(found, lines=True))
+        shown = was or f"{id} has no note"
+        click.echo(printable(shown, lines=True), err=not was)
         return
-    marks.mark(history, id, note=text or "")
+    now = marks.mark(history, id, note=text or "").note
+    if now is None:
+        done = f"Removed the note of {id}" if was else f"{id} has no note"
+    else:
+        done = f"{'Replaced' if was else 'Wrote'} the note of {id}"
+    click.echo(printable(done))
 
 
 @click.command()
@@ -91,6 +104,8 @@ def prune(
     from ..store import prune as prune_states
     from .report import describe_removal
 
+    if yes and not from_log:
+        raise click.UsageError("--yes needs --log: nothing else is asked about")
     history, store = _history(database), open_store()
     response_id = (
         history.resolve(response_id)

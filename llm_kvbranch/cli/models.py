@@ -56,6 +56,8 @@ def list_(remove_: str | None, json_: bool) -> None:
     from ..models import describe_models
 
     if remove_ is not None:
+        if json_:
+            raise click.UsageError("Give --remove or --json, not both")
         _remove(remove_)
         return
     rows = describe_models()
@@ -185,7 +187,7 @@ def settings(
         llm kvbranch models settings kvllama n_ctx 8192
         llm kvbranch models settings kvllama n_ctx --default
     """
-    from ..models import ModelSettings, catalog, parse, shown
+    from ..models import ModelSettings, catalog, parse
 
     if name in ModelSettings.model_fields:
         raise click.ClickException(
@@ -193,27 +195,35 @@ def settings(
         )
     model = _model(name)
     if default and (key is None or value is not None):
-        raise click.ClickException(
+        raise click.UsageError(
             "--default needs a model and a setting: llm kvbranch models settings "
             f"{name or 'kvllama'} {key or 'n_ctx'} --default"
         )
-    if key is not None and (value is not None or default):
-        kept = parse(key, value)
-        model = catalog.put_setting(model, key, kept)
-    elif key is not None:
-        parse(key, None)
-        click.echo(json.dumps(model.settings.get(key)))
+    if key is None:
+        if json_:
+            click.echo(json.dumps(model.settings, indent=2))
+            return
+        click.echo(click.style(model.name, fg="yellow"))
+        _print_settings(model.settings)
         return
+    parsed = parse(key, value)
+    if value is None and not default:
+        found = model.settings.get(key)
+        click.echo(json.dumps(found, indent=2) if json_ else _shown(model, key))
+        return
+    model = catalog.put_setting(model, key, parsed)
     if json_:
         click.echo(json.dumps(model.settings, indent=2))
         return
     click.echo(click.style(model.name, fg="yellow"))
-    if key is None:
-        _print_settings(model.settings)
-    elif default:
-        click.echo(f"{key} has its default again")
-    else:
-        click.echo(f"{key} is {shown(model.settings[key])}")
+    has = "has its default again" if default else f"is {_shown(model, key)}"
+    click.echo(f"{key} {has}")
+
+
+def _shown(model: Model, key: str) -> str:
+    from ..models import shown
+
+    return shown(model.settings[key]) if key in model.settings else "default"
 
 
 def _print_settings(given: dict[str, Any]) -> None:
@@ -234,8 +244,13 @@ def _print_settings(given: dict[str, Any]) -> None:
 @click.argument("file", required=False)
 @click.option("--revision", help="Branch, tag or commit of the repository")
 @click.option("--list", "list_", is_flag=True, help="List the short names")
+@click.option("json_", "--json", is_flag=True, help="With --list: output as JSON")
 def download(
-    repository: str | None, file: str | None, revision: str | None, list_: bool
+    repository: str | None,
+    file: str | None,
+    revision: str | None,
+    list_: bool,
+    json_: bool,
 ) -> None:
     """
     Download a model from Hugging Face
@@ -248,15 +263,12 @@ def download(
     from ..models import DEFAULT, PRESETS, catalog, check_model, hub
 
     if list_:
-        width = max(map(len, PRESETS))
-        for known in PRESETS.values():
-            star = "* " if known.name == DEFAULT else "  "
-            click.echo(
-                click.style(star, fg="green", bold=True)
-                + click.style(known.name.ljust(width), fg="yellow")
-                + f"  {format_size(known.nbytes):>8}  {known.note}"
-            )
+        if repository is not None or revision is not None:
+            raise click.UsageError("--list needs no model and no --revision")
+        _list_presets(json_)
         return
+    if json_:
+        raise click.UsageError("--json needs --list")
     preset = PRESETS.get((repository or DEFAULT).lower())
     try:
         path = hub.download(*hub.resolve(repository, file), revision)
@@ -276,6 +288,33 @@ def download(
         f"Ready: llm -m kvllama/{model.name} 'Why is the sky blue?'\n"
         f"To make it the default model: llm kvbranch models use {model.name}"
     )
+
+
+def _list_presets(json_: bool) -> None:
+    from ..models import DEFAULT, PRESETS
+
+    if json_:
+        facts = [
+            {
+                "name": known.name,
+                "repository": known.repo,
+                "file": known.file,
+                "bytes": known.nbytes,
+                "note": known.note,
+                "default": known.name == DEFAULT,
+            }
+            for known in PRESETS.values()
+        ]
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, PRESETS))
+    for known in PRESETS.values():
+        star = "* " if known.name == DEFAULT else "  "
+        click.echo(
+            click.style(star, fg="green", bold=True)
+            + click.style(known.name.ljust(width), fg="yellow")
+            + f"  {format_size(known.nbytes):>8}  {known.note}"
+        )
 
 
 def _model(name: str | None) -> Model:

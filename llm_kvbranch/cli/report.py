@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..log import Ancestry, Forest, History, as_text, diff, message_text
+from ..errors import HistoryError
+from ..log import Ancestry, Forest, History, as_text, diff, message_text, open_log
 from ..store import open_store
 
 if TYPE_CHECKING:
-    from ..store import Removal, Store
+    from ..store import Removal, Store, bundle
 
 # In the order in which they are shown
 FACTS = (
@@ -48,6 +50,19 @@ FACTS = (
 )
 
 
+def log_if_any(database: str | None, must_exist: bool = False) -> History | None:
+    """The log; None if llm has none yet.
+
+    Raises HistoryError if it must exist, as one that the user names.
+    """
+    try:
+        return History(open_log(database))
+    except HistoryError:
+        if database is not None or must_exist:
+            raise
+        return None
+
+
 def describe_response(history: History, response_id: str) -> dict[str, Any]:
     """Everything known about a response, in the order of FACTS.
 
@@ -82,14 +97,16 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
     return {name: facts.get(name) for name in FACTS}
 
 
+# How a node is drawn: not a part of --json
+DRAWN = ("lead", "short_id")
+
+
 def describe_tree(
     history: History, reference: str | None, count: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """The lines of one tree, or of the newest trees without a reference.
+    """The nodes of one tree, or of the newest trees without a reference.
 
-    A line has the keys lead (what connects it to its parent), id (shortened, but
-    unique), current, verb, mode, excerpt, prompt, tokens, state_bytes, state_gone,
-    starred, note.
+    ``lead`` connects a node to its parent when it is drawn.
     """
     forest, store = Forest(history), open_store()
     if reference is None:
@@ -98,26 +115,31 @@ def describe_tree(
         roots = [forest.tree(history.resolve(reference, threads=True))]
     current = history.current()
     for root in roots:
-        lines = []
+        nodes = []
         for lead, node in root.outline():
             entry = store.get(node.id) if store else None
-            lines.append(
+            nodes.append(
                 {
                     "lead": lead,
-                    "id": history.short_id(node.id),
-                    "current": node.id == current,
+                    "short_id": history.short_id(node.id),
+                    "id": node.id,
+                    "parent_id": node.parent.id if node.parent else None,
+                    "thread_id": node.thread_id,
+                    "model": node.model,
+                    "prompt": node.prompt,
+                    "input_tokens": node.input_tokens,
+                    "output_tokens": node.output_tokens,
                     "verb": node.verb,
                     "mode": node.mode,
                     "excerpt": node.excerpt,
-                    "prompt": node.prompt,
-                    "tokens": node.n_tokens,
-                    "state_bytes": entry.nbytes if entry else 0,
-                    "state_gone": entry.gone if entry else None,
+                    "current": node.id == current,
                     "starred": node.starred,
                     "note": node.note,
+                    "state_bytes": entry.nbytes if entry else None,
+                    "state_gone": entry.gone if entry else None,
                 }
             )
-        yield lines
+        yield nodes
 
 
 def describe_diff(history: History, one: str, other: str) -> dict[str, Any]:
@@ -158,4 +180,30 @@ def describe_removal(removal: Removal, store: Store | None) -> dict[str, Any]:
         "removed_bytes": removal.nbytes,
         "kept": {entry.state.response_id: why for entry, why in removal.kept},
         "bytes": store.nbytes() if store else 0,
+    }
+
+
+def describe_export(
+    report: bundle.Transfer, file: Path, signed: bool
+) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "response_id": report.response_id,
+        "states": report.n_states,
+        "tokens": report.n_tokens,
+        "bytes": report.nbytes,
+        "signed": signed,
+    }
+
+
+def describe_import(report: bundle.Transfer) -> dict[str, Any]:
+    return {
+        "response_id": report.response_id,
+        "thread_id": report.thread_id,
+        "states": report.n_states,
+        "new_states": report.new_states,
+        "tokens": report.n_tokens,
+        "model": report.model,
+        "known_model": report.known_model,
+        "origin": report.origin,
     }

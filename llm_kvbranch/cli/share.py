@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from ..settings import format_size
-from .options import database_option
+from .options import database_option, json_option
 from .text import count
 
 
@@ -23,7 +24,10 @@ def _key() -> str | None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite an existing file")
 @database_option
-def export(response_id: str, file: Path, force: bool, database: str | None) -> None:
+@json_option
+def export(
+    response_id: str, file: Path, force: bool, database: str | None, json_: bool
+) -> None:
     """
     Write a response and its context to a file to share
 
@@ -38,11 +42,15 @@ def export(response_id: str, file: Path, force: bool, database: str | None) -> N
     from ..errors import BundleError
     from ..log import History, open_log
     from ..store import bundle, existing_store
+    from .report import describe_export
 
     if file.exists() and not force:
         raise BundleError(f"{file} exists: choose another name or pass --force")
     store, history, key = existing_store(), History(open_log(database)), _key()
     report = bundle.export(store, history, history.resolve(response_id), file, key)
+    if json_:
+        click.echo(json.dumps(describe_export(report, file, bool(key)), indent=2))
+        return
     click.echo(
         f"Wrote {count(report.n_tokens, 'token')} "
         f"in {count(report.n_states, 'state')}, "
@@ -59,7 +67,8 @@ def export(response_id: str, file: Path, force: bool, database: str | None) -> N
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--trust", is_flag=True, help="Import even if not signed with your key")
 @database_option
-def import_(file: Path, trust: bool, database: str | None) -> None:
+@json_option
+def import_(file: Path, trust: bool, database: str | None, json_: bool) -> None:
     """
     Add an exported response to the log and the store
 
@@ -70,6 +79,7 @@ def import_(file: Path, trust: bool, database: str | None) -> None:
     from ..errors import BundleError, UntrustedBundleError
     from ..log import History, open_log
     from ..store import bundle, existing_store
+    from .report import describe_import
 
     store = existing_store(create=True)
     history = History(open_log(database, create=True))
@@ -80,6 +90,9 @@ def import_(file: Path, trust: bool, database: str | None) -> None:
             f"{error}. If you trust whoever made it, import it with --trust, or agree "
             "on a key: llm keys set kvbranch"
         ) from None
+    if json_:
+        click.echo(json.dumps(describe_import(report), indent=2))
+        return
     click.echo(
         f"Imported {report.new_states:,} of {count(report.n_states, 'state')}, "
         f"{count(report.n_tokens, 'token')} of {report.model}; {report.origin}"

@@ -17,23 +17,44 @@ from .text import count as counted
 @click.command()
 @click.argument("reference", metavar="[ID]", required=False)
 @database_option
-@click.option("-n", "--count", default=5, help="Number of trees to show without ID")
-def tree(reference: str | None, database: str | None, count: int) -> None:
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    help="Number of trees to show without ID (default: 5)",
+)
+@json_option
+def tree(
+    reference: str | None, database: str | None, count: int | None, json_: bool
+) -> None:
     """
     Show responses as a tree of branches
 
     ID is a response or a thread; without it the newest trees are shown. The
     response that llm -c would continue is marked with an asterisk.
     """
-    from ..log import History, open_log
-    from .report import describe_tree
+    from .report import DRAWN, describe_tree, log_if_any
 
-    history = History(open_log(database))
-    for number, lines in enumerate(describe_tree(history, reference, count)):
+    if reference is not None and count is not None:
+        raise click.UsageError("Give an ID or --count, not both")
+    history = log_if_any(database, must_exist=reference is not None)
+    trees = () if history is None else describe_tree(history, reference, count or 5)
+    if json_:
+        plain = [
+            [{k: v for k, v in node.items() if k not in DRAWN} for node in nodes]
+            for nodes in trees
+        ]
+        facts = [{"root": nodes[0]["id"], "nodes": nodes} for nodes in plain]
+        click.echo(json.dumps({"trees": facts}, indent=2))
+        return
+    number = -1
+    for number, nodes in enumerate(trees):
         if number:
             click.echo()
-        for line in lines:
-            _print_node(line)
+        for node in nodes:
+            _print_node(node)
+    if number < 0:
+        click.echo("There are no responses yet")
 
 
 def _print_node(line: dict[str, Any]) -> None:
@@ -44,9 +65,12 @@ def _print_node(line: dict[str, Any]) -> None:
     kept = "evicted" if is_evicted(line["state_gone"]) else "no state"
     if line["state_bytes"]:
         kept = format_size(line["state_bytes"])
-    tokens = "" if line["tokens"] is None else f"{counted(line['tokens'], 'token')}, "
+    tokens = ""
+    if line["input_tokens"] is not None and line["output_tokens"] is not None:
+        n_tokens = line["input_tokens"] + line["output_tokens"]
+        tokens = f"{counted(n_tokens, 'token')}, "
     tail = f"  {tokens}{kept}"
-    head = f"{line['lead']}{line['id']}  "
+    head = f"{line['lead']}{line['short_id']}  "
     how = {"branch": "at ", "focus": "on ", "retry": "retry "}.get(line["verb"], "")
     if line["mode"] == "fresh":
         how = "fresh "
@@ -60,7 +84,7 @@ def _print_node(line: dict[str, Any]) -> None:
     room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
     click.echo(
         click.style(line["lead"], dim=True)
-        + click.style(printable(line["id"]), fg="yellow")
+        + click.style(printable(line["short_id"]), fg="yellow")
         + click.style("* " if line["current"] else "  ", fg="green", bold=True)
         + click.style(how, fg="cyan")
         + one_line(line["prompt"], max(12, room))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 import click
-import llm
 
 from ..settings import format_size, parse_size
 from .groups import LazyGroup
@@ -47,14 +47,12 @@ def status(database: str | None, json_: bool) -> None:
 
     Reused is the share of all prompt tokens that did not have to be read again.
     """
-    from ..log import History, open_log, printable
+    from ..log import printable
     from ..store import describe_store
+    from .report import log_if_any
 
-    try:
-        history = History(open_log(database))
-    except llm.ModelError:  # without a log the threads have no names
-        history = None
-    facts = describe_store(history)
+    # Without a log the threads have no names
+    facts = describe_store(log_if_any(database))
     if json_:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -114,7 +112,8 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 @click.command()
 @click.argument("size", required=False)
 @click.option("--default", is_flag=True, help="Return to the default")
-def budget(size: str | None, default: bool) -> None:
+@json_option
+def budget(size: str | None, default: bool, json_: bool) -> None:
     """
     Show or set how much disk space states may use
 
@@ -126,32 +125,50 @@ def budget(size: str | None, default: bool) -> None:
         llm kvbranch store budget 20GB
     """
     from .. import settings
-    from ..store import evict, open_store
+    from ..store import Removal, evict, open_store
 
-    if size is not None or default:
+    if size is not None and default:
+        raise click.UsageError("Give a SIZE or --default, not both")
+    changed = size is not None or default
+    if changed:
         if size is not None:
             parse_size(size)
-        settings.put("budget", None if default else size)
+        settings.put("budget", size)
     store = open_store()
-    nbytes = store.budget() if store else settings.budget()
-    kind = "default" if settings.budget() is None else "set"
-    if nbytes is None:
+    full = store is not None and store.nbytes() > store.budget()
+    removal = evict(store) if store and full and changed else Removal()
+    facts = {
+        "budget": store.budget() if store else settings.budget(),
+        "budget_is_default": settings.budget() is None,
+        "bytes": store.nbytes() if store else 0,
+        "removed": [entry.state.response_id for entry in removal.removed],
+        "removed_bytes": removal.nbytes,
+    }
+    if json_:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    _print_budget(facts, changed)
+
+
+def _print_budget(facts: dict[str, Any], changed: bool) -> None:
+    kind = "default" if facts["budget_is_default"] else "set"
+    if facts["budget"] is None:
         click.echo("A fifth of the free disk (default)")
-    else:
-        click.echo(f"{format_size(nbytes)} ({kind})")
-    if store and store.nbytes() > store.budget():
-        if size is not None or default:
-            removal = evict(store)
-            n = len(removal.removed)
-            click.echo(f"Removed {count(n, 'state')}, {format_size(removal.nbytes)}")
-        if store.nbytes() > store.budget():
-            click.echo(
-                f"The store uses {format_size(store.nbytes())}: states that are "
-                "pinned or in use are kept"
-                if size is not None or default
-                else f"The store uses {format_size(store.nbytes())}. The next answer "
-                "makes room, or do it now: llm kvbranch store gc"
+        return
+    click.echo(f"{format_size(facts['budget'])} ({kind})")
+    if n := len(facts["removed"]):
+        click.echo(
+            f"Removed {count(n, 'state')}, {format_size(facts['removed_bytes'])}"
+        )
+    if facts["bytes"] > facts["budget"]:
+        click.echo(
+            f"The store uses {format_size(facts['bytes'])}"
+            + (
+                ": states that are pinned or in use are kept"
+                if changed
+                else ". The next answer makes room, or do it now: llm kvbranch store gc"
             )
+        )
 
 
 @click.command()
@@ -166,14 +183,17 @@ def gc(max_size: str | None, dry_run: bool, json_: bool) -> None:
     are kept. Nothing is lost: an evicted state is recomputed from the log when it
     is needed.
     """
-    from ..store import collect, existing_store
+    from ..store import Removal, collect, open_store
     from .report import describe_removal
 
-    store = existing_store()
+    store = open_store()
     limit = None if max_size is None else parse_size(max_size)
-    removal = collect(store, limit, dry_run)
+    removal = collect(store, limit, dry_run) if store else Removal()
     if json_:
         click.echo(json.dumps(describe_removal(removal, store), indent=2))
+        return
+    if store is None:
+        click.echo("Nothing is stored yet")
         return
     verb = "Would remove" if dry_run else "Removed"
     n = len(removal.removed)
@@ -187,33 +207,45 @@ def gc(max_size: str | None, dry_run: bool, json_: bool) -> None:
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Repair the index, delete unusable files")
-def verify(repair: bool) -> None:
+@json_option
+def verify(repair: bool, json_: bool) -> None:
     """
     Check every state file, the links between them and the index
 
     With --repair the index is corrected, or rebuilt from the files, and files that
-    cannot be used are deleted.
+    cannot be used are deleted. The exit code is 1 if there are problems left.
     """
     from ..store import open_store
     from ..store import repair as repair_store
     from ..store import verify as verify_store
 
     store = open_store()
-    if store is not None and repair:
-        for name, done in repair_store(store):
+    repaired, problems = [], []
+    for name, done in repair_store(store) if store and repair else ():
+        repaired.append({"name": name, "done": done})
+        if not json_:
             click.echo(f"{name}: {done}")
-    problems = 0
     for name, problem in verify_store(store) if store else ():
-        problems += 1
-        click.echo(f"{name}: {problem}")
+        problems.append({"name": name, "problem": problem})
+        if not json_:
+            click.echo(f"{name}: {problem}")
+    try:
+        n = sum(model["states"] for model in store.models()) if store else 0
+    except sqlite3.DatabaseError:
+        if not problems:
+            raise
+        n = None
+    if json_:
+        facts = {"states": n, "repaired": repaired, "problems": problems}
+        click.echo(json.dumps(facts, indent=2))
+        raise click.exceptions.Exit(1 if problems else 0)
     if problems:
         raise click.ClickException(
-            f"{count(problems, 'problem')} found. Nothing is lost: unusable states are "
-            "recomputed from the log"
+            f"{count(len(problems), 'problem')} found. Nothing is lost: unusable "
+            "states are recomputed from the log"
             + ("" if repair else ". Repair with: llm kvbranch store verify --repair")
         )
-    n = sum(model["states"] for model in store.models()) if store else 0
-    click.echo(f"{count(n, 'state')} checked, no problem found")
+    click.echo(f"{count(n or 0, 'state')} checked, no problem found")
 
 
 @click.command()
@@ -237,11 +269,20 @@ def unpin(response_id: str, database: str | None) -> None:
 
 
 def _pin(reference: str, database: str | None, pinned: bool) -> None:
-    from ..log import History, open_log
-    from ..store import existing_store, resolve_stored
+    from ..log import History, open_log, printable
+    from ..store import existing_store, open_store, resolve_stored
     from ..store import pin as set_pin
 
-    store = existing_store()
+    store = open_store()
     history = History(open_log(database))
-    set_pin(store, resolve_stored(store, history, reference), pinned)
-    click.echo(f"{format_size(store.pinned_bytes())} pinned")
+    id = resolve_stored(store, history, reference)
+    entry = store.get(id) if store else None
+    if not pinned and (entry is None or not entry.pinned):
+        click.echo(printable(f"{id} is not pinned"))
+        return
+    store = store or existing_store()
+    said = f"{id} was pinned already" if entry and entry.pinned else f"Pinned {id}"
+    said = said if pinned else f"Unpinned {id}"
+    set_pin(store, id, pinned)
+    total = format_size(store.pinned_bytes())
+    click.echo(printable(f"{said}; {total} pinned in all"))

@@ -36,6 +36,7 @@ UNSEEN = {
     ("`llm kvbranch show`", "resolved_model", "null"),
     ("`llm kvbranch store`", "hit_rate", "null"),
     ("`llm kvbranch store`", "threads[].thread_id", "null"),
+    ("`llm kvbranch store verify`", "states", "null"),
     ("`llm kvbranch doctor`", "compute", "null"),
     ("`llm kvbranch doctor`", "compute.gpu_build_wanted", "string"),
     ("`llm kvbranch doctor`", "store", "null"),
@@ -50,6 +51,7 @@ UNSEEN = {
     *(
         (section, f"{start}{name}", "null")  # of models that do not count
         for section, start in (
+            ("`llm kvbranch tree`", "trees[].nodes[]."),
             ("`GET /branch/tree`", "trees[].nodes[]."),
             ("`GET /-/kvbranch/tree.json`", "nodes[].tokens."),
             ("`GET /-/kvbranch/path.json`", "turns[].tokens."),
@@ -167,8 +169,11 @@ def print_all(llm: Homes, found: Outputs) -> None:
     llm("ann", "-m", "echo", "Nothing in common")
     found.add("`llm kvbranch show`", run("show", "last"))
     found.add("`llm kvbranch diff`", run("diff", one, "last"))
-    llm("ann", "kvbranch", "export", one, str(llm.root / "bundle"))
-    llm("bob", "kvbranch", "import", str(llm.root / "bundle"), "--trust")
+    llm("ann", "kvbranch", "star", one)
+    llm("ann", "kvbranch", "note", one, "Good")
+    bundle = str(llm.root / "bundle")
+    found.add("`llm kvbranch export`", run("export", one, bundle))
+    found.add("`llm kvbranch import`", run("import", bundle, "--trust", home="bob"))
     told(*ask("branch", "last", "And then?", home="bob"))
     found.add("`llm kvbranch show`", run("show", one, home="bob"))
     llm("ann", "kvbranch", "store", "pin", one)
@@ -179,8 +184,24 @@ def print_all(llm: Homes, found: Outputs) -> None:
     told(*ask("branch", other, "Again?"))
     found.add("`llm kvbranch show`", run("show", other))
     found.add(status, run("store", "status"))
+    found.add("`llm kvbranch tree`", run("tree"))
+    print_store(llm, found, one)
     (llm.root / "ann" / "logs.db").rename(llm.root / "kept.db")
     found.add(status, run("store", "status"))
+    print_models(llm, found)
+    found.add(doctor, run("doctor"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_KVBRANCH_MODEL", "none")
+        found.add(doctor, run("doctor", fails=True))
+    for facts in found.by_section[doctor]:  # whose fields are in another table
+        found.add("store of doctor", facts["store"])
+        facts["store"] = {"free_disk": facts["store"]["free_disk"]}
+
+
+def print_models(llm: Homes, found: Outputs) -> None:
+    def run(*arguments: str) -> Any:
+        return json.loads(llm("ann", "kvbranch", *arguments, "--json"))
+
     found.add("`llm kvbranch models settings`", run("models", "settings"))
     llm("ann", "kvbranch", "models", "use", str(llm.root / "toy.gguf"))
     llm("ann", "kvbranch", "models", "settings", "kvllama", "n_ctx", "4096")
@@ -189,13 +210,22 @@ def print_all(llm: Homes, found: Outputs) -> None:
     bad.parent.mkdir(parents=True)
     bad.write_bytes(b"GGUF")
     found.add("`llm kvbranch models`", run("models", "list"))
-    found.add(doctor, run("doctor"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLM_KVBRANCH_MODEL", "none")
-        found.add(doctor, run("doctor", fails=True))
-    for facts in found.by_section[doctor]:  # whose fields are in another table
-        found.add("store of doctor", facts["store"])
-        facts["store"] = {"free_disk": facts["store"]["free_disk"]}
+    found.add("`llm kvbranch models download`", run("models", "download", "--list"))
+
+
+def print_store(llm: Homes, found: Outputs, damaged: str) -> None:
+    budget, verify = "`llm kvbranch store budget`", "`llm kvbranch store verify`"
+
+    def run(*words: str, home: str = "ann", fails: bool = False) -> Any:
+        arguments = ("kvbranch", "store", *words, "--json")
+        return json.loads(llm(home, *arguments, fails=fails))
+
+    found.add(budget, run("budget", home="nobody"), run("budget"))
+    found.add(verify, run("verify", home="nobody"))
+    (state,) = (llm.root / "ann").rglob(f"{damaged}.safetensors")
+    state.write_bytes(state.read_bytes()[:-1])
+    found.add(verify, run("verify", fails=True), run("verify", "--repair"))
+    found.add(budget, run("budget", "0"), run("budget", "--default"))
 
 
 class Asking:

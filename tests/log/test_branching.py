@@ -315,16 +315,20 @@ ERRORS = {
         ["last", "--excerpt", "I heard", "--occurrence", "2", "Why?"],
         "no occurrence 2",
     ),
-    "occurrence of nothing": (["last", "--occurrence", "2", "Why?"], "needs an"),
     "range out of bounds": (["last", "--range", "5:9999", "Why?"], "5:9999 is not in"),
     "range is no range": (["last", "--range", "5", "Why?"], "is not START:END"),
-    "both": (["last", "--range", "0:2", "--excerpt", "I", "Why?"], "not both"),
     "empty excerpt": (["last", "--excerpt", " ", "Why?"], "excerpt is empty"),
     "empty prompt": (["last", " "], "prompt is empty"),
     "focus on nothing": (["focus", "last", "Why?"], "focus needs an excerpt"),
     "no such model": (["last", "Why?", "-m", "nope"], "Unknown model: nope"),
     "bad option": (["last", "Why?", "-o", "wings", "2"], "wings"),
     "model fails": (["last", "fail"], "the parrot is dead"),
+}
+
+
+USAGE = {
+    "occurrence of nothing": (["last", "--occurrence", "2", "Why?"], "needs an"),
+    "both": (["last", "--range", "0:2", "--excerpt", "I", "Why?"], "not both"),
 }
 
 
@@ -339,6 +343,15 @@ class TestErrors:
         assert result.exit_code == 1
         assert words in result.stderr
         assert result.stderr.startswith("Error: ")
+        assert (log.turns(), log.threads()) == before
+
+    @pytest.mark.parametrize("name", USAGE)
+    def test_options_that_do_not_apply(self, run, log, parent, name):
+        arguments, words = USAGE[name]
+        before = log.turns(), log.threads()
+        result = run("kvbranch", *arguments)
+        assert result.exit_code == 2
+        assert words in result.stderr
         assert (log.turns(), log.threads()) == before
 
     def test_ambiguous_prefix(self, run, ok, log, parent):

@@ -639,7 +639,7 @@ class TestSettings:
     def test_default_needs_a_setting(self, llm: Homes) -> None:
         for more in ((), ("n_ctx", "5")):
             said = llm(
-                "a", "kvbranch", "settings", "kvllama", *more, "--default", fails=True
+                "a", "kvbranch", "settings", "kvllama", *more, "--default", fails=2
             )
             assert "llm kvbranch models settings kvllama n_ctx --default" in said
 

@@ -18,7 +18,7 @@ class Homes:
         self.root = root
 
     def __call__(
-        self, home: str, *arguments: str, key: str = "", fails: bool = False
+        self, home: str, *arguments: str, key: str = "", fails: int = False
     ) -> str:
         path = self.root / home
         path.mkdir(exist_ok=True)
@@ -26,7 +26,7 @@ class Homes:
         result = CliRunner(env=environment).invoke(llm_cli.cli, [*arguments])
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
-        assert result.exit_code == (1 if fails else 0), result.output
+        assert result.exit_code == fails, result.output
         return result.output
 
 
