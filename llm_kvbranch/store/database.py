@@ -214,3 +214,11 @@ def chunks(items: list[Any], size: int = 500) -> Iterator[list[Any]]:
 
 def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat()
+
+
+def just_after(time: str) -> str:
+    "The next moment after one that ``now`` returned"
+    with contextlib.suppress(ValueError, OverflowError):
+        moment = datetime.datetime.fromisoformat(time)
+        return (moment + datetime.timedelta(microseconds=1)).isoformat()
+    return time

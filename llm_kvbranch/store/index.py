@@ -25,7 +25,7 @@ from typing import Any
 import xxhash
 
 from .chain import Chain, Entry, Segment
-from .database import BY_KEY, Database, chunks, now
+from .database import BY_KEY, Database, chunks, just_after, now
 from .header import Key, State, snapshots_of, snapshots_text
 from .tokens import (
     BLOCK,
@@ -90,7 +90,7 @@ class Index(Database):
         db.execute(f"delete from states {BY_KEY}", state.key)
         columns = {column: getattr(state, name) for name, column in _COLUMNS.items()}
         columns["snapshots"] = snapshots_text(state.snapshots)
-        columns |= {"nbytes": nbytes, "pinned": pinned, "used": now()}
+        columns |= {"nbytes": nbytes, "pinned": pinned, "used": self.time(db)}
         cursor = db.execute(
             f"insert into states ({', '.join(columns)})"
             f" values ({', '.join('?' * len(columns))})",
@@ -345,13 +345,24 @@ class Index(Database):
         ).fetchall()
         return [entry_of(row) for row in rows]
 
+    def time(self, db: sqlite3.Connection) -> str:
+        """The time, or just after the last use if the clock was set back since.
+
+        So the order of uses is the one in which this store saw them.
+        """
+        last = [
+            db.execute(f"select max(used) from states where {which}").fetchone()[0]
+            for which in ("nbytes > 0", "nbytes = 0")  # there is an index for each
+        ]
+        return max([now(), *(just_after(used) for used in last if used)])
+
     def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
         "Record that all states of a chain were used now"
         ids: dict[str, list[str]] = {}
         for segment in chain.segments:
             fingerprint, response_id = segment.entry.state.key
             ids.setdefault(fingerprint, []).append(response_id)
-        used = now()
+        used = self.time(db)
         for fingerprint, some in ids.items():
             db.execute(
                 "update states set used = ? where fingerprint = ?"

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import StateError, StoreError, UnreadableStateError
 from .chain import Chain, Entry
-from .database import BY_KEY, now
+from .database import BY_KEY
 from .digests import Check
 from .files import Addition, Deletion, Files, lock_name
 from .header import State
@@ -116,7 +116,7 @@ class Store(Files):
         for name in (state.response_id, state.fingerprint):
             if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name):
                 raise StoreError(f"Response id {name!r} cannot be used as a file name")
-        state = replace(state, created=now())
+        state = replace(state, created=self.time(self.db))
         temporary = self.root / "tmp" / f"{secrets.token_hex(8)}{SUFFIX}"
         chain = chain or Chain()
         parts = (payload, snapshots or {})

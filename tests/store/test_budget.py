@@ -7,13 +7,17 @@ a long document is read again, or that rows vanish while someone reads them.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llm_kvbranch.store.index as index_module
+import llm_kvbranch.store.store as store_module
 from llm_kvbranch.errors import StateError, StoreError
 from llm_kvbranch.store.maintenance import pin, verify
 from llm_kvbranch.store.store import EVICTED, Store
@@ -179,6 +183,47 @@ class TestEviction:
                 present(store)
                 assert store.nbytes() <= budget
             assert not list(verify(store))
+
+
+class TestClock:
+    "States stored while the clock was ahead would stay until it catches up"
+
+    @pytest.fixture
+    def hours(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        "Set the clock so many hours ahead"
+        ahead = [0]
+
+        def now() -> str:
+            time = datetime.datetime.now(datetime.timezone.utc)
+            return (time + datetime.timedelta(hours=ahead[0])).isoformat()
+
+        for module in (store_module, index_module):
+            monkeypatch.setattr(module, "now", now, raising=False)
+        return lambda n: ahead.__setitem__(0, n)
+
+    @pytest.mark.parametrize("rebuilt", [False, True])
+    def test_the_order_of_uses_is_the_one_that_was_seen(
+        self, store: Store, hours: Callable[[int], None], rebuilt: bool
+    ) -> None:
+        hours(1)
+        for name in "abcd":
+            fill(store, name)
+        hours(0)
+        fill(store, "e")
+        a = fill(store, "f")
+        hours(-1000)
+        fill(store, "g", a)
+        if rebuilt:
+            store.rebuild()
+        assert names(list(store.by_use())) == ["d", "e", "g", "f"]
+        fill(store, "h")
+        assert present(store) == "e f g h"
+
+    def test_a_time_at_the_end_of_all_times_is_survived(self, store: Store) -> None:
+        fill(store, "a")
+        store.db.execute("update states set used = '9999-12-31T23:59:59.999999+00:00'")
+        fill(store, "b")
+        assert present(store) == "a b"
 
 
 class TestRefusal:
