@@ -36,7 +36,7 @@ with recursive above(kind, key) as (
   union select 'turn', id from above
     cross join turns on kind = 'message' and tip_message_hash = key
   {branches})
-select id, thread_id, tip_message_hash from turns
+select id, rowid as logged, thread_id, tip_message_hash from turns
   where id in (select key from above where kind = 'turn')
 """
 _ABOVE_BRANCHES = """
@@ -80,7 +80,8 @@ _WITH_MESSAGE = """
 with recursive down(hash) as (select hash from messages where hash = ?1
   union select m.hash from messages m join down on m.parent_hash = down.hash)
 select id from turns where tip_message_hash in (select hash from down)
-  order by tip_message_hash = ?1 desc, parent_message_hash = ?1 desc, id desc limit 1
+  order by tip_message_hash = ?1 desc, parent_message_hash = ?1 desc, rowid desc
+  limit 1
 """
 _ORIGINS = f"""
 select response_id, from_response, verb from kvbranch_branches
@@ -139,6 +140,7 @@ class Ancestry:
         self.db = db
         self._has_branches = db["kvbranch_branches"].exists()
         self._threads: dict[str, str] = {}
+        self._logged: dict[str, int] = {}  # rowids: later ones are higher
         self._tips: dict[str, str | None] = {}
         # The responses with a tip, all of them or those in one thread, oldest first
         self._by_tip: dict[tuple[str, str | None], list[str]] = {}
@@ -161,12 +163,13 @@ class Ancestry:
         for row in new:
             id, thread, tip = row["id"], row["thread_id"], row["tip_message_hash"]
             self._threads[id] = thread
+            self._logged[id] = row["logged"]
             self._tips[id] = tip
             for key in {(tip, None), (tip, thread)} if tip is not None else ():
                 self._by_tip.setdefault(key, []).append(id)
                 changed.add(key)
         for key in changed:
-            self._by_tip[key].sort()
+            self._by_tip[key].sort(key=self._logged.__getitem__)
         ids = json_list(row["id"] for row in new)
         for row in self.db.query(_LAST_ANSWERS, [ids]):
             self._last_answers[row["turn"]] = row["hash"]
@@ -217,9 +220,10 @@ class Ancestry:
         """
         self.load([response_id])
         answer = self._last_answers.get(response_id, "")
+        logged = self._logged.get(response_id, 0)
         for thread in (self._threads.get(response_id), None):
             same = self._by_tip.get((answer, thread), [])
-            if older := bisect_left(same, response_id):
+            if older := bisect_left(same, logged, key=self._logged.__getitem__):
                 return same[older - 1]
         return None
 
@@ -260,7 +264,7 @@ class Ancestry:
                 children.setdefault(parent, []).append(id)
         found = [response_id] if response_id in ids else []
         for at in found:
-            found += sorted(children.get(at, ()))
+            found += sorted(children.get(at, ()), key=self._logged.__getitem__)
         return found
 
     def descendants(self, response_ids: Iterable[str]) -> set[str]:

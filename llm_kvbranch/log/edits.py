@@ -174,7 +174,7 @@ def _keep_retries_in_place(db: Any, gone: set[str]) -> None:
 def _correct_threads(db: Any, thread_ids: set[str]) -> None:
     "Point threads at their last turns, and delete those that have none"
     rows = db.query(
-        "select thread_id, tip_message_hash, max(id) from turns"
+        "select thread_id, tip_message_hash, max(rowid) from turns"
         f" where thread_id {IN} group by thread_id",
         [json_list(thread_ids)],
     )

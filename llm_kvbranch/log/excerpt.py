@@ -2,8 +2,9 @@
 
 The idea: people copy excerpts from a terminal or a page, which may wrap lines, change
 quotes and dashes, drop invisible characters, or compose accents. So the exact excerpt
-is searched for first, then one that differs only in these. Positions are half-open
-ranges of characters in the original text.
+is searched for first, then one that differs only in these, and last one that differs
+in Markdown's marks as well, which a rendered page does not show. Positions are
+half-open ranges of characters in the original text.
 
 The invariant: a character and the accents on it stay together, unless the excerpt
 occurs nowhere else.
@@ -16,8 +17,10 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+from collections.abc import Container
 
 from ..errors import AmbiguousExcerptError, HistoryError
+from .markup import marks
 
 _SIMILAR = str.maketrans(
     {
@@ -45,6 +48,7 @@ def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, i
     exact = _exact_matches(text, excerpt)
     whole = [match for match in exact if all(_is_boundary(text, at) for at in match)]
     matches = whole or _folded_matches(text, excerpt) or exact
+    matches = matches or _unmarked_matches(text, excerpt)
     if not matches:
         near = _nearest(text, excerpt)
         raise HistoryError(
@@ -92,20 +96,55 @@ def _exact_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
 
 def _folded_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
     "Matches that differ only in white space and in characters that look the same"
-    folded, spans = _fold(text)
+    return _matches(*_fold(text), _fold(excerpt)[0].strip())
+
+
+def _unmarked_matches(text: str, excerpt: str) -> list[tuple[int, int]]:
+    "Matches that differ in the marks of Markdown, too, in order"
     wanted = _fold(excerpt)[0].strip()
+    # Other numbers are other words, so those of an excerpt stay
+    bare = _fold(excerpt, marks(excerpt))[0].strip()
+    found: set[tuple[int, int]] = set()
+    bullets, all_marks = marks(text), marks(text, numbers=True)
+    for hidden in (bullets, all_marks) if bullets != all_marks else (bullets,):
+        folded = _fold(text, hidden)
+        found.update(_matches(*folded, wanted))
+        if bare != wanted:
+            places = _matches(*folded, bare)
+            found.update(place for place in places if _is_words(text, *place))
+    return sorted(found)
+
+
+def _is_words(text: str, start: int, end: int) -> bool:
+    "Whether a range neither starts nor ends inside a word"
+    return not any(
+        text[at - 1 : at].isalnum() and text[at : at + 1].isalnum()
+        for at in (start, end)
+    )
+
+
+def _matches(
+    folded: str, spans: list[tuple[int, int]], wanted: str
+) -> list[tuple[int, int]]:
+    "The ranges of a text that was folded where something folded occurs in it"
     matches = _exact_matches(folded, wanted) if wanted else []
     found = ((spans[start][0], spans[end - 1][1]) for start, end in matches)
     return list(dict.fromkeys(found))
 
 
-def _fold(text: str) -> tuple[str, list[tuple[int, int]]]:
-    "The text with plain characters and single spaces, and the range of each of them"
+def _fold(text: str, hidden: Container[int] = ()) -> tuple[str, list[tuple[int, int]]]:
+    """The text with plain characters and single spaces, and the range of each of them.
+
+    Characters at the ``hidden`` positions are left out.
+    """
     folded: list[str] = []
     spans: list[tuple[int, int]] = []
     start = 0
     for end in range(1, len(text) + 1):
         if not _is_boundary(text, end):
+            continue
+        if start in hidden and end - start == 1:
+            start = end
             continue
         plain = unicodedata.normalize("NFC", text[start:end].translate(_SIMILAR))
         if plain.isspace():

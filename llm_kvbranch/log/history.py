@@ -108,7 +108,7 @@ class History:
         """
         if threads:
             for row in self.db.query(
-                "select id from turns where thread_id = ? order by id desc limit 1",
+                "select id from turns where thread_id = ? order by rowid desc limit 1",
                 [reference],
             ):
                 return str(row["id"])
@@ -176,7 +176,7 @@ class History:
         "The response that llm -c continues"
         for row in self.db.query(
             "select id from turns where thread_id = (select max(id) from threads)"
-            " order by id desc limit 1"
+            " order by rowid desc limit 1"
         ):
             return str(row["id"])
         return None
@@ -373,7 +373,7 @@ class History:
             "select thread_id, threads.tip_message_hash = :tip is_tip from turns"
             " join threads on threads.id = thread_id"
             " where turns.tip_message_hash = :tip"
-            " order by is_tip desc, turns.id desc limit 1",
+            " order by is_tip desc, turns.rowid desc limit 1",
             {"tip": tip},
         ):
             return str(row["thread_id"]), bool(row["is_tip"])

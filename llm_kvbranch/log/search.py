@@ -79,7 +79,7 @@ def search_responses(
         " join turn_search on turn_search.id = turn_search_fts.rowid"
         " join turns on turns.id = turn_search.turn_id"
         f" where turn_search_fts match ? {limited}"
-        f" order by {_RANK}, turns.id desc limit ?",
+        f" order by {_RANK}, turns.rowid desc limit ?",
         [opened, closed, match, *([] if among is None else [json_list(among)]), n],
     )
     return [
@@ -159,10 +159,10 @@ def list_trees(history: History, wanted: Filter, n: int = 25) -> Page:
 def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
     "Trees in the order of their newest response that fits"
     seen: set[str] = set()
-    before = wanted.before
+    start_at = before = _logged(forest, wanted.before)
     most = _READ
     while ids := _fitting(forest, wanted, before, most=most):
-        before = ids[-1]
+        before = min(ids.values())
         most *= 2  # a deep tree may hold all of them
         forest.ancestry.load(ids)
         roots = [
@@ -172,11 +172,12 @@ def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
         for start in range(0, len(roots), n):
             trees = forest.load(roots[start : start + n])
             members = [[node.id for node in root.walk()] for root in trees]
-            all_members = [id for ids in members for id in ids]
-            fits = dict.fromkeys(_fitting(forest, wanted, among=all_members))
-            for root, ids in zip(trees, members, strict=True):
-                fitting = sorted((id for id in ids if id in fits), reverse=True)
-                if fitting and (wanted.before is None or fitting[0] < wanted.before):
+            all_members = [id for inside in members for id in inside]
+            fits = _fitting(forest, wanted, among=all_members)
+            for root, inside in zip(trees, members, strict=True):
+                here = [id for id in inside if id in fits]
+                fitting = sorted(here, key=fits.__getitem__, reverse=True)
+                if fitting and (start_at is None or fits[fitting[0]] < start_at):
                     # Others were on an earlier page
                     yield Listed(root, fitting[:_READ])
 
@@ -184,12 +185,16 @@ def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
 def _fitting(
     forest: Forest,
     wanted: Filter,
-    before: str | None = None,
+    before: int | None = None,
     among: Iterable[str] | None = None,
     most: int = -1,
-) -> list[str]:
-    "At most so many responses that fit, of all or of those ``among``, newest first"
-    joins, conditions, values = [], ["1"], []
+) -> dict[str, int]:
+    """At most so many responses that fit, of all or of those ``among``.
+
+    The newest come first, each with its rowid: ids may be of a clock that is ahead.
+    """
+    joins, conditions = [], ["1"]
+    values: list[str | int] = []
     if wanted.words.strip():
         joins.append(
             "join turn_search on turn_search.turn_id = turns.id"
@@ -199,20 +204,30 @@ def _fitting(
         values.append(match_of(wanted.words) or '""')
     if wanted.starred:
         if not forest.db["kvbranch_marks"].exists():
-            return []
+            return {}
         joins.append("join kvbranch_marks on response_id = turns.id and starred")
     if wanted.model:
         conditions.append("model = ?")
         values.append(wanted.model)
     if before is not None:
-        conditions.append("turns.id < ?")
+        conditions.append("turns.rowid < ?")
         values.append(before)
     if among is not None:
         conditions.append(f"turns.id {IN}")
         values.append(json_list(among))
     rows = forest.db.query(
-        f"select turns.id from turns {' '.join(joins)}"
-        f" where {' and '.join(conditions)} order by turns.id desc limit {most}",
+        f"select turns.id, turns.rowid as logged from turns {' '.join(joins)}"
+        f" where {' and '.join(conditions)} order by turns.rowid desc limit {most}",
         values,
     )
-    return [row["id"] for row in rows]
+    return {row["id"]: row["logged"] for row in rows}
+
+
+def _logged(forest: Forest, response_id: str | None) -> int | None:
+    "The rowid of a response; if it is gone, one after those with a lower id"
+    query = (
+        "select coalesce((select rowid from turns where id = :id),"
+        " (select max(rowid) from turns where id < :id) + 1, 0) logged"
+    )
+    rows = forest.db.query(query, {"id": response_id})
+    return None if response_id is None else int(next(rows)["logged"])

@@ -32,6 +32,7 @@ class Node:
     "A response in its tree"
 
     id: str
+    rowid: int  # in the order in which responses were logged
     thread_id: str
     model: str
     prompt: str
@@ -111,7 +112,7 @@ class Forest:
     def recent(self, n: int) -> list[Node]:
         "The roots of the n trees with the newest responses, newest first"
         roots: dict[str, None] = {}
-        newest = self.db.query("select id from turns order by id desc")
+        newest = self.db.query("select id from turns order by rowid desc")
         while len(roots) < n and (ids := [row["id"] for row in islice(newest, 20 * n)]):
             self.ancestry.load(ids)
             roots |= dict.fromkeys(map(self.ancestry.root, ids))
@@ -130,7 +131,7 @@ class Forest:
             nodes[mark.response_id].note = mark.note
         self._load_prompts(nodes)
         self.ancestry.load(nodes)
-        for node in sorted(nodes.values(), key=lambda node: node.id):
+        for node in sorted(nodes.values(), key=lambda node: node.rowid):
             parent = None if node.id in roots else self.ancestry.parent(node.id)
             if parent in nodes:
                 node.parent = nodes[parent]
@@ -146,8 +147,8 @@ class Forest:
             " null start, null end) b on 0"
         )
         query = (
-            "select turns.*, b.verb, b.mode, b.excerpt, b.start, b.end"
-            f" from turns {join}"
+            "select turns.*, turns.rowid as logged,"
+            f" b.verb, b.mode, b.excerpt, b.start, b.end from turns {join}"
         )
         yield from self.db.query(f"{query} where turns.id {IN}", [json_list(ids)])
 
@@ -194,6 +195,7 @@ class Forest:
 def _node(row: dict[str, Any]) -> Node:
     return Node(
         id=row["id"],
+        rowid=row["logged"],
         thread_id=row["thread_id"],
         model=as_text(row["model"]),
         prompt="",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_kvbranch.errors import HistoryError
+from llm_kvbranch.errors import AmbiguousExcerptError, HistoryError
 from llm_kvbranch.log.excerpt import check_range, find
 
 TEXT = "It’s a “long”  story.\nThe sea is wide, the sea is deep, the sea is blue."
@@ -67,6 +68,61 @@ class TestFind:
         assert text[start:end] == found
 
     @pytest.mark.parametrize(
+        ("text", "excerpt", "found"),
+        [
+            ("It is **very bold** and _so_ it is", "very bold and so", ...),
+            ("It is very bold.", "It is **very** bold", "It is very bold"),
+            ("- one thing\n- **two** things", "one thing two things", ...),
+            ("one thing\ntwo things", "- one thing\n- two", "one thing\ntwo"),
+            ("> > quoted\n> > text", "quoted text", "quoted\n> > text"),
+            ("so quoted\ntext here", "> quoted\n> text", "quoted\ntext"),
+            ("1. foo\n2. bar", "foo bar", "foo\n2. bar"),
+            ("## A title\nand text", "A title and text", "A title\nand text"),
+            ("use `a*b` *now* and", "use a*b now", "use `a*b` *now"),
+            ("the ~~old~~ “new” one", 'old "new"', "old~~ “new”"),
+        ],
+    )
+    def test_as_a_page_shows_it(self, text, excerpt, found):
+        if found is ...:  # from the first word to the last
+            first, last = excerpt.split()[0], excerpt.split()[-1]
+            found = text[text.index(first) : text.rindex(last) + len(last)]
+        start, end = find(text, excerpt)
+        assert text[start:end] == found
+
+    @pytest.mark.parametrize(
+        ("text", "excerpt"),
+        [
+            ("2*3*4 = 24", "234"),
+            ("2 * 3 * 4", "2 3 4"),
+            ("a snake_case_name", "snakecasename"),
+            ("cat", "- a"),
+            ("cat", "**a**"),
+            ("1. foo\n2. bar", "2. foo"),
+            ("```\n*a* b\n```", "a b"),
+            ("`*a* b`", "a b"),
+            (r"\*a\* b", "a b"),
+            ("*a\n\nb* c", "a b c"),
+        ],
+    )
+    def test_what_is_no_mark(self, text, excerpt):
+        "It is text, and text that differs is another place"
+        with pytest.raises(HistoryError, match="does not contain"):
+            find(text, excerpt)
+
+    @given(st.text("ab*_`~->#1. \n\\", min_size=1), st.data())
+    def test_marks_never_lead_elsewhere(self, text, data):
+        "Letters of an excerpt without marks are those of the place that is found"
+        start = data.draw(st.integers(0, len(text) - 1))
+        end = data.draw(st.integers(start + 1, len(text)))
+        letters = [c for c in text[start:end] if c in "ab"]
+        excerpt = " ".join(re.findall("[ab]+", text[start:end]))
+        try:
+            found = find(text, excerpt)
+        except HistoryError:
+            return
+        assert [c for c in text[slice(*found)] if c in "ab"] == letters
+
+    @pytest.mark.parametrize(
         "text", ["cafe\u0301 and cafe", "\U0001f44d\U0001f3fd \U0001f44d"]
     )
     def test_a_character_is_not_taken_apart(self, text):
@@ -106,6 +162,13 @@ class TestRefused:
         assert "choose an occurrence: 1: " in message
         assert "2: …" in message
         assert "\n" not in message
+
+    def test_several_with_marks_are_listed(self):
+        text = "- the **sea** is\n- the _sea_ is\n- the sea"
+        with pytest.raises(AmbiguousExcerptError, match="2 times"):
+            find(text, "the sea is")
+        start, end = find(text, "the sea is", 2)
+        assert text[start:end] == "the _sea_ is"
 
     def test_no_such_occurrence(self):
         with pytest.raises(HistoryError, match="once, there is no occurrence 2"):

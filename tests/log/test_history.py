@@ -13,7 +13,8 @@ import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from llm_kvbranch.errors import HistoryError
-from llm_kvbranch.log import History, edits, marks
+from llm_kvbranch.log import Forest, History, edits, marks, search
+from llm_kvbranch.web.page.list_data import describe_list
 
 from ..support.interrupting import Interrupting
 from ..support.logged import Log
@@ -124,3 +125,50 @@ class TestLast:
         assert log.history.resolve("last") == id
         new = log.begin("And?", "Because.")
         assert log.history.resolve("last") == new
+
+
+class TestFuture:
+    """Fails if a response whose id is of a clock that is ahead stays the newest.
+
+    An import, or a computer with a wrong clock, may have logged it.
+    """
+
+    @pytest.fixture
+    def ids(self, log):
+        "A tree of the future, one logged before it and one after it"
+        old = log.begin("Old?", "Yes.")
+        ahead = log.begin("Ahead?", "So far.")
+        id = "7zzzzzzzzzzzzzzzzzzzzzzzzz"
+        log.db.execute("update turns set id = ? where id = ?", [id, ahead])
+        log.db.execute(
+            "update turn_search set turn_id = ? where turn_id = ?", [id, ahead]
+        )
+        log.db.conn.commit()
+        return {"old": old, "ahead": id, "new": log.begin("New?", "No.")}
+
+    def test_the_newest_tree(self, log, ids):
+        newest = [root.id for root in Forest(log.history).recent(3)]
+        assert newest == [ids["new"], ids["ahead"], ids["old"]]
+        assert log.history.resolve("last") == newest[0]
+
+    def test_the_pages_of_a_list(self, log, ids):
+        listed, before = [], None
+        for _ in ids:
+            page = search.list_trees(log.history, search.Filter(before=before), 1)
+            listed += [tree.root.id for tree in page.trees]
+            before = page.before
+        assert listed == [ids["new"], ids["ahead"], ids["old"]]
+        assert before is None
+
+    def test_what_continues_it(self, log, ids):
+        "In its thread, its tree and as the last of both"
+        child = log.as_llm(ids["ahead"], "And now?", "Now.")
+        root = Forest(log.history).tree(child)
+        assert [node.id for node in root.walk()] == [ids["ahead"], child]
+        thread = log.history.turn(child)["thread_id"]
+        assert log.history.resolve(thread, threads=True) == child
+        (listed,) = search.list_trees(log.history, search.Filter("now")).trees
+        assert listed.fitting == [child]
+        trees = describe_list(log.history, search.Filter(), {})["trees"]
+        assert trees[0]["open"] == child
+        assert trees[0]["changed"] == log.history.turn(child)["datetime_utc"]

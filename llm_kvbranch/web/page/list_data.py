@@ -50,7 +50,7 @@ def _tree(
 ) -> dict[str, Any]:
     "A tree's question, size and outline"
     nodes = list(tree.root.walk())
-    newest = max(nodes, key=lambda node: node.id)
+    newest = max(nodes, key=lambda node: node.rowid)
     counted = [node.n_tokens for node in nodes if node.n_tokens is not None]
     nbytes = sum(states.get(node.id, 0) for node in nodes)
     lines = list(tree.root.outline())
