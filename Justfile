@@ -15,6 +15,10 @@ init:
 test *options:
   {{bin}}/pytest {{options}}
 
+# Test with the lowest versions of all dependencies that pyproject.toml allows
+minimums:
+  {{bin}}/pytest -n 0 -m slow tests/test_dependencies.py
+
 # Check style, formatting and types
 lint:
   {{bin}}/ruff check .

@@ -72,6 +72,10 @@ def test_a_command_without_models(arguments: tuple[str, ...]) -> None:
     assert on_our_account(*arguments) == HOOKS
 
 
+def test_help_names_our_group() -> None:
+    assert "kvbranch" in run("--help")[0]
+
+
 @pytest.mark.parametrize("arguments", [("models",), ("-m", "another", "Hi")])
 def test_a_command_that_looks_for_a_model(arguments: tuple[str, ...]) -> None:
     assert on_our_account(*arguments) == HOOKS | MODELS

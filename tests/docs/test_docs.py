@@ -12,6 +12,11 @@ from pathlib import Path
 import click
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from docs.tables import commands
 from llm_kvbranch.cli import kvbranch
 from llm_kvbranch.model import KVLlama
@@ -117,6 +122,18 @@ def test_every_link_leads_somewhere(page):
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target.read_text()), link
+
+
+def test_the_repository_is_where_pyproject_says():
+    "Whoever moves it changes the address there, and is told of every other place"
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    home = urls["Homepage"]
+    repository = home.removeprefix("https://github.com/")
+    places = [*PAGES, *(ROOT / ".github").rglob("*.yml"), ROOT / "docs" / "conf.py"]
+    places += [ROOT / "pyproject.toml", *(ROOT / "llm_kvbranch").rglob("*.py")]
+    links = re.compile(r"\bgithub[\w./-]*/([\w-]+/llm-kvbranch)\b")
+    named = {name for path in places for name in links.findall(path.read_text())}
+    assert named == {repository}
 
 
 def anchors(text: str) -> set[str]:
