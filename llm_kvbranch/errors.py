@@ -10,6 +10,7 @@
     ├── ChatError               the model's chat template rejects the messages
     ├── HistoryError            the log has no such response
     │   └── AmbiguousExcerptError   the answer contains the excerpt several times
+    ├── TimeLimitError          reading the log took longer than it may
     ├── SettingError            a setting is invalid or cannot be read
     ├── BundleError             a bundle cannot be exported or imported
     │   └── UntrustedBundleError    it is not signed with the user's key
@@ -72,6 +73,10 @@ class AmbiguousExcerptError(HistoryError):
         super().__init__(f"{what}, choose an occurrence: {matches}")
         self.what = what
         self.matches = matches
+
+
+class TimeLimitError(KVBranchError):
+    "Reading the log took longer than a visitor may keep the server busy"
 
 
 class SettingError(KVBranchError):

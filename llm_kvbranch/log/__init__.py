@@ -5,11 +5,11 @@ finds, reads and logs responses, `Ancestry` walks from response to response, `Fo
 builds trees. It does not know KV state, llama.cpp or who is asking.
 """
 
-from . import branching, diff, edits, marks, search, tables, transcript
+from . import branching, deadline, diff, edits, marks, search, tables, transcript
 from .ancestry import Ancestry, resolve_message
 from .branching import Branch, Place
 from .history import History, open_log
-from .path import Turn, read_path, read_turns
+from .path import Turn, read_more_turns, read_path, read_turns
 from .text import as_text, message_text, one_line, printable
 from .tree import Forest, Node
 
@@ -23,6 +23,7 @@ __all__ = [
     "Turn",
     "as_text",
     "branching",
+    "deadline",
     "diff",
     "edits",
     "marks",
@@ -30,6 +31,7 @@ __all__ = [
     "one_line",
     "open_log",
     "printable",
+    "read_more_turns",
     "read_path",
     "read_turns",
     "resolve_message",

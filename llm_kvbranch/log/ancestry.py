@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import sqlite_utils
 
 from ..errors import HistoryError
+from .deadline import check
 from .tables import IN, json_list
 
 T = TypeVar("T")
@@ -96,6 +97,7 @@ def climb(at: T | None, above: Callable[[T], T | None]) -> Iterator[T]:
     "One, what is above it, and so on; ends before any comes a second time"
     seen: set[T] = set()
     while at is not None and at not in seen:
+        check()
         seen.add(at)
         yield at
         at = above(at)

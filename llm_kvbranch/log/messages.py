@@ -8,12 +8,13 @@ This module knows the log's tables. It does not know what a turn is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sqlite_utils
 
 from .ancestry import climb, messages_above
+from .deadline import checked
 from .tables import IN, json_list
 from .text import as_text, parse_object
 
@@ -63,15 +64,23 @@ class Messages:
         return found
 
     def parts(self, message: str) -> list[Part]:
-        "The parts of a message; the first call reads those of all messages"
-        if not self._parts:
-            self._read_parts()
+        "The parts of a message that ``load_parts`` has read"
         return self._parts.get(message, [])
 
-    def _read_parts(self) -> None:
+    def load_parts(self, turns: Iterable[Mapping[str, Any]]) -> None:
+        "Read what is new in some rows of turns since the answers before them"
+        wanted: set[str | None] = set()
+        for turn in turns:
+            prompt = turn["parent_message_hash"]
+            answer = self.last_answer(prompt)
+            wanted.update(self.up(prompt, until=answer), [answer, self.system(prompt)])
+            wanted.update(self.up(turn["tip_message_hash"], until=prompt))
+        self._read_parts(wanted - {None})
+
+    def _read_parts(self, messages: Iterable[str | None]) -> None:
         query = f"select * from parts where message_hash {IN} order by position"
-        rows = list(self.db.query(query, [json_list(self._above)]))
-        parts = [parse_object(row["payload"]) for row in rows]
+        rows = list(self.db.query(query, [json_list(messages)]))
+        parts = [parse_object(row["payload"]) for row in checked(rows)]
         used = {
             piece["fragment"]
             for part in parts
@@ -81,7 +90,7 @@ class Messages:
         query = f"select id, content from fragments where id {IN}"
         found = self.db.query(query, [json_list(used)]) if used else ()
         fragments = {row["id"]: row["content"] for row in found}
-        for row, part in zip(rows, parts, strict=True):
+        for row, part in checked(zip(rows, parts, strict=True)):
             part["type"] = row["type"]
             part["text"] = as_text(row["text"])
             if row["text"] is None:

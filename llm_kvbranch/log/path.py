@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from .deadline import checked
 from .history import History
 from .messages import Messages, Part
 from .tables import IN, json_list
@@ -67,7 +68,11 @@ class Turn:
 
 def read_path(history: History, node: Node) -> list[Turn]:
     "The turns from the root to a node; a system prompt only where it changes"
-    turns = read_turns(history, node.path())
+    return as_path(read_turns(history, node.path()))
+
+
+def as_path(turns: list[Turn]) -> list[Turn]:
+    "Turns from a root down, with cuts, and a system prompt only where it changes"
     for turn, after in pairwise(turns):
         turn.cut = after.leaves
     before: str | None = None
@@ -80,19 +85,31 @@ def read_path(history: History, node: Node) -> list[Turn]:
 
 def read_turns(history: History, nodes: list[Node]) -> list[Turn]:
     "The turns of some nodes, such as a path or a whole tree"
+    turns: dict[str, Turn] = {}
+    read_more_turns(history, nodes, turns)
+    return list(turns.values())
+
+
+def read_more_turns(
+    history: History, nodes: list[Node], turns: dict[str, Turn]
+) -> None:
+    """Add the turns of some nodes to others, by their ids.
+
+    A path or a tree can be read a part at a time, parents first.
+    """
     query = f"select * from turns where id {IN}"
     found = history.db.query(query, [json_list(node.id for node in nodes)])
     rows = {row["id"]: row for row in found}
     messages = Messages(history.db, rows)
-    turns = {node.id: _turn(node, rows[node.id], messages) for node in nodes}
-    for turn in turns.values():
+    messages.load_parts(rows.values())
+    new = [_turn(node, rows[node.id], messages) for node in checked(nodes)]
+    turns.update((turn.node.id, turn) for turn in new)
+    for turn in checked(new):
         parent = turn.node.parent
         if parent is not None and parent.id in turns:
-            prompt = rows[turn.node.id]["parent_message_hash"]
-            answer = messages.last_answer(prompt)
+            answer = messages.last_answer(rows[turn.node.id]["parent_message_hash"])
             text = parts_text(messages.parts(answer)) if answer else None
             _compare_with_parent(turn, turns[parent.id], text)
-    return list(turns.values())
 
 
 def _turn(node: Node, row: dict[str, Any], messages: Messages) -> Turn:

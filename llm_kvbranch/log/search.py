@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import sqlite_utils
 
@@ -22,6 +24,7 @@ from .tables import IN, json_list
 from .text import question
 from .tree import Forest, Node
 
+MAX_WORDS = 20  # of a visitor's search
 _SNIPPET = 300  # characters
 _SNIPPET_WORDS = 24
 _PROMPT = 500  # characters read of each prompt in a list of trees
@@ -55,8 +58,24 @@ def match_of(words: str) -> str | None:
     terms = [term for term in terms if any(map(str.isalnum, term))]
     if not terms:
         return None
-    prefix = "*" if quoted[-1][1] == terms[-1] else ""
-    return " ".join(f'"{term}"' for term in terms) + prefix
+    *before, last = terms
+    each = {term.lower(): term for term in before}  # again, a word changes nothing
+    prefix = "*" if quoted[-1][1] == last else ""
+    if not prefix:
+        each.pop(last.lower(), None)
+    return " ".join(f'"{term}"' for term in (*each.values(), last)) + prefix
+
+
+def count_words(words: str) -> int:
+    "The number of words that SQLite must find, each counted once outside of phrases"
+    phrases = re.findall(r'"[^"]*"|[^\s"]+', (match_of(words) or "").rstrip("*"))
+    return sum(
+        sum(is_word for is_word, _ in groupby(phrase, _in_word)) for phrase in phrases
+    )
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
 def search_responses(

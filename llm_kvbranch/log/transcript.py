@@ -12,8 +12,9 @@ import json
 import re
 from typing import Any
 
+from .deadline import checked
 from .history import History
-from .path import Turn, read_path, read_turns
+from .path import Turn, as_path, read_turns
 from .text import one_line
 from .tree import Node
 
@@ -23,24 +24,37 @@ FORMATS = {"markdown": "md", "json": "json"}
 
 def path_text(history: History, node: Node, format: str) -> str:
     "The conversation up to a response"
-    turns = read_path(history, node)
-    if format == "json":
-        return _json({"id": node.id, "turns": [_turn(turn) for turn in turns]})
-    parts = [f"# {_title(turns[0])}", *(_markdown(turn, 2) for turn in turns)]
-    return "\n\n".join(parts) + "\n"
+    return path_of_turns(read_turns(history, node.path()), format)
 
 
 def tree_text(history: History, root: Node, format: str) -> str:
     "A response with all below it"
-    turns = read_turns(history, list(root.walk()))
+    return tree_of_turns(read_turns(history, list(root.walk())), format)
+
+
+def path_of_turns(turns: list[Turn], format: str) -> str:
+    "A conversation, from its turns as they were read"
+    turns = as_path(turns)
     if format == "json":
-        return _json({"root": root.id, "responses": [_turn(turn) for turn in turns]})
+        described = [_turn(turn) for turn in checked(turns)]
+        return _json({"id": turns[-1].node.id, "turns": described})
+    parts = [f"# {_title(turns[0])}", *(_markdown(turn, 2) for turn in checked(turns))]
+    return "\n\n".join(parts) + "\n"
+
+
+def tree_of_turns(turns: list[Turn], format: str) -> str:
+    "A tree, from its turns as they were read"
+    root = turns[0].node
+    if format == "json":
+        described = [_turn(turn) for turn in checked(turns)]
+        return _json({"root": root.id, "responses": described})
     lines = [
         f"{lead}{node.id}  {_one_line(node.prompt, 60)}"
         for lead, node in root.outline()
     ]
     drawn = _fenced("\n".join(lines))
-    parts = [f"# {_title(turns[0])}", drawn, *(_markdown(turn, 2) for turn in turns)]
+    parts = [f"# {_title(turns[0])}", drawn]
+    parts += [_markdown(turn, 2) for turn in checked(turns)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -52,7 +66,8 @@ def file_name(node: Node, what: str, format: str) -> str:
 
 
 def _json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2) + "\n"
+    pieces = json.JSONEncoder(indent=2).iterencode(data)  # as json.dumps does
+    return "".join(checked(pieces)) + "\n"
 
 
 def _turn(turn: Turn) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from .ancestry import Ancestry
+from .deadline import check, checked
 from .history import History
 from .marks import read_marks
 from .tables import IN, json_list
@@ -69,6 +70,7 @@ class Node:
         "This node and all below it, parents first, children by age"
         waiting = [self]
         while waiting:
+            check()
             node = waiting.pop()
             yield node
             waiting += reversed(node.children)
@@ -81,6 +83,7 @@ class Node:
         """
         waiting: list[tuple[str, str, Node]] = [("", "", self)]
         while waiting:
+            check()
             lead, below, node = waiting.pop()
             yield lead, node
             if len(node.children) == 1:
@@ -131,7 +134,7 @@ class Forest:
             nodes[mark.response_id].note = mark.note
         self._load_prompts(nodes)
         self.ancestry.load(nodes)
-        for node in sorted(nodes.values(), key=lambda node: node.rowid):
+        for node in checked(sorted(nodes.values(), key=lambda node: node.rowid)):
             parent = None if node.id in roots else self.ancestry.parent(node.id)
             if parent in nodes:
                 node.parent = nodes[parent]
@@ -158,7 +161,7 @@ class Forest:
         quotes = " or ".join(f"{_TEXT} glob '{start}*'" for start in QUOTING)
         for id, text in self._texts("parent_message_hash", nodes, quotes):
             nodes[id].prompt += text
-        for node in nodes.values():
+        for node in checked(nodes.values()):
             node.prompt = question(node.prompt)
 
     def load_answers(self, root: Node) -> None:

@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..log import deadline
 from ..settings import data_directory
 from .database import SCHEMA_VERSION, connect_reading, version
 
@@ -48,7 +49,10 @@ def look_up(response_ids: Iterable[str]) -> dict[str, StateInfo]:
     if not path.is_file():
         return {}
     try:
-        with contextlib.closing(connect_reading(path)) as db:
+        with (
+            contextlib.closing(connect_reading(path)) as db,
+            deadline.interrupting(db),
+        ):
             if version(db) != SCHEMA_VERSION:
                 return {}
             rows = db.execute(
