@@ -108,7 +108,7 @@ def handle_exception(datasette: Any, request: Any, exception: Exception) -> Any:
 
     if not is_ours(datasette, request.scope):
         return None
-    return failure_response(exception)
+    return failure_response(datasette, exception)
 
 
 @hookimpl

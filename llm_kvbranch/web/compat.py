@@ -8,22 +8,24 @@ This module does not know logs, models or who may do what.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 _PLUGIN = __package__  # the module of datasette's hooks
 _INTERNAL = "_internal"  # a database of datasette 0.65 that lists the others
 # Set while may_see_table asks 1.0, which asks this plugin's hook in turn
 _asking: ContextVar[bool] = ContextVar("asking", default=False)
+Hook = TypeVar("Hook", bound=Callable[..., Awaitable[Any]])
 Settings = dict[str, dict[str, Any]]
 
 
 def new_datasette(
-    path: Path, config: dict[str, Any], secret: str, max_body: int
+    path: Path, config: dict[str, Any], secret: str, max_body: int, time_limit_ms: int
 ) -> Any:
     "A Datasette on one file, with this plugin loaded and root enabled"
     from datasette.app import Datasette
@@ -32,8 +34,9 @@ def new_datasette(
     _hide_locals()
     parameters = inspect.signature(Datasette.__init__).parameters
     more: dict[str, Any] = {"config" if "config" in parameters else "metadata": config}
+    more["settings"] = {"sql_time_limit_ms": time_limit_ms}
     if "default_deny" in parameters:  # 1.0, which limits bodies; 0.65 does not
-        more["settings"] = {"max_post_body_bytes": max_body}
+        more["settings"]["max_post_body_bytes"] = max_body
     datasette = Datasette([str(path)], secret=secret, **more)
     if hasattr(datasette, "root_enabled"):  # 1.0
         datasette.root_enabled = True
@@ -95,6 +98,31 @@ async def may_see_table(datasette: Any, actor: Any, database: str, table: str) -
     return True
 
 
+def is_interrupted(error: BaseException) -> bool:
+    "Whether datasette's time limit ended a query of datasette's own"
+    from datasette.database import QueryInterrupted
+
+    return isinstance(error, QueryInterrupted)
+
+
+def unless_interrupted(value: Any) -> Callable[[Hook], Hook]:
+    "Have a hook return a value instead if datasette's time limit ends its queries"
+
+    def wrap(hook: Hook) -> Hook:
+        @functools.wraps(hook)
+        async def inner(*arguments: Any) -> Any:
+            try:
+                return await hook(*arguments)
+            except Exception as error:
+                if is_interrupted(error):
+                    return value
+                raise
+
+        return cast(Hook, inner)
+
+    return wrap
+
+
 def actions(about: dict[str, str]) -> list[Any]:
     "Actions with their descriptions, for 1.0's register_actions"
     from datasette.permissions import Action
@@ -118,14 +146,28 @@ async def named(
     datasette: Any, action: str, names: Iterable[str]
 ) -> list[tuple[str, str]]:
     "The (database, name) of each view or query of 1.0 that has one of some names"
+    found = await datasette.get_internal_database().execute(_named(action, names))
+    return [(row["database_name"], row["name"]) for row in found.rows]
+
+
+def _named(action: str, names: Iterable[str]) -> str:
     source = {
         "view-table": "select database_name, view_name as name from catalog_views",
         "view-query": "select database_name, name from queries",
     }[action]
     known = ", ".join(f"'{name}'" for name in names)
-    sql = f"select * from ({source}) where lower(name) in ({known})"
-    found = await datasette.get_internal_database().execute(sql)
-    return [(row["database_name"], row["name"]) for row in found.rows]
+    return f"select * from ({source}) where lower(name) in ({known})"
+
+
+def deny_named(action: str, names: Iterable[str], reason: str) -> Any:
+    "As deny(), for all that have one of some names, without looking for them first"
+    from datasette.permissions import PermissionSQL
+
+    sql = (
+        "select database_name as parent, name as child, 0 as allow,"
+        f" :kvbranch_reason as reason from ({_named(action, names)})"
+    )
+    return PermissionSQL(sql=sql, params={"kvbranch_reason": reason})
 
 
 def deny(names: list[tuple[str, str]], reason: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from urllib.parse import unquote
 
@@ -58,7 +59,9 @@ async def send_to(application, method, path, *headers, body=(b"",), **more):
     sent = []
 
     async def receive():
-        return pieces.pop(0) if pieces else {"type": "http.disconnect"}
+        if not pieces:
+            await asyncio.Event().wait()  # the client stays for its answer
+        return pieces.pop(0)
 
     async def send(message):
         sent.append(message)

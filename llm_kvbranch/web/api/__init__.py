@@ -5,9 +5,10 @@ does not know how answers are generated or what the pages look like.
 """
 
 from . import branches, chat, internal, openapi, schemas, status
-from .endpoint import Call, failure_response, json_response, view
+from .endpoint import LESS, Call, failure_response, json_response, view
 
 __all__ = [
+    "LESS",
     "Call",
     "branches",
     "chat",

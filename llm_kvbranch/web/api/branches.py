@@ -12,15 +12,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import sqlite_utils
-
 from ...errors import HistoryError
 from ...log import Branch, Forest, History, Node, Place, branching
 from ..door import GENERATE
 from ..errors import RequestError
 from . import schemas
 from .chat import respond
-from .endpoint import Call, json_response, view
+from .endpoint import Call, view
 from .status import response_in_slot
 
 Result = TypeVar("Result")
@@ -30,7 +28,7 @@ Result = TypeVar("Result")
 async def branch(call: Call) -> Any:
     "Continue a response in a new thread, cut after an excerpt if one is given"
     body, named = call.body, _parent(call)
-    parent_id = await _read(call, lambda h: h.resolve(named))
+    parent_id = await call.read(lambda h: h.resolve(named))
     place = Place(
         body.text_excerpt, body.occurrence, await _characters(call, parent_id)
     )
@@ -88,7 +86,7 @@ async def tree(call: Call) -> Any:
             roots = forest.recent(int(n))
         return {"trees": [_describe(root) for root in roots]}
 
-    return json_response(await call.log.read(read))
+    return await call.read_json(read, "ask for fewer trees")
 
 
 def _describe(root: Node) -> dict[str, Any]:
@@ -113,19 +111,9 @@ def _describe(root: Node) -> dict[str, Any]:
 
 async def _respond(call: Call, plan: Callable[[History], Branch]) -> Any:
     "Answer a branch, which ``plan`` makes from the log"
-    branch = await _read(call, plan)
+    branch = await call.read(plan)
     system = getattr(call.body, "system", None)
     return await respond(call, branch=branch, system=system)
-
-
-async def _read(call: Call, function: Callable[[History], Result]) -> Result:
-    "The result of a function of the log, run in one of datasette's threads"
-
-    def work(connection: Any) -> Result:
-        return function(History(sqlite_utils.Database(connection)))
-
-    found: Result = await call.log.database.execute_fn(work)
-    return found
 
 
 async def _from_engine(
@@ -167,7 +155,7 @@ async def _characters(call: Call, parent_id: str) -> tuple[int, int] | None:
         return start, end
     if body.token_range is None:
         return None
-    text = await _read(call, lambda h: h.response(parent_id).text)
+    text = await call.read(lambda h: h.response(parent_id).text)
     place = call.server.session.place
     start, end = await _from_engine(call, place, text, *body.token_range)
     if start >= end:
@@ -183,5 +171,5 @@ async def _tail(call: Call, parent_id: str, place: Place, n: int) -> str:
         found = place.find(text)
         return text[: found[1]] if found else text
 
-    text = await _read(call, before)
+    text = await call.read(before)
     return await _from_engine(call, call.server.session.tail, text, n)

@@ -8,19 +8,23 @@ This module does not know what an endpoint answers.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ...errors import OverloadedError
-from ..compat import allowed
+from ...errors import OverloadedError, TimeLimitError
+from ...log import History, deadline
+from ..compat import allowed, is_interrupted
 from ..errors import RequestError, error_object, to_request_error
 from ..serving import Log, Server, find_log, server_of
-from .streams import Event, EventStream, attend
+from .streams import Event, EventStream, attend, leaving
 
 _HEAD = ("GET", "HEAD")  # HEAD is allowed wherever GET is
+Result = TypeVar("Result")
+LESS = "ask for less, or have the limit raised"
 NOT_SERVED = (
     "No model is served here, the log can only be read: start llm kvbranch serve"
 )
@@ -51,6 +55,35 @@ class Call:
         actor = (self.request.actor or {}).get("id", "")
         address = (self.request.scope.get("client") or ("",))[0]
         return f"{actor} {address} {getattr(self.body, 'user', None) or ''}"
+
+    async def read(
+        self, function: Callable[[History], Result], hint: str = LESS
+    ) -> Result:
+        """The result of a function of the log, run in one of datasette's threads.
+
+        It ends when the client leaves. Raises RequestError, which gives the ``hint``,
+        when it takes longer than datasette's time limit.
+        """
+        until = deadline.Deadline(self.datasette.setting("sql_time_limit_ms") / 1000)
+        reading = asyncio.ensure_future(self.log.read(function, until))
+        leaves = asyncio.ensure_future(leaving(self.receive))
+        try:
+            await asyncio.wait([reading, leaves], return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                until.cancel()
+            return await reading
+        except TimeLimitError:
+            raise _time_limit(self.datasette, hint) from None
+        finally:
+            until.cancel()  # this task may have been cancelled
+            leaves.cancel()
+
+    async def read_json(
+        self, function: Callable[[History], Any], hint: str = LESS
+    ) -> Any:
+        "The response with the result of a function of the log, as JSON"
+        text = await self.read(lambda history: json.dumps(function(history)), hint)
+        return _json_text(text)
 
     async def finish(self, work: Any) -> None:
         "Do some work; raises an error if the client leaves or the server stops first"
@@ -106,7 +139,8 @@ def view(
                     call.body = _parse(schema, await request.post_body())
                 return await function(call)
             except Exception as error:
-                return await (refuse or _refuse)(datasette, request, error)
+                told = _time_limit(datasette) if is_interrupted(error) else error
+                return await (refuse or _refuse)(datasette, request, told)
 
         handle.__name__, handle.__doc__ = function.__name__, function.__doc__
         if refuse is None:  # part of the API, which OpenAPI describes
@@ -114,6 +148,16 @@ def view(
         return handle
 
     return wrap
+
+
+def _time_limit(datasette: Any, hint: str = LESS) -> RequestError:
+    limit = datasette.setting("sql_time_limit_ms")
+    return RequestError(
+        400,
+        f"This took longer than datasette's limit of {limit:,} ms (its setting "
+        f"sql_time_limit_ms): {hint}",
+        code="time_limit",
+    )
 
 
 def check_method(request: Any, method: str) -> None:
@@ -182,11 +226,15 @@ def _path(data: Any, location: tuple[int | str, ...], missing: bool) -> str:
 
 
 def json_response(data: Any, status: int = 200, headers: Any = None) -> Any:
+    return _json_text(json.dumps(data), status, headers)
+
+
+def _json_text(text: str, status: int = 200, headers: Any = None) -> Any:
     from datasette import Response
 
     headers = {"cache-control": "no-store", **(headers or {})}
     return Response(
-        json.dumps(data),
+        text,
         status=status,
         headers=headers,
         content_type="application/json; charset=utf-8",
@@ -200,10 +248,12 @@ def error_response(error: RequestError) -> Any:
     return json_response(error.body, error.status, headers)
 
 
-def failure_response(exception: Exception) -> Any:
+def failure_response(datasette: Any, exception: Exception) -> Any:
     "The response to an exception outside of any endpoint, whose text it may not show"
     from datasette.utils.asgi import Base400, NotFound, Response
 
+    if is_interrupted(exception):
+        return error_response(_time_limit(datasette))
     expected = isinstance(exception, Base400)
     status = getattr(exception, "status", 500) if expected else 500
     message = str(exception) if expected else "The server failed to answer this request"

@@ -17,16 +17,19 @@ Event = dict[str, Any] | str  # sent as JSON, or as it is
 QUIET = 5.0  # seconds without an event, after which a keep-alive is sent
 
 
+async def leaving(receive: Any) -> None:
+    "Wait until the client disconnects"
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def attend(
     receive: Any, stopping: asyncio.Event, work: Coroutine[Any, Any, Any]
 ) -> bool:
     "Finish some work; False if the client disconnects or the server stops first"
 
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(each) for each in (work, watch(), stopping.wait())]
+    works = (work, leaving(receive), stopping.wait())
+    tasks = [asyncio.ensure_future(each) for each in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():

@@ -8,11 +8,12 @@ This module does not know how a log is read.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from ...log import Forest, History, Node, transcript
+from ...log import Forest, History, Node, Turn, read_more_turns, transcript
 from ...log import search as log_search
-from ..api import Call, json_response, view
+from ..api import Call, view
 from ..errors import RequestError
 from .page_data import (
     describe_columns,
@@ -23,31 +24,30 @@ from .page_data import (
 )
 
 _MOST = 4  # answers side by side
+_EXPORTED = 500  # turns that an export reads at once
+FEWER_WORDS = "search for fewer or rarer words"
+TOO_LARGE = "this tree is too large for it"
 
 
 @view("GET")
 async def tree(call: Call) -> Any:
     "The whole tree that a response is in"
     slots, reference = slots_of(call.log.server), _reference(call)
-    return json_response(
-        await call.log.read(lambda h: describe_tree(h, reference, slots))
-    )
+    return await call.read_json(lambda h: describe_tree(h, reference, slots), TOO_LARGE)
 
 
 @view("GET")
 async def path(call: Call) -> Any:
     "The conversation from the root of a tree to a response"
     slots, reference = slots_of(call.log.server), _reference(call)
-    return json_response(
-        await call.log.read(lambda h: describe_path(h, reference, slots))
-    )
+    return await call.read_json(lambda h: describe_path(h, reference, slots), TOO_LARGE)
 
 
 @view("GET")
 async def search(call: Call) -> Any:
     "Responses that contain some words, in the log or in one tree"
     args = call.request.args
-    words, root = args.get("q") or "", args.get("root")
+    words, root = checked_words(args.get("q") or ""), args.get("root")
 
     def read(history: History) -> Any:
         forest = Forest(history, 0)
@@ -59,7 +59,7 @@ async def search(call: Call) -> Any:
         forest.ancestry.load(each.id for each in found)
         return {"results": [describe_found(each, forest) for each in found]}
 
-    return json_response(await call.log.read(read))
+    return await call.read_json(read, FEWER_WORDS)
 
 
 @view("GET")
@@ -68,28 +68,40 @@ async def compare(call: Call) -> Any:
     references = call.request.args.getlist("id")
     if not 2 <= len(references) <= _MOST:
         raise RequestError(400, f"id: give 2 to {_MOST} responses", "id")
-    return json_response(await call.log.read(lambda h: describe_columns(h, references)))
+    return await call.read_json(lambda h: describe_columns(h, references))
 
 
 @view("GET")
 async def export(call: Call) -> Any:
-    "A conversation or a tree as a file"
+    """A conversation or a tree as a file.
+
+    The time limit is for each part of it, as it is for each page of datasette's CSV.
+    Nothing is sent before all is read, so a file is whole or not there.
+    """
     from datasette.utils.asgi import Response
 
     reference = _reference(call)
     what = _choice(call, "what", "path", ("path", "tree"))
     kind = _choice(call, "as", "markdown", tuple(transcript.FORMATS))
 
-    def read(history: History) -> tuple[str, str]:
+    def find(history: History) -> tuple[list[Node], str]:
         id = history.resolve(reference, threads=True)
-        forest = Forest(history)
-        root = forest.tree(id)
+        root = Forest(history).tree(id)
         node = _find(root, id) if what == "path" else root
-        write = transcript.path_text if what == "path" else transcript.tree_text
-        text = write(history, node, kind)
-        return text, transcript.file_name(node, what, kind)
+        nodes = node.path() if what == "path" else list(root.walk())
+        return nodes, transcript.file_name(node, what, kind)
 
-    text, name = await call.log.read(read)
+    nodes, name = await call.read(find, TOO_LARGE)
+    turns: dict[str, Turn] = {}
+    for start in range(0, len(nodes), _EXPORTED):
+        await call.read(
+            functools.partial(
+                read_more_turns, nodes=nodes[start : start + _EXPORTED], turns=turns
+            ),
+            TOO_LARGE,
+        )
+    write = transcript.path_of_turns if what == "path" else transcript.tree_of_turns
+    text = await call.read(lambda _: write(list(turns.values()), kind), TOO_LARGE)
     media = "application/json" if kind == "json" else "text/markdown"
     return Response(
         text.encode("utf-8", "replace"),
@@ -100,6 +112,18 @@ async def export(call: Call) -> Any:
         },
         content_type=f"{media}; charset=utf-8",
     )
+
+
+def checked_words(words: str) -> str:
+    "The words of a search; raises RequestError if there are too many"
+    n = log_search.count_words(words)
+    if n > log_search.MAX_WORDS:
+        raise RequestError(
+            400,
+            f"q: search for at most {log_search.MAX_WORDS} different words, not {n}",
+            "q",
+        )
+    return words
 
 
 def _find(root: Node, id: str) -> Node:

@@ -55,7 +55,7 @@ async def prune(call: Call) -> Any:
         _refuse_if_in_use(history, server, ids)
         return ids
 
-    ids = await call.log.read(find)
+    ids = await call.read(find)
     removal = await _prune_states(server, ids, body.dry_run)
     if body.what == "log" and not body.dry_run:
         await _write(call, lambda history: _forget(history, server, ids))

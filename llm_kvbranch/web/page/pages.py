@@ -20,12 +20,13 @@ from llm.logs import HASH_PREFIX
 
 from ...errors import HistoryError
 from ...log import History, resolve_message, search
-from ..api import Call, view
+from ..api import LESS, Call, view
 from ..compat import allowed, csrf_token
 from ..door import GENERATE, HOME, session_of
 from ..errors import to_request_error
 from ..serving import logs_of
 from .list_data import describe_list
+from .page_api import FEWER_WORDS, checked_words
 from .page_data import one_line, slots_of
 from .static_files import address, modules
 
@@ -68,13 +69,16 @@ async def browse(call: Call) -> Any:
     "The list of conversations, most recently continued first"
     log, args = call.log, call.request.args
     wanted = search.Filter(
-        (args.get("q") or "")[:_LONGEST],
+        checked_words((args.get("q") or "")[:_LONGEST]),
         args.get("model") or None,
         args.get("starred") == "1",
         args.get("before") or None,
     )
     slots = slots_of(log.server)
-    listing = await log.read(lambda history: describe_list(history, wanted, slots))
+    listing = await call.read(
+        lambda history: describe_list(history, wanted, slots),
+        FEWER_WORDS if wanted.words else LESS,
+    )
     config = await config_of(call, None)
     query = {"db": args.get("db"), "q": wanted.words, "model": wanted.model}
     query["starred"] = "1" if wanted.starred else None
@@ -105,7 +109,7 @@ async def tree_page(call: Call) -> Any:
 
     log, request = call.log, call.request
     reference = request.url_vars["id"]
-    id, title = await log.read(lambda history: _resolve(history, reference))
+    id, title = await call.read(lambda history: _resolve(history, reference))
     if id != reference:
         query = f"?{request.query_string}" if request.query_string else ""
         path = call.datasette.urls.path(f"{HOME}/{quote(id)}")

@@ -6,7 +6,7 @@ It does not know the formats of requests.
 """
 
 from .answers import Answer, AnswerRequest
-from .log import Log, find_log, is_log, known_logs, logs_of
+from .log import Log, find_log, is_log, known_logs, logs_of, sees_log
 from .served_model import Server, server_of
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "is_log",
     "known_logs",
     "logs_of",
+    "sees_log",
     "server_of",
 ]

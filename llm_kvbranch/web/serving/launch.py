@@ -62,6 +62,7 @@ _GRACE = 2  # seconds that connections have to end
 _PATIENCE = 10.0  # and answers, to be logged
 _ENGINE_PATIENCE = 2.0  # and the engine, to be done with its step
 _LAST = 2.5  # from then on, until the process is ended
+_TIME_LIMIT = 10_000  # milliseconds of one read of the log, by its owner alone
 _SHORTEST = 16  # characters of a token that other machines could guess
 
 
@@ -231,7 +232,7 @@ def build(path: Path) -> tuple[Any, str]:
     "A datasette on a log, closed to strangers, and its name for the log"
     config = {"title": "llm kvbranch", "allow": {"id": list(KNOWN)}}
     secret = os.environ.get("DATASETTE_SECRET") or secrets.token_hex(32)
-    datasette = new_datasette(path, config, secret, MAX_BODY)
+    datasette = new_datasette(path, config, secret, MAX_BODY, _TIME_LIMIT)
     return datasette, next(
         name for name, each in datasette.databases.items() if each.path == str(path)
     )

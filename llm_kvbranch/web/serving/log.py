@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary
 
 import sqlite_utils
 
-from ...log import History
+from ...log import History, deadline
 from ...log import tables as log_tables
+from .. import compat
 from ..door import may_see
 from ..errors import RequestError
 from .served_model import Server, server_of
@@ -50,12 +51,18 @@ class Log:
         server = server_of(self.datasette)
         return server if server is not None and server.database == self.name else None
 
-    async def read(self, function: Callable[[History], Result]) -> Result:
-        "The result of a function of a History, run in one of datasette's threads"
+    async def read(
+        self, function: Callable[[History], Result], until: deadline.Deadline
+    ) -> Result:
+        """The result of a function of a History, run in one of datasette's threads.
+
+        Raises TimeLimitError at the deadline.
+        """
 
         def work(connection: Any) -> Result:
-            database = sqlite_utils.Database(connection)
-            return function(History(database, readable=True))
+            with deadline.limited(until, connection):
+                database = sqlite_utils.Database(connection)
+                return function(History(database, readable=True))
 
         try:
             found: Result = await self.database.execute_fn(work)
@@ -76,7 +83,7 @@ async def find_log(datasette: Any, request: Any) -> Log:
         names = [name for name in names if name == wanted]
     elif server is not None:
         names = [server.database]
-    logs = [name for name in names if await is_log(datasette, name)]
+    logs = [name for name in names if await _is_log(datasette, name)]
     for name in logs:
         if await may_see(datasette, request.actor, name):
             return Log(datasette, name)
@@ -88,10 +95,14 @@ async def find_log(datasette: Any, request: Any) -> Log:
 async def logs_of(datasette: Any, actor: Any) -> list[str]:
     "The names of all logs that an actor may see"
     return [
-        name
-        for name in datasette.databases
-        if await is_log(datasette, name) and await may_see(datasette, actor, name)
+        name for name in datasette.databases if await sees_log(datasette, actor, name)
     ]
+
+
+@compat.unless_interrupted(False)
+async def sees_log(datasette: Any, actor: Any, name: str) -> bool:
+    "Whether a database is a log that an actor may see"
+    return await _is_log(datasette, name) and await may_see(datasette, actor, name)
 
 
 _known: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
@@ -102,8 +113,13 @@ def known_logs(datasette: Any) -> set[str]:
     return _known.setdefault(datasette, set())
 
 
+@compat.unless_interrupted(False)
 async def is_log(datasette: Any, name: str) -> bool:
-    "Whether a database holds conversations as llm logs them"
+    "Whether a database is known to hold conversations as llm logs them"
+    return await _is_log(datasette, name)
+
+
+async def _is_log(datasette: Any, name: str) -> bool:
     if name not in datasette.databases or name in known_logs(datasette):
         return name in datasette.databases
     try:
