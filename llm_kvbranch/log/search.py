@@ -15,7 +15,7 @@ import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 
 import sqlite_utils
 
@@ -90,16 +90,21 @@ def search_responses(
         return []
     # Random, so that no text can contain them
     opened, closed = (secrets.token_hex(8) for _ in "[]")
+    marking = [opened, closed, match]
     limited = "" if among is None else f"and turns.id {IN}"
+    # Snippets are made of the best ones only: of all, they would take most of the time
     rows = db.query(
-        "select turns.id, model, turns.datetime_utc, turn_search.prompt,"
-        f" snippet(turn_search_fts, -1, ?, ?, '…', {_SNIPPET_WORDS}) snippet"
-        " from turn_search_fts"
+        "with best as (select turn_search.id key, turns.id, turns.rowid logged, model,"
+        f" turns.datetime_utc, turn_search.prompt, {_RANK} score from turn_search_fts"
         " join turn_search on turn_search.id = turn_search_fts.rowid"
         " join turns on turns.id = turn_search.turn_id"
         f" where turn_search_fts match ? {limited}"
-        f" order by {_RANK}, turns.rowid desc limit ?",
-        [opened, closed, match, *([] if among is None else [json_list(among)]), n],
+        " order by score, turns.rowid desc limit ?)"
+        f" select best.*, snippet(turn_search_fts, -1, ?, ?, '…', {_SNIPPET_WORDS})"
+        " snippet from best cross join turn_search_fts"
+        " where turn_search_fts match ? and turn_search_fts.rowid = best.key"
+        " order by best.score, best.logged desc",
+        [match, *([] if among is None else [json_list(among)]), n, *marking],
     )
     return [
         Found(
@@ -180,7 +185,8 @@ def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
     seen: set[str] = set()
     start_at = before = _logged(forest, wanted.before)
     most = _READ
-    while ids := _fitting(forest, wanted, before, most=most):
+    found = _Fitting(forest, wanted)
+    while ids := found.before(before, most):
         before = min(ids.values())
         most *= 2  # a deep tree may hold all of them
         forest.ancestry.load(ids)
@@ -192,13 +198,39 @@ def _matching_trees(forest: Forest, wanted: Filter, n: int) -> Iterator[Listed]:
             trees = forest.load(roots[start : start + n])
             members = [[node.id for node in root.walk()] for root in trees]
             all_members = [id for inside in members for id in inside]
-            fits = _fitting(forest, wanted, among=all_members)
+            fits = found.among(all_members)
             for root, inside in zip(trees, members, strict=True):
                 here = [id for id in inside if id in fits]
                 fitting = sorted(here, key=fits.__getitem__, reverse=True)
                 if fitting and (start_at is None or fits[fitting[0]] < start_at):
                     # Others were on an earlier page
                     yield Listed(root, fitting[:_READ])
+
+
+class _Fitting:
+    "The responses that fit, as from _fitting; words are looked for in the log once"
+
+    def __init__(self, forest: Forest, wanted: Filter):
+        self._forest, self._wanted = forest, wanted
+        has_words = bool(wanted.words.strip())
+        self._all = _fitting(forest, wanted) if has_words else None
+
+    def before(self, before: int | None, most: int) -> dict[str, int]:
+        "At most so many that were logged before one, newest first"
+        if self._all is None:
+            return _fitting(self._forest, self._wanted, before, most=most)
+        older = (
+            (id, logged)
+            for id, logged in self._all.items()
+            if before is None or logged < before
+        )
+        return dict(islice(older, most))
+
+    def among(self, ids: Iterable[str]) -> dict[str, int]:
+        "Those of some responses that fit"
+        if self._all is None:
+            return _fitting(self._forest, self._wanted, among=ids)
+        return {id: self._all[id] for id in ids if id in self._all}
 
 
 def _fitting(

@@ -50,8 +50,13 @@ def scope_of(method, path, headers, **more):
     }
 
 
-async def send_to(application, method, path, *headers, body=(b"",), **more):
-    "Send one request, its body in pieces, and return the response"
+async def send_to(
+    application, method, path, *headers, body=(b"",), leaves=False, **more
+):
+    """Send one request, its body in pieces, and return the response.
+
+    A client that ``leaves`` does so after its body.
+    """
     pieces = [
         {"type": "http.request", "body": piece, "more_body": i < len(body) - 1}
         for i, piece in enumerate(body)
@@ -59,9 +64,11 @@ async def send_to(application, method, path, *headers, body=(b"",), **more):
     sent = []
 
     async def receive():
-        if not pieces:
-            await asyncio.Event().wait()  # the client stays for its answer
-        return pieces.pop(0)
+        if pieces:
+            return pieces.pop(0)
+        if not leaves:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
 
     async def send(message):
         sent.append(message)

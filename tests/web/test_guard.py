@@ -355,7 +355,8 @@ class TestBody:
             heard.extend([await receive(), await receive()])
 
         guarded = guard.Guard(view, lambda scope: True)
-        await send_to(guarded, "POST", "/v1/x", HOST, JSON, body=(b"{", b"}"))
+        body = (b"{", b"}")
+        await send_to(guarded, "POST", "/v1/x", HOST, JSON, body=body, leaves=True)
         assert heard[0] == {"type": "http.request", "body": b"{}", "more_body": False}
         assert heard[1] == {"type": "http.disconnect"}
 
