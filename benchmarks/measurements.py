@@ -1,6 +1,16 @@
 """All that is measured, in the order in which it is."""
 
-from . import breakeven, cold, decode, disk, gpu, resident, scale, streams
+from . import (
+    breakeven,
+    cold,
+    decode,
+    disk,
+    gpu,
+    resident,
+    scale,
+    store_depth,
+    streams,
+)
 
 ALL = [
     cold.MEASUREMENT,
@@ -9,6 +19,7 @@ ALL = [
     decode.MEASUREMENT,
     streams.MEASUREMENT,
     scale.MEASUREMENT,
+    store_depth.MEASUREMENT,
     breakeven.MEASUREMENT,
     gpu.MEASUREMENT,
 ]

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from llm.logs import LogStore
+
 from ..errors import HistoryError
 from .ancestry import Ancestry, climb, messages_above
 from .history import History
@@ -37,12 +39,48 @@ _ABOUT_TURNS = {
 
 @dataclass(frozen=True)
 class ImportedTurn:
-    "A turn from another log: its id, llm's messages, and other columns of its row"
+    """A turn from another log: its id, llm's messages, and other columns of its row.
+
+    Turns of one conversation share its messages: what each was sent is ``Leading``.
+    """
 
     id: str
-    sent: list[Any]
+    sent: Sequence[Any]
     answered: list[Any]
     facts: dict[str, Any]
+
+
+class Leading(Sequence[Any]):
+    "The first messages of a list, not copied"
+
+    def __init__(self, messages: list[Any], n: int):
+        self.messages, self._range = messages, range(len(messages))[:n]
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self.messages[i] for i in self._range[at]]
+        return self.messages[self._range[at]]
+
+
+class _ImportStore(LogStore):
+    "llm's store, which hashes and stores the messages that turns share only once"
+
+    def __init__(self, db: Any):
+        self.db = db  # up to date, as a History has it
+        self._hashes: dict[int, list[str | None]] = {}
+
+    def ensure_chain(
+        self, messages: Any, parent: str | None = None, fragments: Any = None
+    ) -> str | None:
+        if not isinstance(messages, Leading):
+            return super().ensure_chain(messages, parent, fragments)
+        hashes = self._hashes.setdefault(id(messages.messages), [None])
+        for message in messages[len(hashes) - 1 :]:
+            hashes.append(super().ensure_chain([message], hashes[-1]))
+        return hashes[len(messages)]
 
 
 def new_turns(history: History, turns: Sequence[ImportedTurn]) -> list[ImportedTurn]:
@@ -60,8 +98,9 @@ def import_turns(
     words = " ".join(message_text(new[0].sent[-1]).split()) if new[0].sent else ""
     with history.writing():
         history.store.create_thread(id=thread_id, name=f"imported: {words}"[:100])
+        store = _ImportStore(history.db)
         for turn in new:
-            history.store.log(_as_response(turn, origin), thread_id)
+            store.log(_as_response(turn, origin), thread_id)
 
 
 def _as_response(turn: ImportedTurn, origin: str) -> Any:

@@ -39,7 +39,7 @@ from .chain import Chain, Entry, Segment
 from .header import State, fingerprint_of
 from .statefile import SUFFIX, open_state, read_head_of, read_state, write_state
 from .store import Store
-from .tokens import prefix_digest, tokens_of
+from .tokens import Prefix
 from .turns import ID, is_plain, parse_turns, try_turns
 
 FORMAT = "llm-kvbranch-bundle/1"
@@ -399,7 +399,11 @@ def _import_states(
             imported.new_states += 1
             imported.nbytes += put.nbytes
         here = store.get(state.response_id, state.fingerprint)
-        chain = store.chain(here) if here else chain
+        links = len(chain.tokens), state.parent_id
+        if here and (here.state.start, here.state.parent_id) == links:
+            chain = chain.then(here)
+        elif here:  # it was here already, after another state
+            chain = store.chain(here)
     return imported
 
 
@@ -410,12 +414,12 @@ def _check_states(states: list[State], manifest: dict[str, Any]) -> None:
         raise BundleError(
             "The bundle's states belong to a model other than the one it names"
         )
-    tokens, parent = tokens_of(), None
+    prefix, parent = Prefix(states[0].fingerprint), None
     for state in states:
         links = state.start, state.parent_id, state.prefix
-        if links != (len(tokens), parent, prefix_digest(tokens, len(tokens))):
+        if links != (prefix.n, parent, prefix.digest):
             raise BundleError("The bundle's states do not follow each other")
-        tokens += state.tokens
+        prefix.add(state.tokens)
         parent = state.response_id
     ids = [state.response_id for state in states]
     if ids[-1] != manifest["response_id"] or not all(

@@ -71,6 +71,11 @@ class Chain:
         )
         return Chain(kept, self.tokens[:n])
 
+    def then(self, entry: Entry) -> Chain:
+        "The chain up to the end of an entry that begins where this one ends"
+        segment = Segment(entry, entry.state.start, entry.state.end)
+        return Chain((*self.segments, segment), self.tokens + entry.state.tokens)
+
     def before(self, entries: Iterable[Entry]) -> Chain:
         "The chain up to the first row that one of the entries supplies"
         bad = [entry.state.response_id for entry in entries]

@@ -124,15 +124,18 @@ def prune(store: Store, response_ids: Iterable[str], dry_run: bool = False) -> R
 
 def _keep_needed(store: Store, chosen: dict[str, Entry], removal: Removal) -> None:
     "Unchoose the states that any other state continues"
-    found = True
-    while found:
-        found = False
-        for name, entry in list(chosen.items()):
-            if any(lock_name(child) not in chosen for child in store.children(entry)):
-                removal.kept.append(
-                    (chosen.pop(name), "another response continues from it")
-                )
-                found = True
+    needed = [
+        entry
+        for entry in chosen.values()
+        if any(lock_name(child) not in chosen for child in store.children(entry))
+    ]
+    for entry in needed:
+        at: Entry | None = entry
+        while at and (found := chosen.pop(lock_name(at), None)):
+            removal.kept.append((found, "another response continues from it"))
+            state, at = at.state, None
+            if state.start and state.parent_id:
+                at = store.get(state.parent_id, state.fingerprint)
 
 
 # -- checking ----------------------------------------------------------

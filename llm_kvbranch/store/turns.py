@@ -38,10 +38,11 @@ def parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
         ) or any(row["role"] not in ("system", "user", "assistant") for row in rows):
             raise BundleError("The bundle has messages that are not text")
         messages = [Message.from_dict(row) for row in rows]
-        turns = []
+        turns, n_answers = [], 0
         for turn in manifest["turns"]:
             sent, answered = int(turn["n_sent"]), int(turn["n_answered"])
-            if not 0 <= sent <= sent + answered <= len(messages):
+            n_answers += answered
+            if not 0 <= sent <= sent + answered <= len(messages) >= n_answers:
                 raise ValueError
             if not re.fullmatch(ID, turn["id"]):
                 raise ValueError
@@ -65,7 +66,7 @@ def parse_turns(manifest: dict[str, Any]) -> list[edits.ImportedTurn]:
             turns.append(
                 edits.ImportedTurn(
                     turn["id"],
-                    messages[:sent],
+                    edits.Leading(messages, sent),
                     messages[sent : sent + answered],
                     {**facts, **numbers},
                 )

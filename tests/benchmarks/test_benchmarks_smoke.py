@@ -29,6 +29,7 @@ VALUES = {
     "decode": (["rate/kvllama", "siblings/8", "beside/kvllama"], 1),
     "streams": (["streams/8/kvllama", "stall/kvllama", "command/beyond"], 1),
     "scale": (["op/put/600", "size/rebuild/300", "tree/tree/40"], 11),
+    "depth": (["turn/put/20", "turn/wal/20", "op/verify/20", "op/import/10"], 1),
     "breakeven": (["prefill/tiny/4", "cold/SmolLM2-135M/32"], 2),
 }
 
@@ -60,7 +61,7 @@ def test_it_measures_and_tells(name: str, tmp_path: Path) -> None:
     assert all(check["right"] for check in result.checks), result.checks
     report.publish(one, result, out)
     text = (out / f"{name}.md").read_text()
-    assert "kvllama" in text or name in ("scale", "breakeven")
+    assert "kvllama" in text or name in ("scale", "depth", "breakeven")
     assert read(out / f"{name}.json") == result
     nothing_tells_where(text + (out / f"{name}.json").read_text(), work)
 

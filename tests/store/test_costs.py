@@ -6,19 +6,22 @@ A step is an SQL statement, a state loaded from the index, or a token that is ha
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llm import logs
 
+from benchmarks import log_cost, store_depth
 from llm_kvbranch.store import index, tokens
 from llm_kvbranch.store.chain import Entry
-from llm_kvbranch.store.maintenance import pin, repair, verify
+from llm_kvbranch.store.maintenance import pin, prune, repair, verify
 from llm_kvbranch.store.store import Store
 
-from ..support.stores import put, put_after
+from ..support.stores import MODEL, put, put_after
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -107,9 +110,17 @@ def delete_rows(store: Store, where: str = "true") -> None:
     store.db.execute(f"delete from states where {where}")
 
 
+def prune_all_but_one(store: Store) -> None:
+    "In an order in which each is kept for the next one"
+    ids = [entry.state.response_id for entry in store.entries()]
+    with store.locks.hold([f"{MODEL}/{ids[-1]}"]):
+        assert len(prune(store, ids).removed) < len(ids)
+
+
 WHOLE: dict[str, Callable[[Store], Any]] = {
     "verify": lambda store: list(verify(store)),
     "repair": lambda store: list(repair(store)),
+    "prune all but one": prune_all_but_one,
     "rebuild": lambda store: store.rebuild(),
     "verify without the first state": lambda store: (
         delete_rows(store, "id = 'turn-0000'"),
@@ -150,4 +161,31 @@ def test_of_what_is_done_with_a_conversation(
             counted.n = 0
             costs.append(statements(store, lambda: WHOLE[what](store)) + counted.n)
             assert what == "verify without the first state" or not list(verify(store))
+    assert all(most <= 2.3 * less for less, most in itertools.pairwise(costs)), costs
+
+
+def test_of_a_bundle(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "What is sent in a turn is neither read nor hashed again for the next one"
+    counted = Steps(monkeypatch)
+    hash_message = logs.message_hash
+
+    def counted_hash(*args: Any) -> str:
+        counted.n += 1
+        return hash_message(*args)
+
+    monkeypatch.setattr(logs, "message_hash", counted_hash)
+    costs = []
+    for n in (20, 40, 80):
+        thread = store_depth.Thread(root / str(n), n)
+        thread.home.mkdir(parents=True)
+        log_cost.write_deep(thread.home / "logs.db", n)
+        with thread.opened() as (store, history):
+            growing = store_depth.Growing(store)
+            while growing.n < n:
+                growing.add()
+            counted.n = 0
+            export = functools.partial(store_depth.export, store, history, thread)
+            n_statements = statements(store, export)
+            store_depth.import_(store, history, thread)
+            costs.append(n_statements + counted.n)
     assert all(most <= 2.3 * less for less, most in itertools.pairwise(costs)), costs
