@@ -237,7 +237,7 @@ class Files(Index, Stats):
                 db.execute(
                     "update states set nbytes = ? where key = ?", [added.nbytes, key]
                 )
-                self._touch(db, added.chain)
+                self._touch(db, key, added.chain)
             self._clear_pending(db, [state.key for state in states])
 
     def _announce(self, deleted: Deletion, added: Addition | None) -> int | None:

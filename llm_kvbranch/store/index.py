@@ -356,8 +356,19 @@ class Index(Database):
         ]
         return max([now(), *(just_after(used) for used in last if used)])
 
-    def _touch(self, db: sqlite3.Connection, chain: Chain) -> None:
-        "Record that all states of a chain were used now"
+    def _touch(self, db: sqlite3.Connection, key: int | None, chain: Chain) -> None:
+        """Record that a new state and all that it continues were used now.
+
+        If it continues the state that was stored last, nothing else was used since: it
+        joins them at that time, and their rows need not be written for every turn.
+        """
+        query = "select * from states where key < ? order by key desc limit 1"
+        last = db.execute(query, [key]).fetchone()
+        above = chain.segments[-1].entry.state.key if chain.segments else None
+        if last is not None and (last["fingerprint"], last["id"]) == above:
+            query = "update states set used = ? where key = ?"
+            db.execute(query, [last["used"], key])
+            return
         ids: dict[str, list[str]] = {}
         for segment in chain.segments:
             fingerprint, response_id = segment.entry.state.key

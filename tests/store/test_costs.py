@@ -66,6 +66,30 @@ def test_all_that_leads_up_to_a_state_was_used(store: Store) -> None:
     assert used == ["other", "next", *(f"turn-{i}" for i in (4, 3, 2, 1, 0))]
 
 
+def test_what_a_turn_writes(store: Store) -> None:
+    "Bytes of the journal that one more turn takes"
+    journal, written = store.root / "index.db-wal", []
+    entry = conversation(store, 5)
+    for n in (100, 200):
+        entry = conversation(store, n)
+        store.db.execute("pragma wal_checkpoint(truncate)")
+        entry = put_after(store, f"after-{n}", entry, range(40))
+        written.append(journal.stat().st_size)
+    assert written[1] <= 1.1 * written[0]
+
+
+def test_a_conversation_is_used_as_a_whole(store: Store) -> None:
+    "Whether its turns were stored one after the other or not"
+    first = put(store, "a-0", range(100, 140))
+    second = put_after(store, "a-1", first, [1])
+    put(store, "b-0", range(900, 940))
+    third = put_after(store, "a-2", second, [2])
+    put_after(store, "a-3", third, [3])
+    put_after(store, "x", second, [4])  # a branch, after the others
+    used = [found.state.response_id for found in store.by_use()]
+    assert used == ["b-0", "a-3", "a-2", "x", "a-1", "a-0"]
+
+
 def test_pinned_states_are_not_loaded_to_be_skipped(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
