@@ -110,7 +110,10 @@ def run(arguments: argparse.Namespace, chosen: list[Measurement]) -> list[str]:
     if arguments.llama_server:
         arguments.llama_server = arguments.llama_server.resolve()
     os.chdir(HERE.parent)  # python -m looks there first, in all that is started
-    tools = peers.find(arguments.build, arguments.llama_server)
+    if any(one.peers for one in chosen):
+        tools = peers.find(arguments.build, arguments.llama_server)
+    else:
+        tools = peers.alone()
     for what, why in tools.missing.items():
         print(f"without {what}: {why}", file=sys.stderr)
     versions = {**machine.versions(), **peers.versions(tools)}

@@ -270,6 +270,7 @@ MEASUREMENT = Measurement(
     bars=bars,
     table=table,
     plot=lambda result: None,
+    peers=False,
 )
 
 if __name__ == "__main__":

@@ -69,3 +69,4 @@ class Measurement:
     bars: Callable[[Result], list[Bar]]
     table: Callable[[Result], str]
     plot: Callable[[Result], Any]
+    peers: bool = True  # whether it measures anything but this package

@@ -54,12 +54,17 @@ class Missing(Exception):
     "Why a tool is not there"
 
 
+def alone() -> Tools:
+    "What measures this package alone"
+    return Tools(smollm2(), default_threads())
+
+
 def find(folder: Path, llama_server: Path | None = None) -> Tools:
     """Everything there is to measure with, made where it is not there yet.
 
     ``llama_server`` is one that was built elsewhere.
     """
-    tools = Tools(smollm2(), default_threads())
+    tools = alone()
     folder = folder.resolve()
     try:
         tools.llama = llama_server.parent if llama_server else built(folder)
