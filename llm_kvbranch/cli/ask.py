@@ -12,14 +12,14 @@ import click
 import llm
 
 from .groups import refuse_misspelt
-from .options import asking, count_option, placing
+from .options import asking, count_option, placing, response_argument
 
 if TYPE_CHECKING:
     from ..log import Branch, History, Place
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @click.argument("prompt", required=False)
 @placing
 @click.option(
@@ -75,7 +75,7 @@ def branch(
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @click.argument("prompt", required=False)
 @placing
 @asking
@@ -105,7 +105,7 @@ def focus(
 
 
 @click.command(name="continue")
-@click.argument("response_id")
+@response_argument()
 @click.argument("prompt", required=False)
 @asking
 def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
@@ -120,7 +120,7 @@ def continue_(response_id: str, prompt: str | None, **asked: Any) -> None:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @count_option
 @asking
 def retry(response_id: str, **asked: Any) -> None:

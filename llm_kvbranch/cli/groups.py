@@ -109,6 +109,17 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
                 _printable(f"Cannot use the log: {error}")
             ) from None
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        "Commands, and what the default command takes first once a letter is typed"
+        items: list[Any] = super().shell_complete(ctx, incomplete)
+        if incomplete and not incomplete.startswith("-"):
+            default = self._load(self.default_cmd_name)
+            inner = click.Context(default, parent=ctx, resilient_parsing=True)
+            for each in default.params:
+                if isinstance(each, click.Argument):
+                    return [*items, *each.shell_complete(inner, incomplete)]
+        return items
+
     def _near(self, word: str) -> list[str]:
         "The command that a word is a misspelling of, if any"
         if word in WORDS or word.startswith("-"):

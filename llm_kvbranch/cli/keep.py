@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..settings import format_size
-from .options import database_option, json_option
+from .options import database_option, json_option, response_argument
 from .text import count
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def _history(database: str | None) -> History:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @database_option
 @click.option("--remove", is_flag=True, help="Remove the star")
 def star(response_id: str, database: str | None, remove: bool) -> None:
@@ -45,7 +45,7 @@ def star(response_id: str, database: str | None, remove: bool) -> None:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @click.argument("text", required=False)
 @database_option
 @click.option("--remove", is_flag=True, help="Remove the note")
@@ -78,7 +78,7 @@ def note(
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @database_option
 @click.option("--log", "from_log", is_flag=True, help="Also delete from the log")
 @click.option("-y", "--yes", is_flag=True, help="With --log: do not ask first")

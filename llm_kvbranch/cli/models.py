@@ -11,7 +11,7 @@ import click
 from ..errors import ModelNotFound
 from ..settings import format_size
 from .groups import LazyGroup
-from .options import json_option
+from .options import completing, json_option
 from .text import hanging
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def list_(remove_: str | None, json_: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing("models"))
 def remove(name: str) -> None:
     """
     Remove a model from the list
@@ -138,7 +138,7 @@ def _print_model(row: dict[str, Any], *widths: int) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME|PATH")
+@click.argument("name", metavar="NAME|PATH", shell_complete=completing("usable models"))
 def use(name: str) -> None:
     """
     Choose the default model, which is kvllama
@@ -169,8 +169,8 @@ def use(name: str) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
-@click.argument("key", required=False)
+@click.argument("name", required=False, shell_complete=completing("models"))
+@click.argument("key", required=False, shell_complete=completing("settings"))
 @click.argument("value", required=False)
 @click.option("--default", is_flag=True, help="Return to the default")
 @json_option
@@ -240,7 +240,12 @@ def _print_settings(given: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("repository", metavar="[MODEL|REPOSITORY]", required=False)
+@click.argument(
+    "repository",
+    metavar="[MODEL|REPOSITORY]",
+    required=False,
+    shell_complete=completing("presets"),
+)
 @click.argument("file", required=False)
 @click.option("--revision", help="Branch, tag or commit of the repository")
 @click.option("--list", "list_", is_flag=True, help="List the short names")

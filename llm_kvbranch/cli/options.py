@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import click
+
+
+def completing(kind: str) -> Callable[..., list[Any]]:
+    "A completion of arguments and options, imported when a shell asks for it"
+
+    def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+        from . import completion
+
+        return completion.complete(kind, ctx, incomplete)
+
+    return complete
+
+
+def response_argument(name: str = "response_id", **more: Any) -> Callable[..., Any]:
+    return click.argument(name, shell_complete=completing("responses"), **more)
+
 
 database_option = click.option(
     "-d",
@@ -19,7 +36,13 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
     "The options of every command that prompts a model, named as those of llm prompt"
     for option in reversed(
         [
-            click.option("model_id", "-m", "--model", help="Use another model"),
+            click.option(
+                "model_id",
+                "-m",
+                "--model",
+                help="Use another model",
+                shell_complete=completing("model ids"),
+            ),
             click.option("-s", "--system", help="Use another system prompt"),
             click.option(
                 "options",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import database_option
+from .options import completing, database_option
 
 if TYPE_CHECKING:
     from ..web.serving.launch import ServerInfo
@@ -44,7 +44,12 @@ if TYPE_CHECKING:
     help="Replace the token that was kept; this ends all logins",
 )
 @click.option("--open/--no-open", "open_", default=False, help="Open a browser")
-@click.option("-m", "--model", help="Model to serve (default: that of kvllama)")
+@click.option(
+    "-m",
+    "--model",
+    help="Model to serve (default: that of kvllama)",
+    shell_complete=completing("models"),
+)
 @click.option(
     "--slots",
     type=click.IntRange(1, 64),

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..settings import format_size
-from .options import database_option, json_option
+from .options import database_option, json_option, response_argument
 from .text import count
 
 
@@ -20,7 +20,7 @@ def _key() -> str | None:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite an existing file")
 @database_option

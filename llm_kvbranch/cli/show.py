@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from ..settings import format_size
-from .options import database_option, json_option
+from .options import database_option, json_option, response_argument
 from .text import count as counted
 
 
 @click.command()
-@click.argument("reference", metavar="[ID]", required=False)
+@response_argument("reference", metavar="[ID]", required=False)
 @database_option
 @click.option(
     "-n",
@@ -93,7 +93,7 @@ def _print_node(line: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @database_option
 @json_option
 def show(response_id: str, database: str | None, json_: bool) -> None:
@@ -118,8 +118,8 @@ def show(response_id: str, database: str | None, json_: bool) -> None:
 
 
 @click.command()
-@click.argument("one")
-@click.argument("other")
+@response_argument("one")
+@response_argument("other")
 @database_option
 @json_option
 def diff(one: str, other: str, database: str | None, json_: bool) -> None:

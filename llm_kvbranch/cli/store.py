@@ -11,7 +11,7 @@ import click
 
 from ..settings import format_size, parse_size
 from .groups import LazyGroup
-from .options import database_option, json_option
+from .options import database_option, json_option, response_argument
 from .text import count
 
 
@@ -249,7 +249,7 @@ def verify(repair: bool, json_: bool) -> None:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @database_option
 def pin(response_id: str, database: str | None) -> None:
     """
@@ -261,7 +261,7 @@ def pin(response_id: str, database: str | None) -> None:
 
 
 @click.command()
-@click.argument("response_id")
+@response_argument()
 @database_option
 def unpin(response_id: str, database: str | None) -> None:
     "Allow the state of a response to be evicted again"

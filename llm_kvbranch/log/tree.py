@@ -121,6 +121,18 @@ class Forest:
             roots |= dict.fromkeys(map(self.ancestry.root, ids))
         return self.load(list(roots)[:n])
 
+    def newest(self, n: int, prefix: str = "") -> list[Node]:
+        "The n responses that were logged last, newest first, without their relations"
+        found = self.db.query(
+            "select id from turns where substr(id, 1, length(:prefix)) = :prefix"
+            " order by rowid desc limit :n",
+            {"prefix": prefix, "n": n},
+        )
+        ids = [row["id"] for row in found]
+        nodes = {row["id"]: _node(row) for row in self._rows(ids)}
+        self._load_prompts(nodes)
+        return [nodes[id] for id in ids]
+
     def below(self, root: str) -> Node:
         "A response with all below it"
         return self.load([root])[0]

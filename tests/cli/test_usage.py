@@ -14,6 +14,7 @@ import pytest
 from llm_kvbranch.cli import kvbranch
 
 from ..support.logged import Log, Parrot
+from .test_groups import command as find
 from .test_groups import everything, run
 
 # What is refused: a call -> words of the message
@@ -67,7 +68,8 @@ ALWAYS = {
     "prune": "database log dry-run json",
     "export": "database force json",
     "import": "database trust json",
-    "serve": "port host allow-host token open model slots ctx queue no-log database",
+    "serve": "port host allow-host token new-token open model slots ctx queue no-log "
+    "database",
     "doctor": "json",
     "models settings": "json",
     "store status": "database json",
@@ -124,12 +126,6 @@ class TestOptions:
             for each in command.params:
                 if isinstance(each, click.Option):
                     assert {*each.opts} & (always | refused), (names, each.opts)
-
-
-def find(*names: str) -> click.Command:
-    from .test_groups import command
-
-    return command(*names)
 
 
 class TestMisspelt:
