@@ -3,15 +3,21 @@
 The idea: settings are a JSON file in the data directory, which people can read and
 edit. An environment variable of the same name overrides a setting.
 
+The invariant: a data directory that other users could have put files into is not used,
+neither to read nor to write.
+
 This module does not know what the settings do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
+import shlex
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,10 +30,56 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def data_directory() -> Path:
-    "Where state and models are kept: LLM_KVBRANCH_DIR, or a directory in llm's own"
+    """Where state and models are kept: LLM_KVBRANCH_DIR, or a directory in llm's own.
+
+    It may not exist yet. Raises SettingError if other users control what is in it.
+    """
     if chosen := os.environ.get("LLM_KVBRANCH_DIR"):
-        return Path(chosen).expanduser()
-    return Path(llm.user_dir()) / "kvbranch"
+        path = Path(chosen).expanduser()
+    else:
+        path = Path(llm.user_dir()) / "kvbranch"
+    with contextlib.suppress(OSError):  # whoever uses it reports these
+        _check_owner(path, path.stat())
+    return path
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Raises SettingError if other users can change what is in a directory.
+
+    The sticky bit does not help: others could add files that are not there yet. Root
+    may own it, and may use a directory of any user: that is what containers do.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return
+    own = "set LLM_KVBRANCH_DIR to a directory of your own"
+    if os.getuid() != 0 and status.st_uid not in (os.getuid(), 0):
+        raise SettingError(
+            f"{path} belongs to another user, who could read and change what is kept "
+            f"there: {own}"
+        )
+    is_shared = status.st_mode & stat.S_IWGRP and _has_others(status.st_gid)
+    if status.st_mode & stat.S_IWOTH or is_shared:
+        quoted = shlex.quote(str(path))
+        raise SettingError(
+            f"Other users can change what is in {path}: make it private with chmod "
+            f"go-w {quoted}, or {own}"
+        )
+
+
+@functools.cache
+def _has_others(gid: int) -> bool:
+    "Whether a group has members besides this user and root"
+    import grp
+    import pwd
+
+    if gid == 0:
+        return False
+    users = pwd.getpwall()
+    members = {user.pw_name for user in users if user.pw_gid == gid}
+    with contextlib.suppress(KeyError):
+        members.update(grp.getgrgid(gid).gr_mem)
+    trusted = {user.pw_name for user in users if user.pw_uid in (0, os.getuid())}
+    return bool(members - trusted)
 
 
 def get(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 The idea: whoever reaches the port may open connections, before any key is asked for. A
 connection without a request is closed after some seconds. When there are too many, the
-one that has waited longest makes room for the next.
+one that has been silent for longest makes room for the next; that is also one whose
+request has a body that does not come.
 
 The invariant: there are always descriptors left to accept a connection and to open the
 files of an answer.
@@ -18,7 +19,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-AT_ONCE = 128  # connections that asyncio accepts before any is counted
+AT_ONCE = 32  # connections that asyncio accepts in a turn of its loop
+_TURNS = 4  # until one is counted, and the one that made room is closed
 QUEUE = 4096  # and that the system holds meanwhile; it lets others wait for seconds
 _FILES = 256  # descriptors for the log, state files, models
 _HEADER_SECONDS = 10.0
@@ -44,12 +46,13 @@ def raise_limit() -> int:
             soft = wanted
         except (OSError, ValueError):  # macOS allows less than it says
             pass
-    return max(16, min(_MOST, soft - AT_ONCE - _FILES))
+    return max(16, min(_MOST, soft - _TURNS * AT_ONCE - _FILES))
 
 
 def protocol(most: int, seconds: float = _HEADER_SECONDS) -> type[H11Protocol]:
     "uvicorn's protocol for at most so many connections, each silent for so long"
-    silent: dict[Any, asyncio.TimerHandle] = {}  # the longest first
+    # The longest first. The guard has its own limit of time for a body: no timer
+    silent: dict[Any, asyncio.TimerHandle | None] = {}
 
     class Protocol(H11Protocol):
         def connection_made(self, transport: Any) -> None:
@@ -77,7 +80,10 @@ def protocol(most: int, seconds: float = _HEADER_SECONDS) -> type[H11Protocol]:
             "Expect a whole header soon, unless a request is being answered"
             if self.cycle is not None and not self.cycle.response_complete:
                 self._forget()
-            elif self not in silent and not self.transport.is_closing():
+                if self.cycle.more_body and not self.transport.is_closing():
+                    silent[self] = None  # the last again with each piece of the body
+            elif silent.get(self) is None and not self.transport.is_closing():
+                self._forget()
                 silent[self] = self.loop.call_later(seconds, self.transport.abort)
 
         def _forget(self) -> None:

@@ -108,7 +108,6 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
     If a server with the same options is running, it only calls ``ready`` with that
     one. Raises KVBranchError.
     """
-    _check_owner()
     hosts = allowed_names(options.host, options.allow_hosts)
     token = _token(options)
     if running := already_there(options, token):
@@ -159,19 +158,6 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
             withdraw()
             if not server.close(_ENGINE_PATIENCE):
                 _end()
-
-
-def _check_owner() -> None:
-    "Raises SettingError if another user made the data directory, and can change it"
-    path = data_directory()
-    if not hasattr(os, "getuid") or os.getuid() == 0:  # Windows; root in a container
-        return
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if path.stat().st_uid not in (os.getuid(), 0):
-            raise SettingError(
-                f"{path} belongs to another user, who could read what is kept there: "
-                "set LLM_KVBRANCH_DIR to a directory of your own"
-            )
 
 
 def already_there(options: ServeOptions, token: str) -> ServerInfo | None:
