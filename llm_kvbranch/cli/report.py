@@ -71,12 +71,13 @@ def describe_response(history: History, response_id: str) -> dict[str, Any]:
     """
     turn = history.turn(response_id)
     branch = history.branch(response_id)
-    parent = branch.get("from_response") or Ancestry(history.db).previous(response_id)
+    origin = as_text(branch.get("from_response"))
+    parent = origin or Ancestry(history.db).previous(response_id)
     facts = {
         **history.facts(response_id),
         **{n: as_text(branch.get(n)) or None for n in ("verb", "mode", "excerpt")},
         "response_id": response_id,
-        "thread_id": turn["thread_id"],
+        "thread_id": turn["thread_id"] and as_text(turn["thread_id"]),
         "parent_response_id": parent,
         "model": as_text(turn["model"]) or None,
         "resolved_model": as_text(turn["resolved_model"]) or None,

@@ -22,7 +22,7 @@ import sqlite_utils
 from ..errors import HistoryError
 from .ancestry import chain
 from .tables import migrations
-from .text import message_text, parse_object
+from .text import as_text, message_text, parse_object
 
 _AT_ONCE = 10_000  # messages: SQLite limits the variables of one statement
 
@@ -40,6 +40,8 @@ def open_log(
             f"There is no log at {path} yet: ask a model something first"
         )
     db = sqlite_utils.Database(path)
+    # As datasette reads: one text that is not UTF-8 must not hide the whole log
+    db.conn.text_factory = lambda text: text.decode("utf-8", "replace")
     if create:
         from llm.migrations import migrate
 
@@ -270,12 +272,12 @@ class History:
         "The name of a thread, None if it has none or is unknown"
         query = "select name from threads where id = ?"
         rows = self.db.query(query, [thread_id])
-        return next(iter(rows), {}).get("name")
+        return as_text(next(iter(rows), {}).get("name")) or None
 
     def models(self) -> list[str]:
         "The models of all responses"
         rows = self.db.query("select distinct model from turns order by model")
-        return [row["model"] for row in rows if row["model"]]
+        return [as_text(row["model"]) for row in rows if row["model"]]
 
     def n_legacy(self) -> int:
         "The number of conversations that are still in the tables of llm before 0.32"

@@ -17,6 +17,7 @@ import sqlite_utils
 from ..errors import HistoryError
 from .history import History
 from .tables import IN, json_list
+from .text import as_text
 
 MAX_NOTE = 2000  # characters
 
@@ -36,7 +37,8 @@ def read_marks(db: sqlite_utils.Database, ids: Iterable[str]) -> Iterator[Mark]:
         for row in db.query(
             f"select * from kvbranch_marks where response_id {IN}", [json_list(ids)]
         ):
-            yield Mark(row["response_id"], bool(row["starred"]), row["note"] or None)
+            note = as_text(row["note"]) or None
+            yield Mark(row["response_id"], bool(row["starred"]), note)
 
 
 def read_mark(history: History, response_id: str) -> Mark:

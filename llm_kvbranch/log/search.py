@@ -21,7 +21,7 @@ import sqlite_utils
 
 from .history import History
 from .tables import IN, json_list
-from .text import question
+from .text import as_text, question
 from .tree import Forest, Node
 
 MAX_WORDS = 20  # of a visitor's search
@@ -109,10 +109,10 @@ def search_responses(
     return [
         Found(
             row["id"],
-            row["model"],
-            row["datetime_utc"],
-            question(row["prompt"] or ""),
-            *_parse_snippet(row["snippet"] or "", opened, closed),
+            as_text(row["model"]),
+            as_text(row["datetime_utc"]) or None,
+            question(as_text(row["prompt"])),
+            *_parse_snippet(as_text(row["snippet"]), opened, closed),
         )
         for row in rows
     ]

@@ -42,7 +42,7 @@ IN = "in (select value from json_each(?))"
 
 def json_list(values: Iterable[Any]) -> str:
     "Values as the one parameter of IN"
-    return json.dumps(list(values))
+    return json.dumps(list(values), default=repr)  # no blob is an id
 
 
 @migrations()

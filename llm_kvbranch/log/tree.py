@@ -211,7 +211,7 @@ def _node(row: dict[str, Any]) -> Node:
     return Node(
         id=row["id"],
         rowid=row["logged"],
-        thread_id=row["thread_id"],
+        thread_id=row["thread_id"] and as_text(row["thread_id"]),
         model=as_text(row["model"]),
         prompt="",
         input_tokens=as_number(row["input_tokens"]),

@@ -21,6 +21,7 @@ from llm_kvbranch.web.page.page_data import (
     describe_path,
     describe_tree,
 )
+from llm_kvbranch.web.page.pages import _resolve
 
 
 @contextmanager
@@ -118,6 +119,39 @@ def numbers_and_bytes(log, ids):
     log.db.execute("update kvbranch_branches set excerpt = 3, start = 'x', mode = 1.5")
 
 
+def bytes_everywhere(log, ids):
+    "In every column that names nothing"
+    log.db.execute("pragma foreign_keys = off")
+    _record(log, [(ids["two"], ids["one"], "branch")])
+    log.db["kvbranch_marks"].insert({"response_id": ids["one"], "starred": 1})
+    columns = {
+        "threads": "name model",
+        "turns": "model resolved_model datetime_utc input_tokens output_tokens"
+        " duration_ms token_details response_json options_json thread_id",
+        "parts": "text payload tool_name tool_call_id",
+        "kvbranch_branches": "thread_id verb mode excerpt start end created",
+        "kvbranch_marks": "starred note updated",
+    }
+    for table, names in columns.items():
+        for name in set(names.split()) & set(log.db[table].columns_dict):
+            log.db.execute(f"update {table} set [{name}] = x'ff00'")
+    log.db.execute("update turn_search set prompt = x'676f6573ff', response = 7")
+    log.db.execute("insert into turn_search_fts(turn_search_fts) values ('rebuild')")
+
+
+def texts_that_are_not_utf_8(log, ids):
+    for table, column in [
+        *(("parts", "text"), ("threads", "name"), ("turn_search", "prompt")),
+        *(("turns", "model"), ("turns", "response_json"), ("messages", "role")),
+    ]:
+        log.db.execute(f"update {table} set {column} = cast(x'eda080' as text)")
+    log.db.execute("insert into turn_search_fts(turn_search_fts) values ('rebuild')")
+
+
+def names_of_bytes(log, ids):
+    log.db.execute("update threads set name = x'ff00'")
+
+
 def facts_that_are_no_json(log, ids):
     log.db.execute('update turns set response_json = \'{"kvbranch": {"$": "x"}}\'')
 
@@ -143,6 +177,9 @@ DAMAGES = [
     parts_of_an_unknown_type,
     parts_gone,
     numbers_and_bytes,
+    bytes_everywhere,
+    names_of_bytes,
+    texts_that_are_not_utf_8,
     facts_that_are_no_json,
 ]
 
@@ -218,6 +255,7 @@ class TestPages:
             for id in ids.values():
                 yield describe_tree(history, id, {})
                 yield describe_path(history, id, {})
+            yield [_resolve(history, id) for id in ids.values()]
             yield describe_list(history, search.Filter(), {})
             yield describe_list(history, search.Filter("goes"), {})
             yield describe_columns(history, [ids["three"], ids["again"]])
@@ -225,4 +263,4 @@ class TestPages:
 
         with within(20):
             for each in all_pages():
-                json.dumps(each, default=str)
+                json.dumps(each, default=vars)
