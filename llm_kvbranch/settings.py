@@ -16,7 +16,6 @@ import functools
 import json
 import os
 import re
-import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -59,10 +58,11 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         )
     is_shared = status.st_mode & stat.S_IWGRP and _has_others(status.st_gid)
     if status.st_mode & stat.S_IWOTH or is_shared:
-        quoted = shlex.quote(str(path))
+        from shlex import quote  # llm should not pay for it whenever it starts
+
         raise SettingError(
             f"Other users can change what is in {path}: make it private with chmod "
-            f"go-w {quoted}, or {own}"
+            f"go-w {quote(str(path))}, or {own}"
         )
 
 
