@@ -43,10 +43,46 @@ def open_log(
     # As datasette reads: one text that is not UTF-8 must not hide the whole log
     db.conn.text_factory = lambda text: text.decode("utf-8", "replace")
     if create:
-        from llm.migrations import migrate
-
-        migrate(db)
+        _migrate(db)
     return db
+
+
+def _migrate(db: sqlite_utils.Database) -> None:
+    """Create or update llm's tables, in one transaction that waits for other writers.
+
+    llm's own migrate is a series of transactions: where two processes begin with a new
+    log at once, one finds it locked, or finds a table that it was about to create.
+    """
+    from llm.migrations import MIGRATIONS, migrate
+
+    table = db.table("_llm_migrations")
+    applied = {row["name"] for row in table.rows} if table.exists() else set()
+    if applied.issuperset(function.__name__ for function in MIGRATIONS):
+        return
+    with writing(db):
+        migrate(db)  # does nothing if another process has done so by now
+
+
+@contextlib.contextmanager
+def writing(db: sqlite_utils.Database) -> Iterator[None]:
+    """One transaction that waits for other writers.
+
+    In a transaction that is open already it is a part of that one, which is undone
+    alone if it fails and committed by whoever opened it.
+    """
+    connection = db.conn
+    if connection.in_transaction:
+        with db.atomic():
+            yield
+        return
+    try:
+        # Ctrl-C while this waits arrives after SQLite has begun
+        connection.execute("begin immediate")
+        yield
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
 
 
 @dataclass(frozen=True)
@@ -98,6 +134,7 @@ class History:
             self.store = LogStore.__new__(LogStore)
             self.store.db = db
         else:
+            _migrate(db)
             self.store = LogStore(db)
 
     # -- find -----------------------------------------------------------
@@ -291,26 +328,9 @@ class History:
 
     # -- log ------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """One transaction that waits for other writers.
-
-        In a transaction that is open already it is a part of that one, which is
-        undone alone if it fails and committed by whoever opened it.
-        """
-        connection = self.db.conn
-        if connection.in_transaction:
-            with self.db.atomic():
-                yield
-            return
-        try:
-            # Ctrl-C while this waits arrives after SQLite has begun
-            connection.execute("begin immediate")
-            yield
-            connection.commit()
-        except BaseException:
-            connection.rollback()
-            raise
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        "A transaction on the log: see the function of this name"
+        return writing(self.db)
 
     def prepare(self) -> None:
         "Create our tables in the log, unless they exist"

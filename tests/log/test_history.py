@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import llm
 import pytest
 import sqlite_utils
+from llm.migrations import migrate
 from sqlite_utils.migrations import Migrations
 
 from llm_kvbranch.errors import HistoryError
 from llm_kvbranch.log import Forest, History, edits, marks, search
+from llm_kvbranch.log.tables import migrations
 from llm_kvbranch.web.page.list_data import describe_list
 
 from ..support.interrupting import Interrupting
 from ..support.logged import Log
+
+FIRST = """
+import sys
+import llm.migrations
+from llm_kvbranch.log import History, open_log
+print("ready", flush=True)
+sys.stdin.read()
+History(open_log(create=True)).prepare()
+"""
 
 
 @pytest.fixture
@@ -82,6 +95,30 @@ class TestFirstUse:
             list(pool.map(star, ids))
         with Log(log.path, ours=False).db as db:
             assert {mark.response_id for mark in marks.read_marks(db, ids)} == set(ids)
+
+    def test_processes_that_create_the_log(self, user_path):
+        "Fails if one finds it locked, or with half of llm's tables"
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", FIRST],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(6)
+        ]
+        for child in children:
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            child.stdin.close()  # now
+        errors = [child.stderr.read() for child in children]
+        assert [child.wait(60) for child in children] == [0] * 6, max(errors)
+        with Log(user_path / "logs.db", ours=False).db as db:
+            assert not migrations.pending(db)
+            alone = sqlite_utils.Database(memory=True)
+            migrate(alone)
+            assert set(alone.table_names()) <= set(db.table_names())
 
     def test_nothing_is_written_when_there_is_nothing_to_do(self, log):
         with contextlib.closing(sqlite3.connect(log.path)) as other:
