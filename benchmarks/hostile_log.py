@@ -216,7 +216,7 @@ def faults(seconds: float, status: int, output: bytes, is_page: bool) -> list[st
     found = {
         "SLOW": seconds > LIMIT,
         "TRACEBACK": "Traceback (most recent" in text,
-        "500": status >= 500,
+        "500": status == 500,  # 503 says that it takes too long
         "RAW": not is_page and RAW.search(text),
         "EXIT": not is_page and status not in (0, 1),
     }
