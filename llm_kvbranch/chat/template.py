@@ -351,7 +351,10 @@ def render(source: str, now: datetime.datetime | None = None, **values: Any) -> 
     "Render a chat template the way Hugging Face does; raises ChatError"
     values["strftime_now"] = (now or datetime.datetime.now()).strftime
     try:
-        return str(_compile(source).render(**values))
+        from .limits import limited
+
+        template = _compile(source)
+        return str(limited(lambda: template.render(**values)))
     except _Rejected as error:
         raise ChatError(
             f"The model's chat template rejects these messages: {_line(error)}"
@@ -402,7 +405,8 @@ def _tojson(
 def _compile(source: str) -> Any:
     from jinja2 import Undefined, nodes
     from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from .limits import LimitedEnvironment, guarded
 
     class Generation(Extension):
         "{% generation %} marks answers for training; here it has no effect"
@@ -414,12 +418,12 @@ def _compile(source: str) -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", Generation],
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = guarded("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     # Without tools, Hugging Face passes none, llama.cpp leaves it undefined: be both
     environment.tests["none"] = lambda v: v is None or isinstance(v, Undefined)
