@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import llm
 
+from . import streams
+from .answers import show_answers
 from .groups import refuse_misspelt
 from .options import asking, count_option, placing, response_argument
 
@@ -135,9 +137,9 @@ def retry(response_id: str, **asked: Any) -> None:
 
 def _read_prompt(prompt: str | None) -> str:
     "The prompt: standard input, then the argument, as llm prompt does"
-    piped = sys.stdin.read() if _is_piped() else ""
+    piped = streams.read() if _is_piped() else ""
     if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
-        piped = sys.stdin.read()
+        piped = streams.read()
     whole = " ".join(bit for bit in (piped, prompt) if bit)
     if not whole.strip():
         raise click.ClickException("The prompt is empty: pass it as an argument")
@@ -223,7 +225,7 @@ def _ask(
             chosen["seed"] += 1  # or all answers would be identical
         responses.append(branching.ask(branch, model, system, stream, i, **chosen))
     try:
-        _show_answers(responses, silent=json_ or extract)
+        output = show_answers(responses, silent=json_ or extract)
     except Exception as error:  # a model may raise anything, as in llm prompt
         if os.environ.get("LLM_RAISE_ERRORS"):
             raise
@@ -237,6 +239,7 @@ def _ask(
     for response in responses if usage else ():
         line = f"Token usage: {response.token_usage()}"
         click.echo(click.style(line, fg="yellow", bold=True), err=True)
+    output.check()
 
 
 def _show_json(history: History, responses: list[Any]) -> None:
@@ -254,7 +257,8 @@ def _show_code(responses: list[Any]) -> None:
 
     for response in responses:
         text = response.text()
-        click.echo(extract_fenced_code_block(text) or text)
+        code = extract_fenced_code_block(text) or text
+        click.echo(streams.shown(code), color=True)
 
 
 def _check_place(history: History, response_id: str, place: Place) -> None:
@@ -279,48 +283,6 @@ def _check_no_server(model: Any, chosen: dict[str, Any]) -> None:
         )
     if chosen.get("server"):
         raise click.UsageError("Give --no-server or -o server true, not both")
-
-
-def _show_answers(responses: list[Any], silent: bool) -> None:
-    """Print answers in order: the first as it streams, the others after it.
-
-    All of them are advanced in turn, so that later answers do not wait.
-    """
-    events = [iter(response.stream_events()) for response in responses]
-    held: list[list[Any]] = [[] for _ in events]
-    shown = 0
-    _show_number(shown, len(events), silent)
-    while shown < len(events):
-        for i in range(shown, len(events)):
-            event = next(events[i], None)
-            if event is not None:
-                held[i].append(event)
-            elif held[i][-1:] != [None]:
-                held[i].append(None)
-        while shown < len(events) and held[shown]:
-            event = held[shown].pop(0)
-            if event is not None:
-                _show_event(event, silent)
-                continue
-            if not silent:
-                click.echo()
-            shown += 1
-            _show_number(shown, len(events), silent)
-
-
-def _show_number(i: int, n: int, silent: bool) -> None:
-    if 1 < n > i and not silent:
-        click.echo(click.style(f"{'' if i == 0 else chr(10)}{i + 1} of {n}", bold=True))
-
-
-def _show_event(event: Any, silent: bool) -> None:
-    "Text to standard output, reasoning dimmed to standard error, as in llm"
-    if silent:
-        return
-    if event.type == "text":
-        click.echo(event.chunk, nl=False)
-    elif event.type == "reasoning":
-        click.echo(click.style(event.chunk, dim=True), nl=False, err=True)
 
 
 def _model(model_id: str, logged: bool) -> Any:

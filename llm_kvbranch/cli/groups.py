@@ -9,6 +9,8 @@ This module knows no command.
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Mapping
 from importlib import import_module
@@ -79,8 +81,21 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
             module, _, attribute = self._places[name].partition(":")
             found = getattr(import_module(f".{module}", __package__), attribute)
             self.commands[name] = found
+            from . import streams
+
+            streams.take_text(found)
         command: click.Command = self.commands[name]
         return command
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        from . import streams
+
+        try:  # --help prints here
+            context: click.Context = super().make_context(*arguments, **more)
+        except OSError as error:
+            raise _refusal(error) from None
+        streams.prepare(context)
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -92,6 +107,10 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
                 self._refuse(ctx, word)
             vars(error)["message"] = _printable(error.message)
             raise
+        except OSError as error:
+            raise _refusal(error) from None
+        except UnicodeError as error:
+            raise click.ClickException(f"Text that is not valid: {error}") from None
         except click.ClickException as error:
             vars(error)["message"] = _printable(error.message)
             raise
@@ -163,6 +182,16 @@ def refuse_misspelt(reference: str) -> None:
         return
     if hasattr(ctx, "arg0") and ctx.command._near(reference):
         ctx.command._refuse(ctx, reference, " There is no response with that id either")
+
+
+def _refusal(error: OSError) -> Exception:
+    "What to raise for a file or an output that fails; click ends a broken pipe quietly"
+    if error.errno == errno.EPIPE or os.environ.get("LLM_RAISE_ERRORS"):
+        return error
+    from . import streams
+
+    refusal = streams.refuse(error)
+    return click.ClickException(_printable(refusal.message))
 
 
 def _printable(error: object) -> str:

@@ -138,7 +138,12 @@ def _print_model(row: dict[str, Any], *widths: int) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME|PATH", shell_complete=completing("usable models"))
+@click.argument(
+    "name",
+    metavar="NAME|PATH",
+    type=click.Path(),
+    shell_complete=completing("usable models"),
+)
 def use(name: str) -> None:
     """
     Choose the default model, which is kvllama

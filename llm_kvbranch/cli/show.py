@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-from typing import Any
 
 import click
 
-from ..settings import format_size
 from .options import database_option, json_option, response_argument
+from .outline import node_line
+from .streams import has_colours
+from .text import columns
 from .text import count as counted
 
 
@@ -52,44 +51,9 @@ def tree(
         if number:
             click.echo()
         for node in nodes:
-            _print_node(node)
+            click.echo(node_line(node, columns()))
     if number < 0:
         click.echo("There are no responses yet")
-
-
-def _print_node(line: dict[str, Any]) -> None:
-    "One line of a tree: its place, the verb that made it, the prompt, its state"
-    from ..log import one_line, printable
-    from ..store import is_evicted
-
-    kept = "evicted" if is_evicted(line["state_gone"]) else "no state"
-    if line["state_bytes"]:
-        kept = format_size(line["state_bytes"])
-    tokens = ""
-    if line["input_tokens"] is not None and line["output_tokens"] is not None:
-        n_tokens = line["input_tokens"] + line["output_tokens"]
-        tokens = f"{counted(n_tokens, 'token')}, "
-    tail = f"  {tokens}{kept}"
-    head = f"{line['lead']}{line['short_id']}  "
-    how = {"branch": "at ", "focus": "on ", "retry": "retry "}.get(line["verb"], "")
-    if line["mode"] == "fresh":
-        how = "fresh "
-    if line["excerpt"]:
-        how += f"“{one_line(line['excerpt'], 24)}” "
-    elif line["verb"] == "branch":
-        how = "branch "
-    how += "★ " if line["starred"] else ""
-    if line["note"]:
-        tail += f"  “{one_line(line['note'], 40)}”"
-    room = shutil.get_terminal_size((100, 24)).columns - len(head + how + tail)
-    click.echo(
-        click.style(line["lead"], dim=True)
-        + click.style(printable(line["short_id"]), fg="yellow")
-        + click.style("* " if line["current"] else "  ", fg="green", bold=True)
-        + click.style(how, fg="cyan")
-        + one_line(line["prompt"], max(12, room))
-        + click.style(tail, dim=True)
-    )
 
 
 @click.command()
@@ -152,6 +116,6 @@ def _change(sign: str, text: str) -> str:
     "A run of words, marked by colour on a terminal and by brackets elsewhere"
     if sign == " ":
         return text
-    if sys.stdout.isatty():
+    if has_colours():
         return click.style(text, fg={"-": "red", "+": "green"}[sign], underline=True)
     return f"[-{text}-]" if sign == "-" else f"{{+{text}+}}"

@@ -8,6 +8,9 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+import unicodedata
+
+from .streams import is_terminal
 
 
 def count(n: int, noun: str) -> str:
@@ -15,9 +18,39 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def width(text: str) -> int:
+    "The columns that a text takes on a terminal"
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if character.isascii():
+        return 1
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):  # drawn onto the last one
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def fit(text: str, columns: int) -> str:
+    "The start of a text, in at most so many columns"
+    if width(text) <= columns:
+        return text
+    room = columns - 1
+    for i, character in enumerate(text):
+        room -= _columns(character)
+        if room < 0:
+            return text[:i] + "…"
+    return text
+
+
+def columns() -> int:
+    "How wide the terminal is; 100 if standard output is none"
+    return shutil.get_terminal_size((100, 24)).columns
+
+
 def hanging(text: str, indent: int) -> str:
     "Text wrapped for the terminal, later lines indented; unchanged when piped"
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         return text
     lines = textwrap.wrap(
         text,

@@ -130,7 +130,12 @@ def template_of(chosen: ModelSettings) -> str | None:
     if chosen.chat_template is None:
         return None
     try:
-        return Path(chosen.chat_template).read_text()
+        return Path(chosen.chat_template).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingError(
+            f"The chat template {chosen.chat_template} is not valid UTF-8. Convert it, "
+            "for example with: iconv -f latin1 -t utf-8"
+        ) from None
     except (OSError, ValueError) as error:
         raise SettingError(
             f"Cannot read the chat template {chosen.chat_template}: {error}"
