@@ -211,7 +211,7 @@ class TestBytes:
     def test_a_chat_template(self, tmp_path: Path) -> None:
         path = tmp_path / "latin.jinja"
         path.write_bytes(b"caf\xe9")
-        with pytest.raises(llm.ModelError, match="is not valid UTF-8. Convert it"):
+        with pytest.raises(llm.ModelError, match="is not valid UTF-8"):
             template_of(ModelSettings(chat_template=str(path)))
 
 
