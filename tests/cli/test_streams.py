@@ -359,9 +359,7 @@ class TestNarrow:
     @pytest.mark.parametrize("columns", range(20, 121, 5))
     @pytest.mark.parametrize("name", NODES)
     def test_a_line_is_a_line(self, name: str, columns: int) -> None:
-        line = click.unstyle(
-            outline.node_line(NODES[name], columns)
-        )
+        line = click.unstyle(outline.node_line(NODES[name], columns))
         assert text.width(line) <= columns
         assert "01abcdefgh" in line
         prompt = line.partition("01abcdefgh")[2]
