@@ -101,7 +101,8 @@ class NewState:
     def commit(self, response_id: str, thread_id: str | None) -> Entry | None:
         """Store the rows for a logged response, unless that fails or was done before.
 
-        A failure is warned of, and returns None.
+        A failure is warned of, and returns None, as does a state that is not worth
+        what would have to be evicted.
         """
         model, slot, store = self.model, self.slot, self.model.store
         if store is None or self.plan.without_store:
@@ -123,7 +124,7 @@ class NewState:
                 slot.response_id = response_id
         slot.waiting.discard(self)
         self._kept = None
-        return entry
+        return entry if entry.present else None  # what it takes was worth more
 
     def _put(
         self, store: Store, response_id: str, thread_id: str | None, live: bool

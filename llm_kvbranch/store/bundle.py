@@ -395,7 +395,7 @@ def _import_states(
                 _extracted(store, bundle, member) as (_, spare),
                 open_state(spare) as (_, payload, snapshots),
             ):
-                put = store.put(state, payload, chain, snapshots)
+                put = store.put(state, payload, chain, snapshots, True)
             imported.new_states += 1
             imported.nbytes += put.nbytes
         here = store.get(state.response_id, state.fingerprint)

@@ -240,6 +240,17 @@ class Files(Index, Stats):
                 self._touch(db, key, added.chain)
             self._clear_pending(db, [state.key for state in states])
 
+    def add_without_file(
+        self, state: State, nbytes: int, chain: Chain, reason: str
+    ) -> None:
+        "Index a state that is found by its tokens, but has no file for a reason"
+        with self._write() as db:
+            key = self._add(db, state, nbytes)
+            self._index_tokens(db, key, state, chain)
+            self._remove(db, Entry(state, nbytes, state.created), reason, False)
+            self._clear_pending(db, [state.key])
+            self._touch(db, key, chain)
+
     def _announce(self, deleted: Deletion, added: Addition | None) -> int | None:
         "Record what is about to be done to files; returns the key of the new row"
         key = None

@@ -326,6 +326,17 @@ class Index(Database):
             # Twice as many each time: SQLite walks over those before the offset
             offset, size = offset + size, 2 * size
 
+    def n_uses_since(self, entry: Entry, most: int) -> int:
+        "How often any state was used after an entry was, counted up to ``most``"
+        return sum(
+            self.db.execute(
+                "select count(*) from (select distinct used from states"
+                f" where {which} and used > ? limit ?)",
+                [entry.used, most],
+            ).fetchone()[0]
+            for which in ("nbytes > 0", "nbytes = 0")  # there is an index for each
+        )
+
     def pinned_keys(self) -> set[Key]:
         "The keys of the pinned states and their ancestors"
         rows = self.db.execute(f"{_PINNED} select fingerprint, id from up").fetchall()

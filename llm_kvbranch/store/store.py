@@ -105,8 +105,13 @@ class Store(Files):
         payload: Any,
         chain: Chain | None = None,
         snapshots: Mapping[int, Any] | None = None,
+        at_any_cost: bool = False,
     ) -> Entry:
         """Store a state, and make room for it; ``chain`` is what it continues.
+
+        If what would have to be evicted costs more to read again than the state itself
+        (see ``_is_worth``), the state counts as evicted at once: the entry that is
+        returned has no file. Not if it is wanted ``at_any_cost``, or replaces a file.
 
         ``payload`` and the ``snapshots`` by position are any buffers. A state of the
         same response is replaced; ``created`` becomes now, so no two files are equal.
@@ -127,7 +132,10 @@ class Store(Files):
                 self._check_budget(_nbytes(*parts))
                 state, nbytes = self._write_file(temporary, state, chain, *parts)
                 with self.writer(), self.locks.claims() as claims:
-                    evicted = self._to_evict(claims, nbytes, state, chain)
+                    evicted = self._to_evict(claims, nbytes, state, chain, at_any_cost)
+                    if evicted is None:
+                        self.add_without_file(state, nbytes, chain, EVICTED)
+                        return Entry(state, 0, state.created, EVICTED)
                     self.change(
                         Deletion(evicted, EVICTED),
                         Addition(state, temporary, nbytes, chain),
@@ -213,15 +221,29 @@ class Store(Files):
             )
 
     def _to_evict(
-        self, claims: Claims, nbytes: int, state: State, chain: Chain
-    ) -> list[Entry]:
-        "What to evict for a new state; raises StoreError if that is not enough"
+        self,
+        claims: Claims,
+        nbytes: int,
+        state: State,
+        chain: Chain,
+        at_any_cost: bool,
+    ) -> list[Entry] | None:
+        """What to evict for a new state; None if that is worth more than the state.
+
+        Raises StoreError if it is not enough.
+        """
         before = self.get(state.response_id, state.fingerprint)
         budget = self.budget()
         held = self.nbytes() - (before.nbytes if before else 0)
         excess = held + nbytes - budget
-        entries = self.least_used(claims, excess, state, chain)
-        if sum(entry.nbytes for entry in entries) < excess:
+        spared: list[Entry] | None = []
+        if at_any_cost or (before and before.present):
+            spared = None
+        entries = self.least_used(claims, excess, state, chain, spared, nbytes)
+        missing = excess - sum(entry.nbytes for entry in entries)
+        if missing > 0:
+            if spared and sum(entry.nbytes for entry in spared) >= missing:
+                return None
             raise StoreError(
                 f"The store's budget of {budget:,} bytes is full of states that are "
                 "in use or pinned. Raise it with llm kvbranch store budget"
@@ -234,11 +256,15 @@ class Store(Files):
         nbytes: int,
         state: State | None = None,
         chain: Chain | None = None,
+        spared: list[Entry] | None = None,
+        size: int = 1,
     ) -> list[Entry]:
         """Claim entries to evict, least recently used first, until they make up nbytes.
 
         Never those that are pinned or in use, nor ``state`` or what is in ``chain``.
-        There may be too few of them.
+        There may be too few of them. With a list ``spared``, those that are worth more
+        than the state, whose file has ``size`` bytes, are put there instead, with
+        what they continue.
         """
         entries: list[Entry] = []
         if nbytes <= 0:
@@ -248,13 +274,35 @@ class Store(Files):
         }
         if state is not None:
             kept.add(state.key)
+        needed: set[tuple[str, str | None]] = set()  # by those that are spared
         for entry in self.by_use(without=kept):
             if nbytes <= 0:
                 break
+            if (
+                state is not None
+                and spared is not None
+                and (
+                    entry.state.key in needed or not self._is_worth(state, size, entry)
+                )
+            ):
+                needed.add((entry.state.fingerprint, entry.state.parent_id))
+                spared.append(entry)
+                continue
             if claims.take(lock_name(entry)):
                 entries.append(entry)
                 nbytes -= entry.nbytes
         return entries
+
+    def _is_worth(self, state: State, size: int, entry: Entry) -> bool:
+        """Whether to evict an entry for a state whose file has ``size`` bytes.
+
+        What was used n uses ago is taken to be n times less likely to be needed than
+        what is used now, and costs as much as it has tokens and bytes. So a short turn
+        does not evict the beginning of a conversation used in turn with its own, but
+        the tenth turn of a new conversation does.
+        """
+        times = min(len(entry.state.tokens) // len(state.tokens), entry.nbytes // size)
+        return times < 2 or self.n_uses_since(entry, times) + 2 > times
 
 
 def _nbytes(payload: Any, snapshots: Mapping[int, Any]) -> int:

@@ -185,6 +185,77 @@ class TestEviction:
             assert not list(verify(store))
 
 
+class TestTwoConversationsInTurn:
+    """Together a tenth over the budget, or more
+
+    Fails if a short turn of one evicts the long beginning of the other, all of which
+    is then read again for the next turn.
+    """
+
+    DOCUMENT, TURN, PER_TOKEN = 530, 42, 2304
+
+    def turn(self, store: Store, name: str, text: list[int]) -> int:
+        "Store the state of a turn; returns how many tokens were read"
+        chain = find(store, text)
+        for segment in chain.segments:
+            if not segment.entry.present:
+                chain = chain.cut(segment.start)
+                break
+        n, parents = len(chain.tokens), [s.entry.state for s in chain.segments]
+        above = parents[-1].response_id if parents else None
+        state = a_state(name, text, n, above)
+        with store.hold(chain) or contextlib.nullcontext():
+            store.put(state, bytes(self.PER_TOKEN * (len(text) - n)), chain)
+        return len(text) - n
+
+    @pytest.mark.parametrize("excess", [1.1, 1.2, 1.3])
+    def test_no_turn_reads_a_document_again(self, root: Path, excess: float) -> None:
+        n_turns = 6
+        most = self.DOCUMENT + n_turns * self.TURN
+        budget = int(2 * most * self.PER_TOKEN / excess)
+        read: list[int] = []
+        with contextlib.closing(Store(root, budget)) as store:
+            texts = [[n * 10_000 + i for i in range(self.DOCUMENT)] for n in (1, 2)]
+            for turn in range(n_turns + 1):
+                for n, text in enumerate(texts):
+                    read.append(self.turn(store, f"c{n}-{turn}", text))
+                    text += [n * 10_000 + turn * 100 + i for i in range(self.TURN)]
+            assert not list(verify(store))
+            assert store.nbytes() <= budget
+        over = 2 * most - budget // self.PER_TOKEN
+        assert max(read[2:]) <= over + 2 * self.TURN, read
+
+    def test_a_state_that_is_not_worth_it_is_known_and_said_to_be_evicted(
+        self, root: Path
+    ) -> None:
+        budget = 2 * self.DOCUMENT * self.PER_TOKEN
+        with contextlib.closing(Store(root, budget)) as store:
+            a = list(range(self.DOCUMENT - 10))
+            self.turn(store, "a", a)
+            self.turn(store, "b", [9000 + i for i in a])
+            self.turn(store, "a2", [*a, *range(100)])
+            assert present(store) == "a b"
+            entry = store.get("a2")
+            assert entry is not None
+            assert entry.gone == EVICTED
+            assert len(find(store, [*a, *range(100)]).tokens) == len(a) + 100
+            assert [row["count"] for row in store.removals()] == [1]
+            assert not list(verify(store))
+
+    def test_a_new_conversation_replaces_one_that_nobody_asks_for(
+        self, root: Path
+    ) -> None:
+        budget = (self.DOCUMENT + 4 * self.TURN) * self.PER_TOKEN
+        with contextlib.closing(Store(root, budget)) as store:
+            self.turn(store, "old", list(range(self.DOCUMENT)))
+            text: list[int] = []
+            for turn in range(10):
+                text += [9000 + 100 * turn + i for i in range(self.TURN)]
+                self.turn(store, f"new{turn}", list(text))
+            assert "old" not in present(store).split()
+            assert "new9" in present(store).split()
+
+
 class TestClock:
     "States stored while the clock was ahead would stay until it catches up"
 
