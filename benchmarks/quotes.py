@@ -67,6 +67,16 @@ def store_scale() -> str | None:
     return block([markdown(header, rows)])
 
 
+def store_depth() -> str | None:
+    "What one deep conversation costs"
+    found = result("depth")
+    if found is None:
+        return None
+    from .store_depth_report import table
+
+    return block([table(found)])
+
+
 def servers() -> str | None:
     "The server beside llama-server"
     found, many, state = map(result, ("resident", "streams", "disk"))
