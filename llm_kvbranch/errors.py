@@ -7,6 +7,8 @@
     ├── ContextError            the prompt or the generations do not fit the context
     │   └── BusyError           they will fit once others have ended
     ├── OverloadedError         too many requests are waiting for the server
+    │   └── UnavailableError    it is shutting down, or its engine is being started
+    ├── EngineError             the engine's process ended because of a request
     ├── ChatError               the model's chat template rejects the messages
     ├── HistoryError            the log has no such response
     │   └── AmbiguousExcerptError   the answer contains the excerpt several times
@@ -56,6 +58,14 @@ class OverloadedError(KVBranchError):
     def __init__(self, message: str, retry_after: int):
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class UnavailableError(OverloadedError):
+    "The server is shutting down, or its engine does not run; as OverloadedError"
+
+
+class EngineError(KVBranchError):
+    "The engine's process ended, and is not tried again with this request"
 
 
 class ChatError(KVBranchError):

@@ -54,11 +54,10 @@ def request_of(
     ``recommended`` is the sampling that the model file recommends, ``tools`` is the
     result of tools_of.
     """
-    from .engine import json_grammar
     from .inference import Request
     from .models import sampling_of
 
-    more = {"grammar": json_grammar(prompt.schema)} if prompt.schema else {}
+    more = {"schema": json.dumps(prompt.schema)} if prompt.schema else {}
     stop = chosen.stop or ()
     return Request(
         messages=prompt.messages,

@@ -28,7 +28,7 @@ ROOMS = {
     "models": "errors settings engine store",
     "client": "errors settings chat",
     "console": "",
-    "model": "errors settings engine chat inference models client console",
+    "model": "errors settings chat inference models client console",
     "web": "errors settings chat log store inference models client model",
     "cli": "errors settings log store models web",
     "__init__": "model cli",

@@ -39,6 +39,7 @@ FACTS = (
     "device",
     "served",
     "queue_ms",
+    "restarts",
     "state_start",
     "state_end",
     "state_bytes",

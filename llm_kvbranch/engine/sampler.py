@@ -7,6 +7,7 @@ prompt, whether it was decoded or restored.
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Sampling:
     """How to draw tokens; names, units and defaults are llama.cpp's.
 
     A ``seed`` of None means a random one. ``grammar`` is GBNF text whose root rule is
-    named ``root``.
+    named ``root``; ``schema`` is a JSON schema as text, for which one is made.
     """
 
     temperature: float = 0.8
@@ -35,6 +36,7 @@ class Sampling:
     repeat_last_n: int = 64
     seed: int | None = None
     grammar: str | None = None
+    schema: str | None = None
 
 
 class Sampler:
@@ -43,16 +45,19 @@ class Sampler:
     def __init__(self, vocab: Any, sampling: Sampling, history: array[int]):
         self._chain = None
         self._llama = lib = llama()
-        if sampling.grammar is not None and is_empty(sampling.grammar):
+        grammar_text = sampling.grammar
+        if sampling.schema is not None:
+            grammar_text = json_grammar(json.loads(sampling.schema))
+        elif grammar_text is not None and is_empty(grammar_text):
             raise KVBranchError("The grammar cannot be used: its root rule is empty")
         self._chain = lib.llama_sampler_chain_init(
             lib.llama_sampler_chain_default_params()
         )
-        if sampling.grammar is not None:
+        if grammar_text is not None:
             listen()
             with stderr() as said:  # the parser does not use llama.cpp's log
                 grammar = lib.llama_sampler_init_grammar(
-                    vocab, sampling.grammar.encode(), b"root"
+                    vocab, grammar_text.encode(), b"root"
                 )
                 words = " ".join(said().split())[:200] or take_errors()
             if not grammar:
@@ -93,6 +98,10 @@ class Sampler:
         "Draw a token from the logits at a batch index, and remember it"
         return int(self._llama.llama_sampler_sample(self._chain, context, index))
 
+    def accept(self, token: int) -> None:
+        "Remember a token that was drawn before, from the same logits"
+        self._llama.llama_sampler_accept(self._chain, token)
+
     def close(self) -> None:
         if getattr(self, "_chain", None):
             self._llama.llama_sampler_free(self._chain)
@@ -110,7 +119,6 @@ def is_empty(grammar: str) -> bool:
 def json_grammar(schema: dict[str, Any]) -> str:
     "A GBNF grammar for a JSON schema; raises KVBranchError if there is none"
     import importlib
-    import json
 
     llama()
     module = importlib.import_module("llama_cpp.llama_grammar")

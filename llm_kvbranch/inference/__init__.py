@@ -2,16 +2,21 @@
 
 Owns planning (which tokens a prompt is, and which of their rows are known), the slots
 of a context and how they are filled, batching, generation, the capture of what an
-answer added, and the scheduler that serves many clients. It does not know llm's models
+answer added, the scheduler that serves many clients, and the process that it runs in.
+It does not know llm's models
 and options, HTTP, or the log.
 """
 
 from .generation import Generation, Request
+from .host import Host, HostedAnswer, Opening
 from .scheduler import Scheduler, Ticket
 from .session import Session, open_session
 
 __all__ = [
     "Generation",
+    "Host",
+    "HostedAnswer",
+    "Opening",
     "Request",
     "Scheduler",
     "Session",

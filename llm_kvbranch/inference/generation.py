@@ -25,16 +25,30 @@ from ..errors import ContextError
 from ..store import STORE_ERRORS, Entry, tokens_of
 from .capture import NewState
 from .filling import Decoded, Feeds, Filling
-from .loaded import LoadedModel
+from .loaded import SAMPLER_SECONDS, START_SECONDS, LoadedModel
 from .planning import Plan, Turn, answer_hash, covered, min_tokens, why_prefilled
 from .slots import HEADROOM, Slot
 from .text import TextStream
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """Where an answer to the same request stopped, in an engine that has ended.
+
+    ``tokens`` are those that it had generated, and whose text was sent. With a
+    ``finish_reason`` the answer ends there, with these ``calls``.
+    """
+
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+    calls: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """What to generate from. ``messages`` are llm's, ``tools`` are as chat templates
-    take them. ``n_ctx`` limits prompt and answer together, in tokens.
+    take them. ``n_ctx`` limits prompt and answer together, in tokens. ``number`` is
+    what others call it.
     """
 
     messages: Sequence[Any]
@@ -43,6 +57,8 @@ class Request:
     stop: tuple[str, ...] = ()
     n_ctx: int | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    resumed: Resumed | None = None
+    number: int = 0
 
 
 class Runner(Protocol):
@@ -82,6 +98,7 @@ class Generation:
         self.error: BaseException | None = None
         self.calls: list[Call] = []  # of tools
         self.text = ""  # the whole answer, once finished
+        self.generated = tokens_of()  # all tokens of the answer, with what a stop cuts
         self.n_generated = 0
         self._sampler: Sampler | None = None
         self._cancelled = False
@@ -196,15 +213,23 @@ class Generation:
         plan, slot = self._begin()
         expected = min(self.request.max_tokens or HEADROOM, 4 * HEADROOM)
         n_cells = max(min(self.n_ctx, self.n_prompt + expected), plan.chain.n_cells)
-        filling = yield from model.filler.fill(slot, plan.tokens, plan.chain, n_cells)
+        resumed = self.request.resumed
+        filling = yield from model.filler.fill(
+            slot, plan.tokens, plan.chain, n_cells, logits=resumed is None
+        )
         new_state = NewState(model, plan, slot, filling, self.facts)
         self._describe(plan, filling)
-        token, weights, generated = filling.token, model.engine.weights, tokens_of()
+        token, weights, generated = filling.token, model.engine.weights, self.generated
         text, first, ended = TextStream(self.request.stop), 0.0, False
         shown = ToolStream(_names(self.request.tools))
+        if resumed is not None:
+            ended = self._repeat(resumed, text, shown)
+            if not ended:
+                token = yield from self._next(slot, plan.tokens + generated)
+        n_before = len(generated)
         while not (ended or self._cancelled or token is None or weights.is_eog(token)):
             generated.append(token)
-            self.n_generated += 1
+            self.n_generated = len(generated)
             piece = shown.feed(text.feed(weights.piece(token)))
             if not first:
                 first = time.perf_counter()
@@ -214,18 +239,34 @@ class Generation:
             ended = text.stopped or self._is_full(len(generated))
             if not ended:
                 token = yield from self._next(slot, plan.tokens + generated)
-        if len(generated) > 1:
-            rate = (len(generated) - 1) / (time.perf_counter() - first)
+        if (n := len(generated) - n_before) > 1:
+            rate = (n - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
         if rest := shown.feed(text.end()) + shown.end():
             self.pieces.append(rest)
         self.text, self.calls = shown.text, shown.calls
+        if resumed is not None and resumed.calls:
+            self.calls = list(resumed.calls)  # their ids were sent
         if self._cancelled:
             self.finish_reason = "cancelled"
         elif self.calls:
             self.finish_reason = "tool_calls"
         tokens = self._spelling(plan, generated, text.text)
         yield from self._finish(plan, slot, new_state, tokens)
+
+    def _repeat(self, resumed: Resumed, text: TextStream, shown: ToolStream) -> bool:
+        "Take over the tokens of an answer that stopped; True if it ends with them"
+        assert self._sampler is not None
+        piece, ended = self.model.engine.weights.piece, False
+        for token in resumed.tokens:
+            self._sampler.accept(token)
+            self.generated.append(token)
+            shown.feed(text.feed(piece(token)))  # which was sent
+            ended = text.stopped or self._is_full(len(self.generated))
+        self.n_generated = len(self.generated)
+        if resumed.finish_reason is not None:
+            self.finish_reason, ended = resumed.finish_reason, True
+        return ended
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
@@ -243,7 +284,9 @@ class Generation:
             weakref.finalize(self, plan.hold.release_later)
         self.n_prompt = len(plan.tokens)
         self._check_length(self.n_prompt)
+        model.watch("sampler", [self], SAMPLER_SECONDS)
         self._sampler = model.engine.sampler(request.sampling, plan.tokens)
+        model.watch("start", [self], START_SECONDS)
         slot = self.slot = model.slots.acquire(plan.tokens)
         return plan, slot
 

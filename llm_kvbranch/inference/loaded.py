@@ -25,13 +25,20 @@ from .slots import Slots
 
 Result = TypeVar("Result")
 
+# After so many seconds, work for one generation counts as endless
+SAMPLER_SECONDS = 20.0  # making its sampler, or drawing one token
+START_SECONDS = 300.0  # planning, and restoring from a slow disk
+
+# Told what begins, for whom, and how many seconds it may take
+Watch = Callable[[str, Sequence[Any], float], None]
+
 
 class LoadedModel:
     """A model's context, its slots, and the store that its planner looks into.
 
     ``load`` says which files were loaded and where to; ``name`` is what the model is
     called. ``warn`` is given one line about anything that went wrong without
-    stopping the answer.
+    stopping the answer. ``watch`` is for whoever has to find out what hangs.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class LoadedModel:
         self.load = load
         self.name = name or load.path.stem
         self.lock = threading.RLock()
+        self.watch: Watch = lambda what, generations, seconds: None
         self.slots = Slots(engine)
         self.filler = Filler(engine, self.slots, planner.store, self._lost)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -23,12 +24,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import BusyError, OverloadedError
+from ..errors import BusyError, OverloadedError, UnavailableError
 from .generation import Generation, Request
 from .session import Session
 
 Result = TypeVar("Result")
 _IDLE = 0.02  # seconds without a request before the next turn is read ahead
+CALL_SECONDS = 600.0  # that storing a state may take on a slow disk
 _COURTESY = 0.001  # seconds that the event loop needs to send a few words
 Listener = Callable[["Ticket", list[str]], None]
 
@@ -91,7 +93,7 @@ class Scheduler:
         ticket = Ticket(generation, listener, client, next(self._numbers))
         with self._wake:
             if self._stopping:
-                raise OverloadedError("The server is shutting down", 1)
+                raise UnavailableError("The server is shutting down", 1)
             if self.n_waiting_now() >= self.n_waiting + self._n_idle():
                 self.counts["refused"] += 1
                 n = self.session.engine.settings.n_seq
@@ -145,7 +147,7 @@ class Scheduler:
         future: Future[Result] = Future()
         with self._wake:
             if self._stopping:
-                future.set_exception(OverloadedError("The server is shutting down", 1))
+                future.set_exception(UnavailableError("The server is shutting down", 1))
                 return future
             self._calls.append((future, lambda: function(*arguments)))
             self._wake.notify()
@@ -194,6 +196,7 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._wake:
+                self.session.watch("wait", (), math.inf)
                 while not self._is_wanted():
                     if not self._wake.wait(_IDLE if self._ahead else None):
                         break
@@ -202,6 +205,7 @@ class Scheduler:
                 calls, self._calls = self._calls, deque()
                 cancelled, self._cancelled = self._cancelled, []
             for future, function in calls:
+                self.session.watch("call", (), CALL_SECONDS)
                 _fulfil(future, function)
             for ticket in cancelled:
                 self._withdraw(ticket)
@@ -216,6 +220,7 @@ class Scheduler:
         "While nobody waits, prepare for the next turn after the last answer"
         generation, self._ahead = self._ahead, None
         if generation is not None:
+            self.session.watch("read ahead", (), CALL_SECONDS)
             with contextlib.suppress(Exception):  # nobody asked for it
                 if not self.session.read_ahead(generation, self._is_wanted):
                     self._ahead = generation
@@ -340,10 +345,10 @@ class Scheduler:
                 self._step()
         for ticket in (*self._running, *waiting):
             self.session.stop(ticket.generation)
-            self._end(ticket, OverloadedError("The server is shutting down", 1))
+            self._end(ticket, UnavailableError("The server is shutting down", 1))
         self._running = []
         for future, _ in calls:
-            future.set_exception(OverloadedError("The server is shutting down", 1))
+            future.set_exception(UnavailableError("The server is shutting down", 1))
 
 
 def _notify(ticket: Ticket, pieces: list[str]) -> None:

@@ -21,6 +21,7 @@ from ..errors import (
     HistoryError,
     KVBranchError,
     OverloadedError,
+    UnavailableError,
 )
 
 _KINDS = {
@@ -70,7 +71,7 @@ def to_request_error(error: Exception) -> RequestError:
         return error
     text = str(error)
     if isinstance(error, OverloadedError):
-        status = 503 if "shutting down" in text else 429
+        status = 503 if isinstance(error, UnavailableError) else 429
         headers = {"retry-after": str(error.retry_after)}
         return RequestError(status, text, headers=headers)
     if isinstance(error, BusyError):

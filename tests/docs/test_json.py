@@ -59,6 +59,7 @@ UNSEEN = {
         for name in ("input_tokens", "output_tokens", "input", "output")
     ),
     ("`GET /-/kvbranch/tree.json`", "nodes[].ms", "null"),  # of imported ones
+    ("`llm kvbranch show`", "restarts", "integer"),  # tests/web/test_engine_process.py
     ("`GET /-/kvbranch/path.json`", "turns[].ms", "null"),
     ("`GET /-/kvbranch/slots`", "n_limit", "integer"),
     ("`GET /-/kvbranch/slots`", "slots[].n_target", "integer"),

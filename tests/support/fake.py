@@ -76,6 +76,8 @@ class FakeSettings:
 
 
 class FakeSampler:
+    def accept(self, token: int) -> None: ...
+
     def close(self) -> None: ...
 
 

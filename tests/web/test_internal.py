@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import shutil
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import llm
@@ -30,26 +31,22 @@ BEARER = ("authorization", f"Bearer {TOKEN}")
 
 
 class Engine:
-    "The scheduler and session of a server, which keep what reaches them"
+    "The host of a server's engine, which keeps what reaches it"
 
     def __init__(self):
         self.requests = []
         self.tails = []
-        self.session = SimpleNamespace(
-            engine=SimpleNamespace(weights=SimpleNamespace(sampling={})),
-            tail=lambda text, n: self.tails.append(n) or text[-n:],
-        )
+        self.sampling = {}
 
     async def stream(self, request, client):
         self.requests.append(request)
         return
         yield
 
-    def call(self, function, *arguments):
-        from concurrent.futures import Future
-
+    def tail(self, text, n):
         future = Future()
-        future.set_result(function(*arguments))
+        self.tails.append(n)
+        future.set_result(text[-n:])
         return future
 
 
@@ -71,8 +68,7 @@ async def application(user_path, engine, migrated):
     datasette, name = launch.build(user_path / "logs.db")
     close_door(datasette, Door(TOKEN))
     server = SimpleNamespace(
-        scheduler=engine,
-        session=engine.session,
+        host=engine,
         database=name,
         stopping=asyncio.Event(),
         uncommitted={},

@@ -237,9 +237,9 @@ class TestStop:
             time.sleep(1.5)
             code, seconds = serving.stop()
             connection.close()
-            assert code == 1
+            assert code == 0
             assert seconds < 5.5  # and a moment for a busy machine
-            assert "The engine does not stop" in "".join(serving.errors)
+            assert "The engine did not stop" in "".join(serving.errors)
             assert not list((serving.home / "kvbranch").glob("server*.json"))
 
     def test_with_clients_that_say_nothing(self, tmp_path):

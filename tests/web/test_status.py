@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_kvbranch.web.api.status import describe_slots, metrics_text
+from llm_kvbranch.inference.status import describe
+from llm_kvbranch.web.api.status import metrics_text
 
 from ..support.scheduled import LONG, Asked, scheduled
 
@@ -26,9 +27,8 @@ class TestLooking:
 
     def test_answers_go_on(self, restless):
         with scheduled(n_seq=4) as scheduler:
-            server = SimpleNamespace(
-                session=scheduler.session, scheduler=scheduler, started=0
-            )
+            host = SimpleNamespace(n_restarts=0)
+            server = SimpleNamespace(host=host, started=0)
             seen = set()
             for i in range(10):
                 asked = [
@@ -36,9 +36,9 @@ class TestLooking:
                     for j in range(6)
                 ]
                 while not all(each.done.is_set() for each in asked):
-                    told = describe_slots(server)
+                    told = describe(scheduler)
                     seen |= {slot["state"] for slot in told["slots"]}
-                    assert metrics_text(server)
+                    assert metrics_text(server, told)
                 for each in asked:
                     each.check()
         assert {"reading", "answering"} <= seen

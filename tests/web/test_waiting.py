@@ -22,14 +22,19 @@ TOKEN = "a-token-of-the-tests"
 
 
 class Hung:
-    "A scheduler whose engine never answers"
+    "A host whose engine never answers"
 
     def __init__(self):
         self.waiting = []
 
-    def call(self, function, *arguments):
+    def tail(self, *arguments):
         self.waiting.append(Future())
         return self.waiting[-1]
+
+    place = tail
+
+    async def status(self):
+        return {"slots": []}
 
 
 @pytest.fixture
@@ -42,8 +47,7 @@ async def served(user_path):
     close_door(datasette, Door(TOKEN))
     hung = Hung()
     datasette.server = SimpleNamespace(
-        scheduler=hung,
-        session=SimpleNamespace(place=None, tail=None, slots=SimpleNamespace(all=list)),
+        host=hung,
         database=name,
         stopping=asyncio.Event(),
     )
@@ -74,7 +78,7 @@ class TestEngine:
             asyncio.create_task(client.post("/v1/chat/branch", body))
             for _ in range(2 * n)
         ]
-        while len(served.server.scheduler.waiting) < n:
+        while len(served.server.host.waiting) < n:
             await asyncio.sleep(0.01)
             assert not any(task.done() for task in asked)
         try:

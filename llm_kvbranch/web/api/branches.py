@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 @view("POST", GENERATE, schemas.BranchRequest)
 async def branch(call: Call) -> Any:
     "Continue a response in a new thread, cut after an excerpt if one is given"
-    body, named = call.body, _parent(call)
+    body, named = call.body, await _parent(call)
     parent_id = await call.read(lambda h: h.resolve(named))
     place = Place(
         body.text_excerpt, body.occurrence, await _characters(call, parent_id)
@@ -116,25 +116,14 @@ async def _respond(call: Call, plan: Callable[[History], Branch]) -> Any:
     return await respond(call, branch=branch, system=system)
 
 
-async def _from_engine(
-    call: Call, function: Callable[..., Result], *args: Any
-) -> Result:
-    """The result of a function that the engine's thread runs.
-
-    Awaited in the event loop: datasette has few threads, and all pages need them.
-    """
-    future = call.server.scheduler.call(function, *args)
-    return await asyncio.wrap_future(future)
-
-
-def _parent(call: Call) -> str:
+async def _parent(call: Call) -> str:
     "The response to branch from, by its id or by the slot that holds it"
     body = call.body
     if (body.parent_id is None) == (body.parent_slot_id is None):
         raise RequestError(400, "Give parent_id or parent_slot_id", "parent_id")
     if body.parent_id is not None:
         return str(body.parent_id)
-    found = response_in_slot(call.server, body.parent_slot_id)
+    found = await response_in_slot(call.server, body.parent_slot_id)
     if found is None:
         raise RequestError(
             404,
@@ -156,8 +145,8 @@ async def _characters(call: Call, parent_id: str) -> tuple[int, int] | None:
     if body.token_range is None:
         return None
     text = await call.read(lambda h: h.response(parent_id).text)
-    place = call.server.session.place
-    start, end = await _from_engine(call, place, text, *body.token_range)
+    found = call.server.host.place(text, *body.token_range)
+    start, end = await asyncio.wrap_future(found)
     if start >= end:
         raise HistoryError("token_range: the answer has no such tokens")
     return start, end
@@ -172,4 +161,4 @@ async def _tail(call: Call, parent_id: str, place: Place, n: int) -> str:
         return text[: found[1]] if found else text
 
     text = await call.read(before)
-    return await _from_engine(call, call.server.session.tail, text, n)
+    return await asyncio.wrap_future(call.server.host.tail(text, n))

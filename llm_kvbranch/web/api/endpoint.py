@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ...errors import OverloadedError, TimeLimitError
+from ...errors import TimeLimitError, UnavailableError
 from ...log import History, deadline
 from ..compat import allowed, is_interrupted
 from ..errors import RequestError, error_object, to_request_error
@@ -88,7 +88,7 @@ class Call:
     async def finish(self, work: Any) -> None:
         "Do some work; raises an error if the client leaves or the server stops first"
         if not await attend(self.receive, self.server.stopping, work):
-            raise OverloadedError("The server is shutting down", 1)
+            raise UnavailableError("The server is shutting down", 1)
 
     async def stream(self, events: AsyncGenerator[Event], lines: bool = False) -> None:
         """Send events as server-sent events, or as lines of JSON.

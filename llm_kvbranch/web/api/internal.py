@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import llm
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ...inference import Ticket
+from ...inference import HostedAnswer
 from ...model import request_of
 from ...models import KVLlamaOptions
 from ..door import GENERATE
@@ -123,36 +123,35 @@ async def run(call: Call) -> Any:
     try:
         messages = [each.message() for each in body.messages]
         prompt = SimpleNamespace(messages=messages, schema=body.schema_)
-        recommended = server.session.engine.weights.sampling
-        request = request_of(prompt, body.options, recommended, body.tools)
+        request = request_of(prompt, body.options, server.host.sampling, body.tools)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(400, str(error)) from None
 
     async def events() -> AsyncGenerator[Event]:
         last = None
-        answer = server.scheduler.stream(request, call.client)
-        async with contextlib.aclosing(answer) as pieces:
-            async for ticket, piece in pieces:
-                last = ticket
+        stream = server.host.stream(request, call.client)
+        async with contextlib.aclosing(stream) as pieces:
+            async for answer, piece in pieces:
+                last = answer
                 if piece:
                     yield {"piece": piece}
-        if last is None or not last.generation.facts:
+        if last is None or not last.facts:
             raise RequestError(400, "The answer was cancelled before it began")
         yield {
-            "facts": last.generation.facts,
-            "name": server.session.name,
-            "calls": [asdict(call) for call in last.generation.calls],
+            "facts": last.facts,
+            "name": server.host.name,
+            "calls": [asdict(call) for call in last.calls],
             "ticket": _keep(server.uncommitted, last),
         }
 
     return await call.stream(events(), lines=True)
 
 
-def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
+def _keep(uncommitted: dict[str, HostedAnswer], answer: HostedAnswer) -> str:
     while len(uncommitted) >= _MOST:
         del uncommitted[next(iter(uncommitted))]
     name = secrets.token_urlsafe(16)
-    uncommitted[name] = ticket
+    uncommitted[name] = answer
     asyncio.get_running_loop().call_later(_SECONDS, uncommitted.pop, name, None)
     return name
 
@@ -161,20 +160,16 @@ def _keep(uncommitted: dict[str, Ticket], ticket: Ticket) -> str:
 async def commit(call: Call) -> Any:
     "Store the state of an answer that was logged"
     body, server = call.body, call.server
-    ticket = server.uncommitted.pop(body.ticket, None)
-    if ticket is None:
+    answer = server.uncommitted.pop(body.ticket, None)
+    if answer is None:
         raise RequestError(404, "There is no such answer to store")
-    future = server.scheduler.call(
-        ticket.generation.commit, body.response_id, body.thread_id
-    )
-    entry = await asyncio.wrap_future(future)
-    return json_response({"stored": entry is not None})
+    future = server.host.commit(answer, body.response_id, body.thread_id)
+    stored = await asyncio.wrap_future(future)
+    return json_response({"stored": bool(stored)})
 
 
 @view("POST", GENERATE, TailRequest)
 async def tail(call: Call) -> Any:
     "The text of the last tokens of a text"
-    future = call.server.scheduler.call(
-        call.server.session.tail, call.body.text, call.body.n
-    )
+    future = call.server.host.tail(call.body.text, call.body.n)
     return json_response({"text": await asyncio.wrap_future(future)})

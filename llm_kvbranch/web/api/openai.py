@@ -27,6 +27,7 @@ _FACTS = (
     "restore_ms",
     "prefill_ms",
     "queue_ms",
+    "restarts",
     "ttft_ms",
     "decode_tps",
     "state_bytes",

@@ -1,12 +1,6 @@
 """What is served and what it is doing: the model, its slots, its counters.
 
-The idea: slots are read while the engine's thread may be changing them, so each value
-was true a moment ago.
-
-The invariant: a growing array is copied before it is read. A view of it would keep
-it from growing, and the answer that it belongs to would fail.
-
-This module does not know the log.
+This module does not know the log, or how the engine knows.
 """
 
 from __future__ import annotations
@@ -15,10 +9,11 @@ import time
 from collections import Counter
 from typing import Any
 
-from ...store import common_prefix
 from ..door import READ
 from ..serving import Server
 from .endpoint import Call, json_response, view
+
+_METRICS = ("n_running", "counts")  # of the host's status
 
 
 @view("GET", READ)
@@ -30,8 +25,8 @@ async def models(call: Call) -> Any:
         "object": "model",
         "created": int(server.started),
         "owned_by": "llm-kvbranch",
-        "name": server.session.name,
-        "context_length": server.session.engine.n_ctx_train or None,
+        "name": server.host.name,
+        "context_length": server.host.n_ctx_train or None,
     }
     return json_response({"object": "list", "data": [model]})
 
@@ -39,7 +34,8 @@ async def models(call: Call) -> Any:
 @view("GET", READ)
 async def slots(call: Call) -> Any:
     "What each slot holds"
-    return json_response(describe_slots(call.server))
+    told = await call.server.host.status()
+    return json_response({k: v for k, v in told.items() if k not in _METRICS})
 
 
 @view("GET", READ)
@@ -48,61 +44,22 @@ async def metrics(call: Call) -> Any:
     from datasette import Response
 
     return Response(
-        metrics_text(call.server),
+        metrics_text(call.server, await call.server.host.status()),
         content_type="text/plain; version=0.0.4; charset=utf-8",
     )
 
 
-def describe_slots(server: Server) -> dict[str, Any]:
-    "The slots of the context, and how much they share"
-    session, running = server.session, server.scheduler.tickets()
-    slots = session.slots.all()
-    cells = {slot.seq: slot.cells[:] for slot in slots}
-    described = []
-    for slot in slots:
-        ticket, target, own = running.get(slot.seq), slot.target, cells[slot.seq]
-        state = "idle" if own else "empty"
-        if ticket is not None:
-            state = "answering" if ticket.generation.is_answering else "reading"
-        shares = (common_prefix(own, cells[s]) for s in cells if s != slot.seq)
-        described.append(
-            {
-                "id": slot.seq,
-                "state": state,
-                "response_id": slot.response_id,
-                "n_tokens": len(own),
-                "n_target": len(target) if target is not None else None,
-                "n_shared": max(shares, default=0),
-                "seconds": round(time.monotonic() - ticket.started, 3)
-                if ticket is not None and ticket.started is not None
-                else None,
-            }
-        )
-    return {
-        "slots": described,
-        "n_cells": session.engine.n_ctx,
-        "n_used": _n_used(server),
-        "n_limit": session.slots.max_cells,
-        "n_waiting": server.scheduler.n_waiting_now(),
-    }
-
-
-def _n_used(server: Server) -> int:
-    "How many cells hold rows of the slots"
-    return len({cell for slot in server.session.slots.all() for cell in slot.cells[:]})
-
-
-def response_in_slot(server: Server, seq: int) -> str | None:
+async def response_in_slot(server: Server, seq: int) -> str | None:
     "The logged response at the end of a slot"
-    for slot in server.session.slots.all():
-        if slot.seq == seq:
-            return slot.response_id
+    for slot in (await server.host.status())["slots"]:
+        if slot["id"] == seq and slot["response_id"] is not None:
+            return str(slot["response_id"])
     return None
 
 
-def metrics_text(server: Server) -> str:
-    "The metrics in Prometheus' text format"
-    counts, session = Counter(server.scheduler.counts), server.session
+def metrics_text(server: Server, told: dict[str, Any]) -> str:
+    "The metrics in Prometheus' text format; ``told`` is the host's status"
+    counts = Counter(told["counts"])
     lines: list[str] = []
 
     def put(name: str, kind: str, about: str, values: dict[str, float]) -> None:
@@ -131,11 +88,17 @@ def metrics_text(server: Server) -> str:
             for kind in ("prompt", "restored", "resident", "prefilled", "generated")
         },
     )
-    put("running", "gauge", "Running answers", {"": server.scheduler.n_running()})
-    waiting = server.scheduler.n_waiting_now()
+    put("running", "gauge", "Running answers", {"": told["n_running"]})
+    waiting = told["n_waiting"]
     put("waiting", "gauge", "Waiting requests", {"": waiting})
-    put("cells", "gauge", "Cells of the context", {"": session.engine.n_ctx})
-    put("cells_used", "gauge", "Cells with rows", {"": _n_used(server)})
+    put("cells", "gauge", "Cells of the context", {"": told["n_cells"]})
+    put("cells_used", "gauge", "Cells with rows", {"": told["n_used"]})
+    put(
+        "engine_restarts_total",
+        "counter",
+        "Times that the engine ended and was started again",
+        {"": server.host.n_restarts},
+    )
     put(
         "uptime_seconds",
         "gauge",

@@ -32,14 +32,14 @@ TOO_LARGE = "this tree is too large for it"
 @view("GET")
 async def tree(call: Call) -> Any:
     "The whole tree that a response is in"
-    slots, reference = slots_of(call.log.server), _reference(call)
+    slots, reference = await slots_of(call.log.server), _reference(call)
     return await call.read_json(lambda h: describe_tree(h, reference, slots), TOO_LARGE)
 
 
 @view("GET")
 async def path(call: Call) -> Any:
     "The conversation from the root of a tree to a response"
-    slots, reference = slots_of(call.log.server), _reference(call)
+    slots, reference = await slots_of(call.log.server), _reference(call)
     return await call.read_json(lambda h: describe_path(h, reference, slots), TOO_LARGE)
 
 

@@ -20,8 +20,6 @@ from llm.logs import message_hash
 from ...errors import KVBranchError
 from ...log import Ancestry, History, edits, marks
 from ...settings import format_size
-from ...store import Removal
-from ...store import prune as prune_states
 from ..api import Call, json_response, schemas, view
 from ..door import GENERATE
 from ..errors import RequestError
@@ -56,26 +54,16 @@ async def prune(call: Call) -> Any:
         return ids
 
     ids = await call.read(find)
-    removal = await _prune_states(server, ids, body.dry_run)
+    removal = await asyncio.wrap_future(server.host.prune(ids, body.dry_run))
     if body.what == "log" and not body.dry_run:
         await _write(call, lambda history: _forget(history, server, ids))
     return json_response(
         {
             "responses": len(ids),
-            "states": len(removal.removed),
-            "nbytes": removal.nbytes,
-            "nbytes_text": format_size(removal.nbytes),
-            "kept": sorted({reason for _, reason in removal.kept}),
+            **removal,
+            "nbytes_text": format_size(removal["nbytes"]),
         }
     )
-
-
-async def _prune_states(server: Server, ids: list[str], dry_run: bool) -> Removal:
-    store = server.session.store
-    if store is None:  # state is not kept
-        return Removal()
-    future = server.scheduler.call(prune_states, store, ids, dry_run)
-    return await asyncio.wrap_future(future)
 
 
 def _forget(history: History, server: Server, ids: list[str]) -> None:
@@ -94,7 +82,7 @@ def _refuse_if_in_use(history: History, server: Server, ids: Iterable[str]) -> N
     branches = [answer.request.branch for answer in answers]
     asked = [
         *(answer.response.prompt.messages for answer in answers),
-        *(each.messages for each in server.scheduler.requests()),  # of client.py
+        *(each.messages for each in server.host.requests()),  # of client.py
     ]
     if any(branch and branch.parent.id in chosen for branch in branches) or any(
         not tips.isdisjoint(_hashes(messages)) for messages in asked

@@ -24,12 +24,12 @@ def one_line(text: str | None, n: int) -> str:
     return " ".join((text or "")[: 2 * _READ].split())[:n]
 
 
-def slots_of(server: Server | None) -> dict[str, int]:
+async def slots_of(server: Server | None) -> dict[str, int]:
     "The slot of each response that is in memory"
     if server is None:
         return {}
-    slots = server.session.slots.all()
-    return {slot.response_id: slot.seq for slot in slots if slot.response_id}
+    slots = (await server.host.status())["slots"]
+    return {slot["response_id"]: slot["id"] for slot in slots if slot["response_id"]}
 
 
 def describe_tree(

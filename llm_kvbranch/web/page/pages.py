@@ -74,7 +74,7 @@ async def browse(call: Call) -> Any:
         args.get("starred") == "1",
         args.get("before") or None,
     )
-    slots = slots_of(log.server)
+    slots = await slots_of(log.server)
     listing = await call.read(
         lambda history: describe_list(history, wanted, slots),
         FEWER_WORDS if wanted.words else LESS,
@@ -151,7 +151,7 @@ async def config_of(call: Call, id: str | None) -> dict[str, Any]:
         "db": log.name,
         "live": live,
         "may_write": live and log.database.is_mutable,
-        "model": server.session.name if live and server else None,
+        "model": server.host.name if live and server else None,
         "model_id": server.model.model_id if live and server else None,
         "csrf": csrf_token(call.request) if live else None,
         "database_url": datasette.urls.database(log.name),

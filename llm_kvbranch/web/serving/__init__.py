@@ -1,7 +1,7 @@
 """The served model: started, listening, answering, logging.
 
 Owns the process of ``llm kvbranch serve`` (``launch``, which only the command
-imports), the scheduler behind all routes, and an answer's way into the log.
+imports), the host of the engine behind all routes, and an answer's way into the log.
 It does not know the formats of requests.
 """
 

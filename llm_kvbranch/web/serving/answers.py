@@ -20,6 +20,7 @@ import sqlite_utils
 
 from ...chat import Call
 from ...errors import KVBranchError
+from ...inference import HostedAnswer
 from ...log import Branch, History, branching
 from .served_model import Server
 
@@ -91,21 +92,22 @@ class Answer:
         return str(self.response.id)
 
     @property
+    def _hosted(self) -> HostedAnswer | None:
+        "The engine's, once it is asked"
+        return getattr(self.response, "hosted", None)
+
+    @property
     def facts(self) -> dict[str, Any]:
-        ticket = getattr(self.response, "ticket", None)
-        return ticket.generation.facts if ticket is not None else {}
+        return self._hosted.facts if self._hosted is not None else {}
 
     @property
     def calls(self) -> list[Call]:
         "The tool calls that the model makes"
-        ticket = getattr(self.response, "ticket", None)
-        return ticket.generation.calls if ticket is not None else []
+        return self._hosted.calls if self._hosted is not None else []
 
     @property
     def slot_id(self) -> int | None:
-        ticket = getattr(self.response, "ticket", None)
-        slot = ticket and ticket.generation.slot
-        return slot.seq if slot is not None else None
+        return self._hosted.slot_id if self._hosted is not None else None
 
     async def pieces(self) -> AsyncIterator[str]:
         "Text as it is generated; raises the error if the answer failed"
@@ -116,9 +118,8 @@ class Answer:
 
     def cancel(self) -> None:
         "Stop generating; the text so far is logged"
-        ticket = getattr(self.response, "ticket", None)
-        if ticket is not None:
-            self.server.scheduler.cancel(ticket)
+        if self._hosted is not None:
+            self.server.host.cancel(self._hosted)
         elif not self._task.done():
             self._task.cancel()
 
@@ -150,14 +151,17 @@ class Answer:
             )
         except Exception as error:  # its text may hold a prompt
             why = error if isinstance(error, sqlite3.Error) else type(error).__name__
-            self.server.session.warn(f"The answer could not be logged: {why}")
+            self.server.warn(f"The answer could not be logged: {why}")
             return
-        ticket = self.response.ticket
-        await asyncio.wrap_future(
-            self.server.scheduler.call(
-                ticket.generation.commit, response.id, self.thread_id
+        assert self._hosted is not None
+        try:
+            await asyncio.wrap_future(
+                self.server.host.commit(self._hosted, response.id, self.thread_id)
             )
-        )
+        except KVBranchError as error:
+            self.server.warn(
+                f"{error}. The answer is logged, but its state is not stored"
+            )
 
     def _log_in(self, connection: sqlite3.Connection, response: Any) -> str:
         history = History(sqlite_utils.Database(connection))

@@ -20,7 +20,6 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,7 +60,6 @@ from .served_model import attach, chosen_model, open_server
 _GRACE = 2  # seconds that connections have to end
 _PATIENCE = 10.0  # and answers, to be logged
 _ENGINE_PATIENCE = 2.0  # and the engine, to be done with its step
-_LAST = 2.5  # from then on, until the process is ended
 _TIME_LIMIT = 10_000  # milliseconds of one read of the log, by its owner alone
 _SHORTEST = 16  # characters of a token that other machines could guess
 
@@ -126,6 +124,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
             options.log,
             database,
             token,
+            _warn,
         )
         attach(datasette, server)
         local = f"http://{local_name(options.host)}:{port}"
@@ -138,7 +137,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
                 raise SettingError(
                     f"Cannot write {data_directory()}: {error.strerror}"
                 ) from None
-            name = server.session.name
+            name = server.host.name
             link = public + door.new_link()
             ready(ServerInfo(public, link, token, name, warning=warning))
 
@@ -146,18 +145,19 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
             withdraw()
             door.closing.set()
             # An engine that does nothing else will not end its answers either
-            alive = asyncio.wrap_future(server.scheduler.call(int))
+            alive = asyncio.wrap_future(server.host.alive())
             server.begin_shutdown()
             await _logged(server.tasks, alive)
-            if not alive.done():
-                _end_anyway()
+            patience = _ENGINE_PATIENCE if alive.done() else 0
+            loop = asyncio.get_running_loop()
+            if not await loop.run_in_executor(None, server.close, patience):
+                _warn("The engine did not stop, so its process was ended")
 
         try:
             _run(datasette.app(), listening, started, stopping)
         finally:
             withdraw()
-            if not server.close(_ENGINE_PATIENCE):
-                _end()
+            server.close(0)
 
 
 def already_there(options: ServeOptions, token: str) -> ServerInfo | None:
@@ -198,20 +198,10 @@ async def _logged(tasks: set[asyncio.Task[Any]], alive: asyncio.Future[Any]) -> 
         await asyncio.wait(set(tasks), timeout=left)
 
 
-def _end_anyway() -> None:
-    """End the process soon, whatever waits for the engine.
-
-    Threads that wait for an answer of its are waited for when Python ends.
-    """
-    timer = threading.Timer(_LAST, _end)
-    timer.daemon = True
-    timer.start()
-
-
-def _end() -> None:
-    sys.stderr.write("Error: The engine does not stop: the server was ended\n")
-    sys.stderr.flush()
-    os._exit(1)
+def _warn(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal is closed
+        sys.stderr.write(f"Warning: {message}\n")
+        sys.stderr.flush()
 
 
 def build(path: Path) -> tuple[Any, str]:

@@ -1,7 +1,7 @@
-"""The served model, which all routes share: a scheduler behind an llm model.
+"""The served model, which all routes share: a hosted engine behind an llm model.
 
 The idea: an answer of the server is an llm response like any other. Its model is
-kvllama, with the shared scheduler instead of a session of its own.
+kvllama, answering through the host of the engine's process.
 
 This module does not know HTTP.
 """
@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...errors import KVBranchError
-from ...inference import Scheduler, Ticket, open_session
+from ...inference import Host, HostedAnswer, Opening
 from ...model import AsyncKVLlama, called, describe, request_of, tools_of
 from ...models import (
     KVLlamaOptions,
@@ -32,32 +32,30 @@ from ...settings import budget, data_directory
 
 
 class ServedModel(AsyncKVLlama):
-    "kvllama, answering through a scheduler"
+    "kvllama, answering through a host"
 
-    def __init__(self, model: catalog.Model, model_id: str, scheduler: Scheduler):
+    def __init__(self, model: catalog.Model, model_id: str, host: Host):
         super().__init__(model_id, model.name)
         self.settings = model.settings
-        self.scheduler = scheduler
+        self.host = host
 
     async def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
     ) -> AsyncGenerator[Any, None]:
-        session = self.scheduler.session
         chosen = choose(prompt.options, self.settings)
-        recommended = session.engine.weights.sampling
-        request = request_of(prompt, chosen, recommended, tools_of(prompt))
+        request = request_of(prompt, chosen, self.host.sampling, tools_of(prompt))
         client = getattr(conversation, "client", "")
-        answer = self.scheduler.stream(request, client)
-        async with contextlib.aclosing(answer) as pieces:
-            async for ticket, piece in pieces:
-                response.ticket = ticket
+        answering = self.host.stream(request, client)
+        async with contextlib.aclosing(answering) as pieces:
+            async for answer, piece in pieces:
+                response.hosted = answer
                 if piece:
                     yield piece
-        if not response.ticket.generation.facts:
+        if not response.hosted.facts:
             raise KVBranchError("The answer was cancelled before it began")
-        for event in called(response, response.ticket.generation.calls):
+        for event in called(response, response.hosted.calls):
             yield event
-        describe(response, response.ticket.generation.facts, session.name)
+        describe(response, response.hosted.facts, self.host.name)
 
 
 class Server:
@@ -74,10 +72,11 @@ class Server:
         database: str,
         token: str,
         log: bool,
+        warn: Callable[[str], None],
     ):
+        self.warn = warn
         self.model = model
-        self.scheduler = model.scheduler
-        self.session = model.scheduler.session
+        self.host = model.host
         self.key = key
         self.database = database
         self.token = token
@@ -85,7 +84,9 @@ class Server:
         self.started = time.time()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.answers: set[Any] = set()  # running, or not logged yet
-        self.uncommitted: dict[str, Ticket] = {}  # for other processes, until they log
+        self.uncommitted: dict[
+            str, HostedAnswer
+        ] = {}  # for other processes, until they log
         self._stopping: asyncio.Event | None = None
 
     @property
@@ -100,8 +101,8 @@ class Server:
         self.stopping.set()
 
     def close(self, seconds: float | None = None) -> bool:
-        "Stop all generations and the engine's thread; False if it does not stop"
-        return self.scheduler.stop(seconds)
+        "Stop all answers and the engine; False if its process had to be killed"
+        return self.host.stop(seconds)
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         "Keep a task that outlives its request"
@@ -124,32 +125,28 @@ def open_server(
     log: bool,
     database_name: str,
     token: str,
+    warn: Callable[[str], None],
 ) -> Server:
     """Load a model and serve it.
 
     ``n_ctx`` is how many tokens all slots may hold together, by default what memory
-    allows. Raises KVBranchError.
+    allows. ``warn`` is given one line about anything that went wrong on the way.
+    Raises KVBranchError.
     """
-    from ...model import warn
-
     found, chosen, key = chosen_model(model)
-    load = load_of(found.path, chosen)
-    settings = replace(context_of(chosen), n_seq=slots)
-    session = open_session(
-        load,
-        settings,
-        data_directory(),
-        warn,
+    opening = Opening(
+        load=load_of(found.path, chosen),
+        settings=replace(context_of(chosen), n_seq=slots),
+        root=data_directory().absolute(),
         budget=budget(),
         name=found.name,
         template=template_of(chosen),
+        max_cells=n_ctx,
+        n_waiting=queue,
     )
-    session.slots.max_cells = n_ctx
-    session.engine.reserve(min(n_ctx or 4096, 4096))
     model_id = f"{catalog.MODEL_ID}/{model}" if model else catalog.MODEL_ID
-    served = ServedModel(found, model_id, Scheduler(session, queue))
-    served.scheduler.call(session.warm_up)
-    return Server(served, key, database_name, token, log)
+    served = ServedModel(found, model_id, Host(opening, warn))
+    return Server(served, key, database_name, token, log, warn)
 
 
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
