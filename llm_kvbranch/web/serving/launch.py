@@ -148,7 +148,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
             alive = asyncio.wrap_future(server.host.alive())
             server.begin_shutdown()
             await _logged(server.tasks, alive)
-            patience = _ENGINE_PATIENCE if alive.done() else 0
+            patience = _PATIENCE / 2 if alive.done() else 0
             loop = asyncio.get_running_loop()
             if not await loop.run_in_executor(None, server.close, patience):
                 _warn("The engine did not stop, so its process was ended")
