@@ -85,7 +85,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{facts['hit_rate']:.0%} of {count(facts['prompt_tokens'], 'token')} "
             f"in {count(facts['prompts'], 'prompt')}",
         )
-    for model in facts["models"]:
+    for model in (each for each in facts["models"] if each["states"]):
         yield (
             "Model",
             f"{model['name']}, KV {model['kv_type']}, llama.cpp "

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from llm_kvbranch.cli.store import _status_lines
 from llm_kvbranch.errors import StoreError
+from llm_kvbranch.store import status as status_module
 from llm_kvbranch.store.chain import Chain
 from llm_kvbranch.store.maintenance import PRUNED, Removal, collect, pin, prune, verify
 from llm_kvbranch.store.store import Store
@@ -265,3 +267,16 @@ class TestRebuiltByAnother:
             assert not files(store.root)
             assert not list(verify(other))
             assert find(other, DOCUMENT).available == 0
+
+
+def test_status_leaves_out_kinds_without_states(root: Path, monkeypatch) -> None:
+    "A KV type that was tried once would be listed for ever"
+    monkeypatch.setattr(status_module, "data_directory", lambda: root)
+    with contextlib.closing(Store(root)) as store:
+        put(store, "one", DOCUMENT)
+        put(store, "two", DOCUMENT, fingerprint="other")
+        prune(store, ["two"])
+        store.count_prompt("other", 10, 0)
+    lines = list(_status_lines(status_module.describe_store()))
+    (text,) = (text for name, text in lines if name == "Model")
+    assert "llama.cpp unknown: 1 state, " in text
