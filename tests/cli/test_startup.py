@@ -27,7 +27,7 @@ COMMANDS = {
     f"llm_kvbranch.cli.{name}"
     for name in (
         *("ask", "doctor", "keep", "models", "options", "serve", "share", "show"),
-        *("store", "text"),
+        *("store", "text", "answers", "outline", "streams"),
     )
 }
 
