@@ -151,7 +151,8 @@ class Forest:
             if parent in nodes:
                 node.parent = nodes[parent]
                 node.parent.children.append(node)
-        return [nodes[root] for root in roots]
+        # SQLite cuts an id at a NUL: such a response cannot be found by it
+        return [nodes[root] for root in roots if root in nodes]
 
     def _rows(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
         "Rows of turns, with the verb that reached each"

@@ -148,6 +148,10 @@ def texts_that_are_not_utf_8(log, ids):
     log.db.execute("insert into turn_search_fts(turn_search_fts) values ('rebuild')")
 
 
+def an_id_with_a_nul(log, ids):
+    log.db["turns"].insert({"id": "a\0b", "thread_id": None, "model": "parrot"})
+
+
 def names_of_bytes(log, ids):
     log.db.execute("update threads set name = x'ff00'")
 
@@ -179,6 +183,7 @@ DAMAGES = [
     numbers_and_bytes,
     bytes_everywhere,
     names_of_bytes,
+    an_id_with_a_nul,
     texts_that_are_not_utf_8,
     facts_that_are_no_json,
 ]
