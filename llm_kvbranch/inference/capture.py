@@ -137,7 +137,9 @@ class NewState:
         if not chain.segments:
             self._release()  # what was restored may be evicted to make room
         self._check(captured)
-        return store.put(state, captured.rows, chain, captured.snapshots)
+        nbytes = len(captured.rows) + sum(map(len, captured.snapshots.values()))
+        with self.model.room_for(nbytes):
+            return store.put(state, captured.rows, chain, captured.snapshots)
 
     def _rows_to_store(self, live: bool) -> tuple[_Captured, Chain]:
         "The rows that are not stored yet, and the stored chain that they continue"

@@ -11,12 +11,13 @@ This module does not know who runs answers, llm's models or options, or the log.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ..engine import Engine, Load
-from ..errors import ChatError, StateError
+from ..errors import ChatError, KVBranchError, StateError
 from ..store import STORE_ERRORS, Entry, Store, is_damage
 from .filling import Filler
 from .nostore import NoStore
@@ -38,7 +39,8 @@ class LoadedModel:
 
     ``load`` says which files were loaded and where to; ``name`` is what the model is
     called. ``warn`` is given one line about anything that went wrong without
-    stopping the answer. ``watch`` is for whoever has to find out what hangs.
+    stopping the answer. ``watch`` is for whoever has to find out what hangs;
+    ``waiting`` returns the requests that are to be planned next.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LoadedModel:
         self.name = name or load.path.stem
         self.lock = threading.RLock()
         self.watch: Watch = lambda what, generations, seconds: None
+        self.waiting: Callable[[], Sequence[Any]] = list
         self.slots = Slots(engine)
         self.filler = Filler(engine, self.slots, planner.store, self._lost)
 
@@ -102,6 +105,22 @@ class LoadedModel:
         plan.without_store = True
         plan.miss_reason = "the state store cannot be read"
         return plan
+
+    @contextlib.contextmanager
+    def room_for(self, nbytes: int) -> Iterator[None]:
+        """While room is made for a new state, hold what waiting prompts begin with.
+
+        Otherwise a prompt that has waited might have to be read as a whole.
+        """
+        store = self.store
+        with contextlib.ExitStack() as held:
+            if store is not None and store.nbytes() + nbytes > store.budget():
+                for request in self.waiting():
+                    with contextlib.suppress(KVBranchError, *STORE_ERRORS):
+                        plan = self.planner.plan(request.messages, request.tools)
+                        if (hold := store.hold(plan.chain)) is not None:
+                            held.enter_context(hold)
+            yield
 
     def tail(self, text: str, n_tokens: int) -> str:
         "The last n tokens of a text, whole characters only"

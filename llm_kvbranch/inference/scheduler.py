@@ -80,6 +80,7 @@ class Scheduler:
         self._ahead: Generation | None = None  # the last one, if it ended well
         self._stopping = False
         self._seconds = 1.0  # that answers took lately, on average
+        session.waiting = self._waiting
         self._thread = threading.Thread(
             target=self._loop, name="kvbranch-engine", daemon=True
         )
@@ -170,9 +171,13 @@ class Scheduler:
 
     def requests(self) -> list[Request]:
         "The requests that are running or waiting"
+        running = [ticket.generation.request for ticket in list(self._running)]
+        return [*running, *self._waiting()]
+
+    def _waiting(self) -> list[Request]:
         with self._wake:
-            waiting = [ticket for queue in self._queues.values() for ticket in queue]
-        return [ticket.generation.request for ticket in (*self._running, *waiting)]
+            queues = list(map(list, self._queues.values()))
+        return [ticket.generation.request for queue in queues for ticket in queue]
 
     def seconds_to_wait(self) -> int:
         "How long a refused request should wait, by how long answers took lately"

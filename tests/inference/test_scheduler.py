@@ -19,6 +19,34 @@ from ..support.life import user
 from ..support.scheduled import LONG, Asked, scheduled
 
 
+class TestRoom:
+    "Fails if storing one conversation evicts what a waiting prompt begins with"
+
+    def test_a_prompt_that_waits_keeps_its_beginning(self, root):
+        with scheduled(root, n_seq=1, pause=0.01) as scheduler:
+            # Each prompt begins with one of these, and holds it while it runs
+            first, second = (
+                Asked(scheduler, text).check() for text in (LONG, LONG[7:])
+            )
+            states = [
+                scheduler.call(each.ticket.generation.commit, name).result(20)
+                for each, name in ((first, "first"), (second, "second"))
+            ]
+            store = scheduler.session.store
+            store.limit = store.nbytes() + states[0].nbytes // 2
+            other = Asked(scheduler, LONG[9:], client="b", max_tokens=9)
+            more = [user(LONG[7:]), llm.assistant(second.text)]
+            running = Asked(scheduler, LONG, "c", max_tokens=900, before=more)
+            more = [user(LONG), llm.assistant(first.text)]
+            waiting = Asked(scheduler, "More", client="d", before=more)
+            other.check()
+            scheduler.call(other.ticket.generation.commit, "other").result(20)
+            assert waiting.ticket.started is None
+            scheduler.cancel(running.ticket)
+            facts = waiting.check().ticket.generation.facts
+            assert facts["restored_tokens"] >= states[0].state.end - 1
+
+
 class TestAnswers:
     "Fails if one of many answers is wrong, late or lost"
 

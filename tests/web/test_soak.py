@@ -27,6 +27,7 @@ import sqlite_utils
 from llm_kvbranch.log.history import History
 from llm_kvbranch.log.text import message_text
 
+from ..support.engines import engine_of
 from ..support.homes import Homes
 from ..support.servers import ENDLESS, Judge, Server, assistant, chat, until, user
 from ..support.serving import environment
@@ -255,14 +256,16 @@ class Soak:
             assert judge.is_right(self.server, reply.id), reply.text
 
     def takes(self):
-        "Threads, open files and memory of the server, in MB"
-        process = Path(f"/proc/{self.server.process.pid}")
-        memory = re.search(r"VmRSS:\s+(\d+)", (process / "status").read_text())
-        return {
-            "threads": len(list((process / "task").iterdir())),
-            "files": len(list((process / "fd").iterdir())),
-            "MB": int(memory[1]) / 1000,
-        }
+        "Threads, open files and memory of the server and its engine, in MB"
+        server = self.server.process.pid
+        taken = {"threads": 0, "files": 0, "MB": 0.0}
+        for pid in (server, engine_of(server)):
+            process = Path(f"/proc/{pid}")
+            memory = re.search(r"VmRSS:\s+(\d+)", (process / "status").read_text())
+            taken["threads"] += len(list((process / "task").iterdir()))
+            taken["files"] += len(list((process / "fd").iterdir()))
+            taken["MB"] += int(memory[1]) / 1000
+        return taken
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
