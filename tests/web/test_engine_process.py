@@ -5,6 +5,7 @@ The server, the model, the clients and the signals are real.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -16,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from llm_kvbranch.log import History, open_log
 
 from ..support.engines import engine_of, hit
 from ..support.servers import MODEL, Judge, Server, chat, events, until
@@ -178,7 +181,8 @@ for module in (generation, loaded, session):
     module.SAMPLER_SECONDS = 3.0
 draw = generation.Generation.draw
 def endless(self, index):
-    if "endless" in self.request.messages[-1].parts[0].text:
+    words = self.request.messages[-1].parts[0].text
+    if "endless" in words and ("at once" in words or self.n_generated == 5):
         time.sleep(600)
     return draw(self, index)
 generation.Generation.draw = endless
@@ -190,20 +194,31 @@ def test_a_step_without_end(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(_ENDLESS)
     with Server(tmp_path, PYTHONPATH=str(tmp_path)) as server:
         before = Stream(server, "Tell me a long story.", 60)
-        bad = server.chat("An endless one")
+        bad = server.chat("An endless one at once")
         assert bad.status == 400
         assert "took more than 3 s" in bad.error["message"]
         before.join()
         assert before.failure is None
         assert before.last["kvbranch"]["generated_tokens"] > 1
         assert server.get("/v1/models").status == 200
-        asked = threading.Thread(target=server.chat, args=("An endless one",))
-        asked.start()
-        until(server.busy, "the request runs")
+        with server.streaming("An endless one", max_tokens=60) as stream:
+            *pieces, failed = stream
+        assert "took more than 3 s" in failed["error"]["message"]
+        said = "".join(each["choices"][0]["delta"]["content"] for each in pieces)
+        assert len(pieces) > 1
+        until(lambda: server.count() == 2, "what was sent is logged")
+        with contextlib.closing(open_log(str(server.home / "logs.db"))) as db:
+            history = History(db)
+            last = history.resolve("last")
+            assert history.response(last).text == said
+            assert history.facts(last)["finish_reason"] == "failed"
+        asked = Stream(server, "An endless one", 60)
+        until(lambda: len(asked.pieces) > 2, "the answer runs")
         code, seconds = server.stop()
         asked.join()
         assert code == 0
         assert seconds < 5.5  # and a moment for a busy machine
+        assert server.count() == 3
 
 
 @pytest.mark.slow

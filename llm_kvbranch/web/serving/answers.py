@@ -130,6 +130,7 @@ class Answer:
                 self._queue.put_nowait(piece)
             if self.server.log and (self.text or self._is_whole()):
                 await self._log()
+            self.error = getattr(self.response, "failure", None)
         except asyncio.CancelledError:
             self.error = self.error or KVBranchError("The answer was cancelled")
             raise
@@ -153,7 +154,8 @@ class Answer:
             why = error if isinstance(error, sqlite3.Error) else type(error).__name__
             self.server.warn(f"The answer could not be logged: {why}")
             return
-        assert self._hosted is not None
+        if self._hosted is None or self._hosted.error is not None:
+            return
         try:
             await asyncio.wrap_future(
                 self.server.host.commit(self._hosted, response.id, self.thread_id)

@@ -152,6 +152,8 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
             loop = asyncio.get_running_loop()
             if not await loop.run_in_executor(None, server.close, patience):
                 _warn("The engine did not stop, so its process was ended")
+            if server.tasks:  # which log what was sent
+                await asyncio.wait(set(server.tasks), timeout=_ENGINE_PATIENCE)
 
         try:
             _run(datasette.app(), listening, started, stopping)

@@ -45,17 +45,32 @@ class ServedModel(AsyncKVLlama):
         chosen = choose(prompt.options, self.settings)
         request = request_of(prompt, chosen, self.host.sampling, tools_of(prompt))
         client = getattr(conversation, "client", "")
-        answering = self.host.stream(request, client)
+        answering, said = self.host.stream(request, client), False
         async with contextlib.aclosing(answering) as pieces:
-            async for answer, piece in pieces:
-                response.hosted = answer
-                if piece:
-                    yield piece
+            try:
+                async for answer, piece in pieces:
+                    response.hosted = answer
+                    if piece:
+                        said = True
+                        yield piece
+            except KVBranchError as error:
+                if not said:
+                    raise
+                response.failure = error  # when what was sent is logged
+                self._describe_failed(response)
+                return
         if not response.hosted.facts:
             raise KVBranchError("The answer was cancelled before it began")
         for event in called(response, response.hosted.calls):
             yield event
         describe(response, response.hosted.facts, self.host.name)
+
+    def _describe_failed(self, response: Any) -> None:
+        n = len(response.hosted.tokens)
+        response.set_usage(output=n)
+        response.set_resolved_model(self.host.name)
+        facts = {"generated_tokens": n, "finish_reason": "failed", "served": True}
+        response.response_json = {"kvbranch": facts}
 
 
 class Server:

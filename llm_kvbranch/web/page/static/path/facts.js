@@ -8,6 +8,7 @@ const ENDED = {
   length: "reached the token limit",
   cancelled: "stopped",
   stopped: "stopped",
+  failed: "failed",
 }
 
 /** The line under a finished answer; it names the model where that changes.
