@@ -12,9 +12,10 @@ This module does not know messages, responses, or where states are kept.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -217,7 +218,10 @@ class Filler:
         own = [step for step in todo if step.segment is segment]
         marks = [step.mark for step in own]
         check = Check()
-        with self.store.open(segment.entry, marks, check) as opened:
+        with (
+            self.store.open(segment.entry, marks, check) as opened,
+            _told_by(check),
+        ):
             payload, snapshots = opened
             if state.origin is not None:
                 check.settle()
@@ -345,6 +349,16 @@ class Filler:
     def _take_snapshot(self, slot: Slot, keep: bool = False) -> None:
         data = self.engine.snapshot(slot.seq)
         slot.snapshots.add(len(slot.tokens), data, keep)
+
+
+@contextlib.contextmanager
+def _told_by(check: Check) -> Iterator[None]:
+    "Report damage as such, rather than what it looks like to llama.cpp"
+    try:
+        yield
+    except StateError:
+        check.settle()
+        raise
 
 
 def _ms_since(started: float) -> float:

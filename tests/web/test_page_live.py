@@ -174,7 +174,7 @@ class TestMark:
         assert "from the page" in llm("llm", "kvbranch", "tree", first)
         llm("llm", "kvbranch", "star", first, "--remove")
         llm("llm", "kvbranch", "note", first, "--remove")
-        assert llm("llm", "kvbranch", "note", first) == ""
+        assert llm("llm", "kvbranch", "note", first) == f"{first} has no note\n"
         node = tree(server, first)[first]
         assert (node["starred"], node["note"]) == (False, None)
 

@@ -11,6 +11,7 @@ This module does not know what happens to a process that hangs.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -74,7 +75,8 @@ class Board:
 
     def remove(self) -> None:
         "Remove the file; whoever has opened it keeps the memory"
-        os.unlink(self.path)
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
 
     # -- by the engine ---------------------------------------------------
 
