@@ -101,7 +101,7 @@ def test_commands_are_completed_but_not_by_their_older_names() -> None:
 def test_a_command_of_ours_imports_only_its_own_module() -> None:
     imported = run("kvbranch", "store", "budget")[1]
     assert imported & COMMANDS == {
-        f"llm_kvbranch.cli.{name}" for name in ("options", "store", "text")
+        f"llm_kvbranch.cli.{name}" for name in ("options", "store", "streams", "text")
     }
 
 

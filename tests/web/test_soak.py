@@ -330,14 +330,8 @@ def _check_log(server):
     assert {path.stem for path in kept.glob("states/*/*")} == set(turns)
     assert {path.suffix for path in kept.glob("states/*/*")} == {".safetensors"}
     others = {path.name for path in kept.iterdir() if not path.name.startswith("index")}
-    assert others <= {
-        "states",
-        "settings.json",
-        "server.json",
-        "token",
-        "lock",
-        "tmp",
-    } | {"session-secret"}
+    private = {"settings.json", "server.json", "session-secret", "token"}
+    assert others <= {"states", "lock", "tmp"} | private
     assert not list((kept / "tmp").iterdir())
     assert "no problem" in Homes(home.parent)("llm", "kvbranch", "verify")
 
