@@ -425,7 +425,7 @@ class TestBlame:
             for i in (0, 2, 3):
                 assert asked[i].text
                 assert asked[i].n_ends == 1
-            assert running.host.n_restarts <= 4
+            assert running.host.n_restarts <= 6
 
     def test_it_does_not_start_again(self, toy_path, tmp_path):
         "Requests are refused with a word why, until it does"
@@ -477,6 +477,13 @@ class TestSuspects:
         suspects = Suspects()
         suspects.judge(Work("draw", places=((1, 7),)))
         assert not suspects.judge(Work("sampler", places=((1, 7),))).refused
+
+    def test_prompts_are_decoded_in_few_batches(self):
+        "Two accidents in the same one say little"
+        suspects, work = Suspects(), Work("decode", places=((1, 0),))
+        for _ in range(3):
+            assert not suspects.judge(work).refused
+        assert suspects.judge(work).refused == {1}
 
     def test_nobody_is_to_blame_for_nothing(self):
         suspects = Suspects()

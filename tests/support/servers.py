@@ -205,7 +205,7 @@ def events(response: http.client.HTTPResponse) -> Iterator[Any]:
     "The events of a stream as they arrive; [DONE] becomes None"
     assert response.status == 200, response.read()
     for line in response:
-        if line.strip():
+        if line.strip() and not line.startswith(b":"):  # a sign of life
             assert line.startswith(b"data: ")
             data = line.removeprefix(b"data: ").strip()
             yield None if data == b"[DONE]" else json.loads(data)

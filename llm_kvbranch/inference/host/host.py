@@ -29,7 +29,7 @@ from ..generation import Request
 from .board import Work
 from .hosted import Called, HostedAnswer, Listener
 from .process import EngineProcess
-from .suspects import Suspects
+from .suspects import Suspects, Verdict
 from .wire import Opening, error_of, opening_to_json, request_to_json
 
 _TICK = 0.5  # seconds between two looks at the process
@@ -311,7 +311,7 @@ class Host:
         with self._lock:
             process.ready = False
             self.n_restarts += 1
-            verdict = self._suspects.judge(work)
+            verdict = Verdict() if process.is_accident else self._suspects.judge(work)
             for answer in list(self._answers.values()):
                 answer.slot_id = None
                 answer.n_restarts += answer.process is process

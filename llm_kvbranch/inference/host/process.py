@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .board import Board, Work
@@ -28,6 +29,7 @@ from .wire import to_line
 
 SILENT_SECONDS = 30.0  # without a sign of life, until it counts as hung
 _CONTINUE_SECONDS = 3.0  # and until it is told to go on, if it was stopped
+_SIGKILL = 9
 _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from llm_kvbranch.inference.host.worker import main; main(sys.argv[1])"
@@ -60,6 +62,7 @@ class EngineProcess:
             self._board.remove()
             raise
         self._started = time.monotonic()
+        self._n_oom_kills = _oom_kills()
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=each, name="kvbranch-engine-io", daemon=True)
@@ -95,14 +98,19 @@ class EngineProcess:
             return self.killed
         code = self._process.returncode
         if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            why = f"killed by {name}"
-            if name == "SIGKILL":
+            why = f"killed by {signal.Signals(-code).name}"
+            if code == -_SIGKILL and not self.is_accident:
                 why += ", perhaps for want of memory"
         else:
             why = f"exit code {code}"
         telling = [line for line in self.said if "ASSERT" in line or "rror" in line]
         return f"{why}: {telling[-1][-200:]}" if telling else why
+
+    @property
+    def is_accident(self) -> bool:
+        "Whether somebody killed it: neither its host nor the system, for its memory"
+        killed = self._process.returncode == -_SIGKILL and self.killed is None
+        return killed and _oom_kills() == self._n_oom_kills is not None
 
     def kill(self, why: str) -> None:
         if self.killed is None and self._process.poll() is None:
@@ -154,3 +162,11 @@ class EngineProcess:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+
+def _oom_kills() -> int | None:
+    "How many processes Linux has killed for want of memory, None if it is not known"
+    with contextlib.suppress(OSError, ValueError):
+        words = Path("/proc/vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    return None

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 from .board import Work
 
-_AT_LEAST = 2  # times that a request ended the engine at the same place, alone
-_TOGETHER = 3  # the same, in a batch with others
-_AT_MOST = 4  # then all that are under suspicion alike are refused
+# Times that a request ended the engine at the same place until it is refused. Prompts
+# are decoded in few large batches, so that two accidents often meet in the same one.
+_ALONE, _DECODING = 2, 4
+_MORE = 2  # after so many more, all that are under suspicion alike are refused
 
 
 @dataclass
@@ -43,13 +44,13 @@ class Suspects:
             self._ends[number] = (work.name, place), n
             counts[number] = n
         most = max(counts.values(), default=0)
-        if most < _AT_LEAST:
-            return Verdict()
+        limit = _DECODING if work.name == "decode" else _ALONE
         worst = [number for number, n in counts.items() if n == most]
-        alone = len(counts) == 1 or (len(worst) == 1 and most >= _TOGETHER)
-        if alone or most >= _AT_MOST:
+        if (most >= limit and len(worst) == 1) or most >= limit + _MORE:
             return Verdict(refused=set(worst))
-        return Verdict(suspected=worst)
+        if most >= limit - 1 and len(worst) > 1:
+            return Verdict(suspected=worst)
+        return Verdict()
 
     def forget(self, number: int) -> None:
         "A request has ended"
