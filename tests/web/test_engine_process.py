@@ -40,6 +40,7 @@ class Stream(threading.Thread):
         self.server, self.forced = server, forced
         self.body = chat(prompt, max_tokens=max_tokens)
         if forced:
+            self.body["max_tokens"] *= 3  # words may be made of more tokens
             self.body["grammar"] = f'root ::= "{forced}"'
         self.pieces: list[str] = []
         self.times: list[float] = []
