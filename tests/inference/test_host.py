@@ -438,8 +438,11 @@ class TestBlame:
             running.hit(signal.SIGKILL)
             with pytest.raises(UnavailableError, match="does not start"):
                 assert asked.text
+            with pytest.raises(UnavailableError, match="does not start"):
+                assert running.ask("Tell me").text
             (tmp_path / "elsewhere").rename(path)
             assert running.ask("Tell me").text
+            assert len(running.warnings) == running.host.n_restarts == 1
 
     def test_it_never_starts(self, tmp_path):
         path = tmp_path / "model.gguf"

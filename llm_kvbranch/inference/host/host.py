@@ -207,7 +207,8 @@ class Host:
                     error or EngineError(f"The engine ended: {self._process.why()}")
                 )
                 return
-            self._bury()
+            if self._process.ready:
+                self._bury()
             for pause in _PAUSES:
                 with self._wanted:
                     self._wanted.wait_for(lambda: self._stopping, pause)
@@ -261,7 +262,7 @@ class Host:
             self._opened.set_result(None)
 
     def _submit(self, answer: HostedAnswer) -> None:
-        "Have the process begin an answer, or go on with it"
+        "Have the process begin an answer, or continue it"
         process = answer.process = self._process
         if answer.cancelled and not answer.tokens:
             answer.finish_reason = "cancelled"
