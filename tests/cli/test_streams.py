@@ -120,11 +120,13 @@ class TestEveryCommand:
             assert ended.code == 1, name
             assert without_ids(ended) == without_ids(done()[name]), name
 
+    @pytest.mark.slow
     def test_no_standard_output_at_all(self) -> None:
         for name, ended in done(forks.CLOSED).items():
             assert ended.code == done()[name].code, name
             assert without_ids(ended) == without_ids(done()[name]), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("locale", [LATIN, ASCII], ids=["latin-1", "ascii"])
     def test_strict_locales(self, locale: dict[str, str]) -> None:
         for name, ended in done(None, *locale.items()).items():
@@ -170,6 +172,7 @@ class TestBytes:
         (ended,) = forks.run(user_path, [call], None, b"caf\xe9", **HERE, **LATIN)
         assert rb"caf\u00e9" in ended.stdout
 
+    @pytest.mark.slow
     def test_every_argument_and_option(self, user_path: Path) -> None:
         calls, names = [], []
         for path in everything():

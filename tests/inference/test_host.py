@@ -35,6 +35,7 @@ from llm_kvbranch.errors import (
 )
 from llm_kvbranch.inference import Host, Opening, Request
 from llm_kvbranch.inference.generation import Resumed
+from llm_kvbranch.inference.host import host as host_module
 from llm_kvbranch.inference.host import process as host_process
 from llm_kvbranch.inference.host import wire
 from llm_kvbranch.inference.host.board import Board, Work
@@ -427,8 +428,9 @@ class TestBlame:
                 assert asked[i].n_ends == 1
             assert running.host.n_restarts <= 6
 
-    def test_it_does_not_start_again(self, toy_path, tmp_path):
+    def test_it_does_not_start_again(self, toy_path, tmp_path, monkeypatch):
         "Requests are refused with a word why, until it does"
+        monkeypatch.setattr(host_module, "_PAUSES", (0.0, 0.1))
         path = tmp_path / "model.gguf"
         path.write_bytes(toy_path.read_bytes())
         with hosted(path) as running:

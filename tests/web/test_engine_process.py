@@ -131,7 +131,7 @@ def check_store(server: Server, ids: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_hits", "max_tokens"), [(4, 40), pytest.param(40, 150, marks=pytest.mark.slow)]
+    ("n_hits", "max_tokens"), [(4, 30), pytest.param(40, 150, marks=pytest.mark.slow)]
 )
 def test_answers_go_on_whatever_ends_the_engine(tmp_path, n_hits, max_tokens, capsys):
     """Half of the answers have words that a grammar forces, and must have just these.
