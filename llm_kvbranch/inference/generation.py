@@ -99,7 +99,6 @@ class Generation:
         self.calls: list[Call] = []  # of tools
         self.text = ""  # the whole answer, once finished
         self.generated = tokens_of()  # all tokens of the answer, with what a stop cuts
-        self.n_generated = 0
         self._sampler: Sampler | None = None
         self._cancelled = False
         self._started = 0.0
@@ -114,6 +113,11 @@ class Generation:
     @property
     def end(self) -> int:
         return len(self.tokens)
+
+    @property
+    def n_generated(self) -> int:
+        "How many tokens of the answer there are"
+        return len(self.generated)
 
     @property
     def is_answering(self) -> bool:
@@ -229,7 +233,6 @@ class Generation:
         n_before = len(generated)
         while not (ended or self._cancelled or token is None or weights.is_eog(token)):
             generated.append(token)
-            self.n_generated = len(generated)
             piece = shown.feed(text.feed(weights.piece(token)))
             if not first:
                 first = time.perf_counter()
@@ -263,7 +266,6 @@ class Generation:
             self.generated.append(token)
             shown.feed(text.feed(piece(token)))  # which was sent
             ended = text.stopped or self._is_full(len(self.generated))
-        self.n_generated = len(self.generated)
         if resumed.finish_reason is not None:
             self.finish_reason, ended = resumed.finish_reason, True
         return ended

@@ -12,14 +12,12 @@ This module does not know HTTP, llm's models or the log.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import itertools
 import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -47,7 +45,6 @@ class Ticket:
     generation: Generation
     listener: Listener
     client: str = ""
-    number: int = 0
     asked: float = field(default_factory=time.monotonic)
     started: float | None = None
     ended: bool = False
@@ -63,14 +60,13 @@ class Scheduler:
     """Runs a session's generations in a thread of its own.
 
     ``n_waiting`` is how many requests may wait for a slot: more are refused with an
-    OverloadedError. All methods that are not async may be called from any thread.
+    OverloadedError. All methods may be called from any thread.
     """
 
     def __init__(self, session: Session, n_waiting: int = 64):
         self.session = session
         self.n_waiting = n_waiting
         self.counts: Counter[str] = Counter()
-        self._numbers = itertools.count(1)
         self._wake = threading.Condition()
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -91,7 +87,7 @@ class Scheduler:
     def submit(self, request: Request, listener: Listener, client: str = "") -> Ticket:
         "Queue a request; raises OverloadedError when too many are waiting"
         generation = self.session.generate(request)
-        ticket = Ticket(generation, listener, client, next(self._numbers))
+        ticket = Ticket(generation, listener, client)
         with self._wake:
             if self._stopping:
                 raise UnavailableError("The server is shutting down", 1)
@@ -114,34 +110,6 @@ class Scheduler:
         with self._wake:
             self._cancelled.append(ticket)
             self._wake.notify()
-
-    async def stream(
-        self, request: Request, client: str = ""
-    ) -> AsyncGenerator[tuple[Ticket, str], None]:
-        """Pieces of an answer, with their ticket.
-
-        The first piece is empty, and comes when the request is accepted. Closing the
-        generator cancels the request.
-        """
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[list[str], bool]] = asyncio.Queue()
-
-        def listen(ticket: Ticket, pieces: list[str]) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, (pieces, ticket.ended))
-
-        ticket = self.submit(request, listen, client)
-        try:
-            yield ticket, ""
-            ended = False
-            while not ended:
-                pieces, ended = await queue.get()
-                for piece in pieces:
-                    yield ticket, piece
-            if ticket.error is not None:
-                raise ticket.error
-        finally:
-            if not ticket.ended:
-                self.cancel(ticket)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         "Call a function in the engine's thread, between two batches"
@@ -169,12 +137,8 @@ class Scheduler:
         running = [(t.generation.slot, t) for t in list(self._running)]
         return {slot.seq: ticket for slot, ticket in running if slot is not None}
 
-    def requests(self) -> list[Request]:
-        "The requests that are running or waiting"
-        running = [ticket.generation.request for ticket in list(self._running)]
-        return [*running, *self._waiting()]
-
     def _waiting(self) -> list[Request]:
+        "The requests that wait for a slot"
         with self._wake:
             queues = list(map(list, self._queues.values()))
         return [ticket.generation.request for queue in queues for ticket in queue]

@@ -6,6 +6,7 @@ signals, and by code that a test puts into them with a ``sitecustomize`` module.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -180,6 +181,32 @@ class TestAnswers:
         assert asked.text
         assert asked.answer.finish_reason == "cancelled"
         assert asked.answer.facts["generated_tokens"] < 2000
+
+    async def test_pieces(self, running):
+        request = Request([llm.user("Tell me")], sampling=GREEDY, max_tokens=20)
+        text, answers = "", set()
+        async for answer, piece in running.host.stream(request):
+            answers.add(answer)
+            text += piece
+        (answer,) = answers
+        assert answer.ended
+        assert answer.facts["queue_ms"] >= 0
+        assert text == running.ask("Tell me", 20).text
+
+    async def test_leaving_cancels(self, running):
+        request = Request([llm.user("Tell me" * 500)], max_tokens=2000)
+        async with contextlib.aclosing(running.host.stream(request)) as pieces:
+            answer, _ = await anext(pieces)
+            await asyncio.sleep(0.02)
+        while not answer.ended:
+            await asyncio.sleep(0.001)
+        assert answer.finish_reason == "cancelled"
+
+    async def test_errors(self, running):
+        request = Request([llm.user("word " * 9000)], n_ctx=100)
+        with pytest.raises(ContextError):
+            async for _ in running.host.stream(request):
+                pass
 
     async def test_status(self, running):
         asked = running.ask("Tell me", max_tokens=400).until(2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import random
 import threading
 import time
@@ -12,7 +10,6 @@ import llm
 import pytest
 
 from llm_kvbranch.errors import ContextError, OverloadedError
-from llm_kvbranch.inference.session import Request
 from llm_kvbranch.store.maintenance import verify
 
 from ..support.life import user
@@ -315,36 +312,3 @@ class TestStopping:
             with pytest.raises(OverloadedError):
                 scheduler.call(time.sleep, 0).result(1)
         assert "kvbranch-engine" not in {t.name for t in threading.enumerate()}
-
-
-class TestAsync:
-    "The same, from asyncio"
-
-    async def test_pieces(self):
-        with scheduled() as scheduler:
-            request = Request(messages=[user(LONG)], max_tokens=20)
-            text, tickets = "", set()
-            async for ticket, piece in scheduler.stream(request):
-                tickets.add(ticket)
-                text += piece
-            (ticket,) = tickets
-            assert ticket.ended
-            assert ticket.generation.facts["queue_ms"] >= 0
-            assert text == Asked(scheduler, LONG).check().text
-
-    async def test_leaving_cancels(self):
-        with scheduled(pause=0.005) as scheduler:
-            request = Request(messages=[user(LONG * 5)], max_tokens=20)
-            async with contextlib.aclosing(scheduler.stream(request)) as pieces:
-                ticket, _ = await anext(pieces)
-                await asyncio.sleep(0.02)
-            while not ticket.ended:
-                await asyncio.sleep(0.001)
-            assert ticket.generation.finish_reason == "cancelled"
-
-    async def test_errors(self):
-        with scheduled() as scheduler:
-            scheduler.session.engine.n_ctx_train = 40
-            with pytest.raises(ContextError):
-                async for _ in scheduler.stream(Request(messages=[user(LONG)])):
-                    pass

@@ -86,7 +86,7 @@ class Host:
     ) -> HostedAnswer:
         "Queue a request; an error, as when too many are waiting, ends its answer"
         request = replace(request, number=next(self._numbers))
-        answer = HostedAnswer(request, listener, client, self.name)
+        answer = HostedAnswer(request, listener, client)
         weakref.finalize(answer, self._dropped.append, request.number)
         with self._lock:
             if self._stopping:
@@ -377,7 +377,7 @@ class Host:
                 self._send_call(called)
 
         request = answer.again(next(self._numbers))
-        again = HostedAnswer(request, ended, answer.client, self.name)
+        again = HostedAnswer(request, ended, answer.client)
         weakref.finalize(again, self._dropped.append, request.number)
         self._answers[again.number] = again
         self._submit(again)

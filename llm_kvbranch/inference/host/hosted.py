@@ -33,7 +33,6 @@ class HostedAnswer:
     request: Request
     listener: Listener
     client: str
-    name: str
     facts: dict[str, Any] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     finish_reason: str = "stop"
@@ -65,7 +64,7 @@ class HostedAnswer:
 
     def complete(self, message: dict[str, Any]) -> None:
         "Take over the facts of its end"
-        self.facts |= message["facts"]
+        self.facts = message["facts"]
         if self.n_restarts and self.facts:
             self.facts["ttft_ms"] = self.ttft_ms  # how long the client really waited
             self.facts["restarts"] = self.n_restarts
