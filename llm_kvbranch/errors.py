@@ -61,7 +61,12 @@ class OverloadedError(KVBranchError):
 
 
 class UnavailableError(OverloadedError):
-    "The server is shutting down, or its engine does not run; as OverloadedError"
+    "The server is shutting down, or its engine is not running; as OverloadedError"
+
+    def __init__(
+        self, message: str = "The server is shutting down", retry_after: int = 1
+    ):
+        super().__init__(message, retry_after)
 
 
 class EngineError(KVBranchError):

@@ -90,7 +90,7 @@ class Scheduler:
         ticket = Ticket(generation, listener, client)
         with self._wake:
             if self._stopping:
-                raise UnavailableError("The server is shutting down", 1)
+                raise UnavailableError()
             if self.n_waiting_now() >= self.n_waiting + self._n_idle():
                 self.counts["refused"] += 1
                 n = self.session.engine.settings.n_seq
@@ -116,7 +116,7 @@ class Scheduler:
         future: Future[Result] = Future()
         with self._wake:
             if self._stopping:
-                future.set_exception(UnavailableError("The server is shutting down", 1))
+                future.set_exception(UnavailableError())
                 return future
             self._calls.append((future, lambda: function(*arguments)))
             self._wake.notify()
@@ -314,10 +314,10 @@ class Scheduler:
                 self._step()
         for ticket in (*self._running, *waiting):
             self.session.stop(ticket.generation)
-            self._end(ticket, UnavailableError("The server is shutting down", 1))
+            self._end(ticket, UnavailableError())
         self._running = []
         for future, _ in calls:
-            future.set_exception(UnavailableError("The server is shutting down", 1))
+            future.set_exception(UnavailableError())
 
 
 def _notify(ticket: Ticket, pieces: list[str]) -> None:

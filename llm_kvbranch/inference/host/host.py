@@ -36,7 +36,6 @@ _TICK = 0.5  # seconds between two looks at the process
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)  # seconds before each try to start it again
 _TRIES = 3  # of a call that the process ended in
 _STATUS_SECONDS = 2.0
-_ENDING = "The server is shutting down"
 
 
 class Host:
@@ -90,7 +89,7 @@ class Host:
         weakref.finalize(answer, self._dropped.append, request.number)
         with self._lock:
             if self._stopping:
-                raise UnavailableError(_ENDING, 1)
+                raise UnavailableError()
             most = self.opening.settings.n_seq + self.opening.n_waiting
             if not self._process.ready and len(self._answers) >= most:
                 raise UnavailableError("The engine is being started again", 5)
@@ -223,7 +222,7 @@ class Host:
                 self._fail(UnavailableError(f"The engine does not start: {why}", 10))
                 with self._wanted:
                     self._wanted.wait_for(self._is_wanted)
-        self._fail(UnavailableError(_ENDING, 1))
+        self._fail(UnavailableError())
 
     def _is_wanted(self) -> bool:
         return bool(self._stopping or self._answers or self._calls)
@@ -345,7 +344,7 @@ class Host:
     def _ask(self, called: Called) -> Future[Any]:
         with self._lock:
             if self._stopping and not self._thread.is_alive():
-                called.settle(error=UnavailableError(_ENDING, 1))
+                called.settle(error=UnavailableError())
             else:
                 self._send_call(called)
         return called.future

@@ -88,7 +88,7 @@ class Call:
     async def finish(self, work: Any) -> None:
         "Do some work; raises an error if the client leaves or the server stops first"
         if not await attend(self.receive, self.server.stopping, work):
-            raise UnavailableError("The server is shutting down", 1)
+            raise UnavailableError()
 
     async def stream(self, events: AsyncGenerator[Event], lines: bool = False) -> None:
         """Send events as server-sent events, or as lines of JSON.
