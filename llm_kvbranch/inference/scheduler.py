@@ -175,7 +175,7 @@ class Scheduler:
                 cancelled, self._cancelled = self._cancelled, []
             for future, function in calls:
                 self.session.watch("call", (), CALL_SECONDS)
-                _fulfil(future, function)
+                fulfil(future, function)
             for ticket in cancelled:
                 self._withdraw(ticket)
             self._admit()
@@ -326,7 +326,8 @@ def _notify(ticket: Ticket, pieces: list[str]) -> None:
         ticket.listener(ticket, pieces)
 
 
-def _fulfil(future: Future[Any], function: Callable[[], Any]) -> None:
+def fulfil(future: Future[Any], function: Callable[[], Any]) -> None:
+    "Set a future to what a function returns or raises"
     if not future.set_running_or_notify_cancel():
         return
     try:

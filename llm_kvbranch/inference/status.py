@@ -10,7 +10,6 @@ it from growing, and the answer that it belongs to would fail.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import Any
 
 from ..store import common_prefix
@@ -52,5 +51,5 @@ def describe(scheduler: Scheduler) -> dict[str, Any]:
         "n_limit": session.slots.max_cells,
         "n_waiting": scheduler.n_waiting_now(),
         "n_running": scheduler.n_running(),
-        "counts": dict(Counter(scheduler.counts)),
+        "counts": dict(scheduler.counts),
     }

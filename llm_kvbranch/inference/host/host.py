@@ -317,7 +317,9 @@ class Host:
                 answer.n_restarts += answer.process is process
                 if answer.number in verdict.refused:
                     self._end(answer, EngineError(_refusal(work, why)))
-            if suspects := [self._answers[n] for n in verdict.suspected]:
+            if suspects := [
+                self._answers[n] for n in verdict.suspected if n in self._answers
+            ]:
                 suspects += [a for a in (self._tested, *self._held) if a is not None]
                 self._held = deque(dict.fromkeys(suspects))
                 self._tested = self._held.popleft()
@@ -359,7 +361,6 @@ class Host:
         self._calls[number] = called
         self._wanted.notify_all()
         if self._process.ready:
-            self._drop()
             self._process.send(
                 {"call": number, "name": called.name, "arguments": arguments}
             )

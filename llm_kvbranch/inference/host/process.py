@@ -85,8 +85,7 @@ class EngineProcess:
         self._queue.put(None)
         for thread in self._threads:
             thread.join(1)
-        with contextlib.suppress(OSError):
-            self._board.remove()
+        self._board.remove()
 
     def work(self) -> Work:
         "What it is at, or was at when it ended"

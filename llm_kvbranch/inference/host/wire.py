@@ -1,8 +1,8 @@
 """What a host and its engine's process say to each other: lines of JSON.
 
 The events of an answer are those of the protocol by which other processes use a running
-server (client.py): pieces of text, then facts, name and calls, or an error. Beside them
-stand the tokens, from which an answer can go on in another process.
+server (client.py): pieces of text, then facts, name and calls, or an error. They also
+have the tokens, so that another process can continue an answer.
 
 This module does not know how lines get there, or processes.
 """
@@ -10,7 +10,6 @@ This module does not know how lines get there, or processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from ...chat import Call
 from ...engine import Load, Rope, Sampling, Settings
 from ...errors import KVBranchError, OverloadedError
 from ..generation import Request, Resumed
-from ..scheduler import Scheduler
-from ..session import Session, open_session
 
 
 @dataclass(frozen=True)
@@ -43,27 +40,6 @@ class Opening:
     template: str | None = None
     max_cells: int | None = None
     n_waiting: int = 64
-
-    def session(self, warn: Callable[[str], None]) -> Session:
-        "The session, with the first cells reserved; raises ModelLoadError"
-        session = open_session(
-            self.load,
-            self.settings,
-            self.root,
-            warn,
-            budget=self.budget,
-            name=self.name,
-            template=self.template,
-        )
-        session.slots.max_cells = self.max_cells
-        session.engine.reserve(min(self.max_cells or _FIRST_CELLS, _FIRST_CELLS))
-        return session
-
-    def scheduler(self, session: Session) -> Scheduler:
-        return Scheduler(session, self.n_waiting)
-
-
-_FIRST_CELLS = 4096
 
 
 def to_line(message: dict[str, Any]) -> bytes:

@@ -27,12 +27,14 @@ from typing import Any, BinaryIO
 from ...errors import KVBranchError
 from ...store import prune
 from ..generation import Generation
-from ..scheduler import Ticket
+from ..scheduler import Scheduler, Ticket, fulfil
+from ..session import Session, open_session
 from ..status import describe
 from . import wire
 from .board import Board
 
 BEAT_SECONDS = 0.5
+_FIRST_CELLS = 4096  # reserved at the start; the context grows when it must
 _OPEN_SECONDS = 1800.0  # to read large weights from a slow disk
 
 
@@ -61,6 +63,22 @@ def _beat(board: Board) -> None:
     os._exit(1)
 
 
+def _open(opening: wire.Opening, warn: Callable[[str], None]) -> Session:
+    "The session, with its first cells reserved; raises ModelLoadError"
+    session = open_session(
+        opening.load,
+        opening.settings,
+        opening.root,
+        warn,
+        budget=opening.budget,
+        name=opening.name,
+        template=opening.template,
+    )
+    session.slots.max_cells = opening.max_cells
+    session.engine.reserve(min(opening.max_cells or _FIRST_CELLS, _FIRST_CELLS))
+    return session
+
+
 class Worker:
     "Takes the host's messages from ``lines``, and writes to ``events``"
 
@@ -74,13 +92,13 @@ class Worker:
     def run(self) -> None:
         opening = wire.opening_of(json.loads(self._lines.readline()))
         try:
-            session = opening.session(self._warn)
+            session = _open(opening, self._warn)
         except Exception as error:
             _report(error)
             self._send({"failed": wire.error_to_json(error)})
             return
         session.watch = self._watch
-        self.scheduler = scheduler = opening.scheduler(session)
+        self.scheduler = scheduler = Scheduler(session, opening.n_waiting)
         scheduler.call(session.warm_up)
         engine = session.engine
         self._send(
@@ -136,10 +154,7 @@ class Worker:
         function: Callable[..., Any] = getattr(self, f"do_{name}")
         if name == "status":
             future: Future[Any] = Future()
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
+            fulfil(future, function)
         else:
             future = self.scheduler.call(function, *arguments)
         future.add_done_callback(ended)

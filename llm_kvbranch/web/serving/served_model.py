@@ -99,9 +99,8 @@ class Server:
         self.started = time.time()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.answers: set[Any] = set()  # running, or not logged yet
-        self.uncommitted: dict[
-            str, HostedAnswer
-        ] = {}  # for other processes, until they log
+        # For other processes, until they have logged them
+        self.uncommitted: dict[str, HostedAnswer] = {}
         self._stopping: asyncio.Event | None = None
 
     @property
