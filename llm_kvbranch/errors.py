@@ -25,6 +25,9 @@ whose text is displayed to the user. A message says what is wrong and what to
 do next, in one line.
 """
 
+import sys
+import traceback
+
 import llm
 
 
@@ -120,3 +123,12 @@ class StateError(KVBranchError):
 
 class UnreadableStateError(StateError):
     "A state file could not be read: permissions, too many open files, a bad disk"
+
+
+def report(error: BaseException) -> None:
+    """Write to standard error where an unforeseen error was raised.
+
+    Its text is left out, as it may contain a prompt.
+    """
+    where = traceback.format_list(traceback.extract_tb(error.__traceback__))
+    sys.stderr.write("".join([*where, f"{type(error).__name__}\n"]))

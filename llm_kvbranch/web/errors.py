@@ -11,8 +11,6 @@ This module does not know datasette or how a response is sent.
 
 from __future__ import annotations
 
-import sys
-import traceback
 from typing import Any
 
 from ..errors import (
@@ -22,6 +20,7 @@ from ..errors import (
     KVBranchError,
     OverloadedError,
     UnavailableError,
+    report,
 )
 
 _KINDS = {
@@ -81,6 +80,5 @@ def to_request_error(error: Exception) -> RequestError:
         long = isinstance(error, ContextError)
         code = "context_length_exceeded" if long else None
         return RequestError(404 if missing else 400, text, code=code)
-    where = traceback.format_list(traceback.extract_tb(error.__traceback__))
-    sys.stderr.write("".join([*where, f"{type(error).__name__}\n"]))
+    report(error)
     return RequestError(500, "The server failed to answer: see its terminal")

@@ -15,16 +15,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from ...errors import KVBranchError
+from ...errors import KVBranchError, report
 from ...store import prune
 from ..generation import Generation
 from ..scheduler import Scheduler, Ticket, fulfil
@@ -94,8 +92,7 @@ class Worker:
         try:
             session = _open(opening, self._warn)
         except Exception as error:
-            _report(error)
-            self._send({"failed": wire.error_to_json(error)})
+            self._send({"failed": _told(error)})
             return
         session.watch = self._watch
         self.scheduler = scheduler = Scheduler(session, opening.n_waiting)
@@ -137,9 +134,8 @@ class Worker:
                 listener.n_sent = len(request.resumed.tokens)
             self._tickets[number] = self.scheduler.submit(request, listener, client)
         except Exception as error:
-            _report(error)
             self._tickets.pop(number, None)
-            self._send({"id": number, "error": wire.error_to_json(error)})
+            self._send({"id": number, "error": _told(error)})
 
     def _call(self, number: int, name: str, arguments: Sequence[Any]) -> None:
         "Call a function, in the engine's thread unless it only looks"
@@ -148,8 +144,7 @@ class Worker:
             if (error := future.exception()) is None:
                 self._send({"call": number, "result": future.result()})
             else:
-                _report(error)
-                self._send({"call": number, "error": wire.error_to_json(error)})
+                self._send({"call": number, "error": _told(error)})
 
         function: Callable[..., Any] = getattr(self, f"do_{name}")
         if name == "status":
@@ -236,8 +231,7 @@ class _Listener:
             "slot": generation.slot.seq if generation.slot is not None else None,
         }
         if ticket.error is not None:
-            _report(ticket.error)
-            event["error"] = wire.error_to_json(ticket.error)
+            event["error"] = _told(ticket.error)
         elif ticket.ended:
             event |= {
                 "facts": generation.facts,
@@ -247,8 +241,8 @@ class _Listener:
         self._send(event)
 
 
-def _report(error: BaseException) -> None:
-    "Write an unforeseen error to standard error, without its text"
+def _told(error: BaseException) -> dict[str, Any]:
+    "An error as JSON; one that is unforeseen is reported here as well"
     if not isinstance(error, KVBranchError):
-        where = traceback.format_list(traceback.extract_tb(error.__traceback__))
-        sys.stderr.write("".join([*where, f"{type(error).__name__}\n"]))
+        report(error)
+    return wire.error_to_json(error)
