@@ -20,6 +20,7 @@ from ..engine import Feed
 _SECONDS = 0.1  # that an answer may have to wait for prompts
 _PATIENCE = 0.3  # seconds; a batch that takes longer can be stopped
 _LEAST = 8  # tokens of prompts in a batch: fewer are not much faster
+_ENDLESS, _TIMES = 60.0, 50  # seconds, and times as long as it should take
 _MEASURED = 8  # tokens; the time of fewer says little about the rate
 
 
@@ -52,6 +53,10 @@ class Pace:
     def takes_long(self, n: int) -> bool:
         "Whether a batch with n tokens of prompts should be one that can be stopped"
         return n > self._rate * _PATIENCE
+
+    def seconds_at_most(self, n: int) -> float | None:
+        "After how many seconds a batch with n tokens counts as endless, if it is known"
+        return _ENDLESS + _TIMES * n / self._rate if self._rate else None
 
     def measured(self, n: int, seconds: float) -> None:
         "Record how long a batch with n tokens of prompts took"

@@ -25,7 +25,7 @@ from ..errors import ContextError
 from ..store import STORE_ERRORS, Entry, tokens_of
 from .capture import NewState
 from .filling import Decoded, Feeds, Filling
-from .loaded import SAMPLER_SECONDS, START_SECONDS, LoadedModel
+from .loaded import LoadedModel
 from .planning import Plan, Turn, answer_hash, covered, min_tokens, why_prefilled
 from .slots import HEADROOM, Slot
 from .text import TextStream
@@ -286,9 +286,9 @@ class Generation:
             weakref.finalize(self, plan.hold.release_later)
         self.n_prompt = len(plan.tokens)
         self._check_length(self.n_prompt)
-        model.watch("sampler", [self], SAMPLER_SECONDS)
+        model.watch("sampler", [self])
         self._sampler = model.engine.sampler(request.sampling, plan.tokens)
-        model.watch("start", [self], START_SECONDS)
+        model.watch("start", [self])
         slot = self.slot = model.slots.acquire(plan.tokens)
         return plan, slot
 

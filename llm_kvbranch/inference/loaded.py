@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..engine import Engine, Load
 from ..errors import ChatError, KVBranchError, StateError
@@ -26,12 +26,13 @@ from .slots import Slots
 
 Result = TypeVar("Result")
 
-# After so many seconds, work for one generation counts as endless
-SAMPLER_SECONDS = 20.0  # making its sampler, or drawing one token
-START_SECONDS = 300.0  # planning, and restoring from a slow disk
 
-# Told what begins, for whom, and how many seconds it may take
-Watch = Callable[[str, Sequence[Any], float], None]
+class Watch(Protocol):
+    "Told what begins, for which generations, and what it may take if that varies"
+
+    def __call__(
+        self, work: str, generations: Sequence[Any] = (), seconds: float | None = None
+    ) -> None: ...
 
 
 class LoadedModel:
@@ -57,7 +58,7 @@ class LoadedModel:
         self.load = load
         self.name = name or load.path.stem
         self.lock = threading.RLock()
-        self.watch: Watch = lambda what, generations, seconds: None
+        self.watch: Watch = lambda work, generations=(), seconds=None: None
         self.waiting: Callable[[], Sequence[Any]] = list
         self.slots = Slots(engine)
         self.filler = Filler(engine, self.slots, planner.store, self._lost)

@@ -13,7 +13,6 @@ This module does not know HTTP, llm's models or the log.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -28,7 +27,6 @@ from .session import Session
 
 Result = TypeVar("Result")
 _IDLE = 0.02  # seconds without a request before the next turn is read ahead
-CALL_SECONDS = 600.0  # that storing a state may take on a slow disk
 _COURTESY = 0.001  # seconds that the event loop needs to send a few words
 Listener = Callable[["Ticket", list[str]], None]
 
@@ -165,7 +163,7 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                self.session.watch("wait", (), math.inf)
+                self.session.watch("wait")
                 while not self._is_wanted():
                     if not self._wake.wait(_IDLE if self._ahead else None):
                         break
@@ -174,7 +172,7 @@ class Scheduler:
                 calls, self._calls = self._calls, deque()
                 cancelled, self._cancelled = self._cancelled, []
             for future, function in calls:
-                self.session.watch("call", (), CALL_SECONDS)
+                self.session.watch("call")
                 fulfil(future, function)
             for ticket in cancelled:
                 self._withdraw(ticket)
@@ -189,7 +187,7 @@ class Scheduler:
         "While nobody waits, prepare for the next turn after the last answer"
         generation, self._ahead = self._ahead, None
         if generation is not None:
-            self.session.watch("read ahead", (), CALL_SECONDS)
+            self.session.watch("read ahead")
             with contextlib.suppress(Exception):  # nobody asked for it
                 if not self.session.read_ahead(generation, self._is_wanted):
                     self._ahead = generation
@@ -200,6 +198,7 @@ class Scheduler:
         except Exception as error:  # one that belongs to no single generation
             for ticket in self._running:
                 ticket.generation.close(error)
+        self.session.watch("wait")  # which handing out may do: for its host to read
         self._hand_out()
 
     def _is_wanted(self) -> bool:

@@ -27,11 +27,8 @@ from . import batching
 from .batching import Pace, interruptible
 from .filling import Decoded
 from .generation import Generation, Request
-from .loaded import SAMPLER_SECONDS, START_SECONDS, LoadedModel
+from .loaded import LoadedModel
 from .planning import Planner
-
-FIRST_SECONDS = 600.0
-DECODE_SECONDS, DECODE_FACTOR = 60.0, 50
 
 
 class Session(LoadedModel):
@@ -51,7 +48,6 @@ class Session(LoadedModel):
         super().__init__(engine, planner, warn, load, name)
         self.running: list[Generation] = []
         self.pace = Pace(engine.settings.n_batch)
-        self._slowest = 0.0  # seconds of a token, in the slowest batch
 
     def generate(self, request: Request) -> Generation:
         """A generation, which does nothing until it is started or iterated over.
@@ -64,7 +60,7 @@ class Session(LoadedModel):
     def start(self, generation: Generation) -> None:
         "Plan a generation, restore what it can reuse, and run it from now on"
         with self.lock:
-            self.watch("start", [generation], START_SECONDS)
+            self.watch("start", [generation])
             generation.advance()
             if generation.error is not None:
                 raise generation.error
@@ -132,7 +128,7 @@ class Session(LoadedModel):
         feeds = [feed for _, feed in batch]
         n = sum(len(feed.tokens) for feed in feeds)
         takes_long = self.pace.takes_long(n - len(feeds))
-        self.watch("decode", [g for g, _ in batch], self._seconds_at_most(n))
+        self.watch("decode", [g for g, _ in batch], self.pace.seconds_at_most(n))
         started = time.perf_counter()
         try:
             with interruptible(lambda: _is_given_up(batch), takes_long) as stop:
@@ -144,7 +140,6 @@ class Session(LoadedModel):
             self._failed(batch, error)
             return
         each = (time.perf_counter() - started) / n
-        self._slowest = max(self._slowest, each)
         self.pace.measured(n - len(feeds), each * n)
         tokens, interrupt = self._draw(batch, indices)
         done = [
@@ -152,12 +147,6 @@ class Session(LoadedModel):
             for (g, feed), token in zip(batch, tokens, strict=True)
         ]
         self._advance(done, interrupt)
-
-    def _seconds_at_most(self, n: int) -> float:
-        "After how many seconds a batch of n tokens counts as endless"
-        if not self._slowest:  # the weights may have to be read from a slow disk
-            return FIRST_SECONDS
-        return DECODE_SECONDS + DECODE_FACTOR * n * self._slowest
 
     def _draw(
         self, batch: list[tuple[Generation, Feed]], indices: list[int]
@@ -171,9 +160,10 @@ class Session(LoadedModel):
         interrupt = None
         for (generation, feed), index in zip(batch, indices, strict=True):
             token = None
-            self.watch("draw", [generation], SAMPLER_SECONDS)
             try:
-                token = generation.draw(index) if feed.logits else None
+                if feed.logits:
+                    self.watch("draw", [generation])
+                    token = generation.draw(index)
             except Exception as error:
                 generation.close(error)
             except BaseException as error:
@@ -201,6 +191,7 @@ class Session(LoadedModel):
     ) -> None:
         "Advance all generations, even if one is interrupted; then raise the interrupt"
         for generation, decoded in done:
+            self.watch("advance", [generation])
             try:
                 generation.advance(decoded)
             except BaseException as error:

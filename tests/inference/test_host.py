@@ -397,7 +397,6 @@ def deadly(self, index):
     return draw(self, index)
 Generation.draw = deadly
 """
-_LIMITS = "from llm_kvbranch.inference import loaded, session\n"
 
 
 class TestBlame:
@@ -417,13 +416,36 @@ class TestBlame:
             assert [each.text for each in good] == [each.text for each in alone]
 
     def test_one_without_end(self, toy_path, tmp_path, monkeypatch):
-        limit = f"{_LIMITS}loaded.SAMPLER_SECONDS = session.SAMPLER_SECONDS = 3.0\n"
+        limit = "from llm_kvbranch.inference.host import board\n"
+        limit += 'board.SECONDS["draw"] = 3.0\n'
         patched(monkeypatch, tmp_path, limit + _DEADLY)
         with hosted(toy_path) as running:
             good = running.ask("Tell me", 100)
             endless = running.ask("An endless one", 100)
             with pytest.raises(EngineError, match="took more than 3 s"):
                 assert endless.text
+            assert good.text
+            assert running.host.n_restarts == 2
+
+    def test_text(self, toy_path, tmp_path, monkeypatch):
+        "Reading what a token spells can end the engine as well"
+        patched(
+            monkeypatch,
+            tmp_path,
+            "import os\n"
+            "from llm_kvbranch.inference.text import TextStream\n"
+            "feed = TextStream.feed\n"
+            "def deadly(self, piece):\n"
+            "    self.n = getattr(self, 'n', 0) + 1\n"
+            "    if self.n == 5 and self._stop == ('deadly',):\n"
+            "        os.abort()\n"
+            "    return feed(self, piece)\n"
+            "TextStream.feed = deadly\n",
+        )
+        with hosted(toy_path) as running:
+            good = running.ask("Tell me", 60)
+            with pytest.raises(EngineError, match="writing a token's text"):
+                assert running.ask("Tell me", 60, stop=("deadly",)).text
             assert good.text
             assert running.host.n_restarts == 2
 

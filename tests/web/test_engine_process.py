@@ -194,9 +194,9 @@ def test_answers_go_on_whatever_ends_the_engine(tmp_path, n_hits, max_tokens, ca
 
 _ENDLESS = """
 import time
-from llm_kvbranch.inference import generation, loaded, session
-for module in (generation, loaded, session):
-    module.SAMPLER_SECONDS = 3.0
+from llm_kvbranch.inference import generation
+from llm_kvbranch.inference.host import board
+board.SECONDS["draw"] = 3.0
 draw = generation.Generation.draw
 def endless(self, index):
     words = self.request.messages[-1].parts[0].text

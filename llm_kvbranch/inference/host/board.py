@@ -21,17 +21,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WORK = {  # in the order of their numbers
+_WORDS = {
     "wait": "waiting",
     "open": "loading the model",
     "start": "planning a prompt",
     "sampler": "preparing to draw tokens",
     "decode": "decoding",
     "draw": "drawing a token",
+    "advance": "writing a token's text",
     "call": "storing state",
     "read ahead": "reading ahead",
 }
-_NAMES = list(_WORK)
+_NAMES = list(_WORDS)
+# After so many seconds the work counts as endless
+SECONDS = {
+    "wait": math.inf,
+    "open": 1800.0,  # large weights from a slow disk
+    "start": 300.0,  # states from a slow disk
+    "sampler": 20.0,
+    "decode": 600.0,  # at first, when the weights may have to be read from disk
+    "draw": 20.0,
+    "advance": 20.0,
+    "call": 600.0,  # a large state to a slow disk
+    "read ahead": 600.0,
+}
 _BEAT = struct.Struct("<d")
 _HEAD = struct.Struct("<QddII")  # changes, since, seconds, work, how many requests
 _REQUEST = struct.Struct("<QQ")  # number, place
@@ -52,7 +65,7 @@ class Work:
     places: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
-        return _WORK[self.name]
+        return _WORDS[self.name]
 
     def is_endless(self, now: float) -> bool:
         return now > self.since + self.seconds
@@ -85,10 +98,14 @@ class Board:
         _BEAT.pack_into(self._memory, 0, time.monotonic())
 
     def write(
-        self, name: str, places: Sequence[tuple[int, int]], seconds: float
+        self,
+        name: str,
+        places: Sequence[tuple[int, int]] = (),
+        seconds: float | None = None,
     ) -> None:
-        "Say what begins; by one thread only"
+        "Say what begins, and what it may take if not as usual; by one thread only"
         memory, since = self._memory, time.monotonic()
+        seconds = SECONDS[name] if seconds is None else seconds
         about = since, seconds, _NAMES.index(name), min(len(places), _MOST)
         self._changes += 2
         _HEAD.pack_into(memory, _BEAT.size, self._changes - 1, *about)

@@ -33,7 +33,6 @@ from .board import Board
 
 BEAT_SECONDS = 0.5
 _FIRST_CELLS = 4096  # reserved at the start; the context grows when it must
-_OPEN_SECONDS = 1800.0  # to read large weights from a slow disk
 
 
 def main(path: str) -> None:
@@ -44,7 +43,7 @@ def main(path: str) -> None:
     board = Board(path)
     board.remove()
     board.beat()
-    board.write("open", (), _OPEN_SECONDS)
+    board.write("open")
     threading.Thread(target=_beat, args=(board,), daemon=True).start()
     lines = os.fdopen(os.dup(0), "rb")
     events = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -187,10 +186,13 @@ class Worker:
         return ticket.generation.commit(response_id, thread_id) is not None
 
     def _watch(
-        self, what: str, generations: Sequence[Generation], seconds: float
+        self,
+        work: str,
+        generations: Sequence[Generation] = (),
+        seconds: float | None = None,
     ) -> None:
         places = [(g.request.number, _place(g)) for g in generations]
-        self._board.write(what, places, seconds)
+        self._board.write(work, places, seconds)
 
     def _warn(self, message: str) -> None:
         self._send({"warn": message})
