@@ -9,9 +9,9 @@ Measured on two processors with a model of 135M parameters: alone, 154 tokens pe
 with libgomp's default, 114 to 132 with few spins; beside another llama.cpp, 52 and 71;
 beside two programs that never sleep, 4 and 66.
 
-The invariant: nobody waits for threads that do not exist. A forked process has none of
-its parent's, but libgomp believes that it has and would wait for them forever. A GPU's
-driver does not work there either. So such a process is refused.
+The invariant: llama.cpp never computes in a process that was forked after it had done
+so. Threads are not copied by a fork, but libgomp would wait for them forever, and a
+GPU's driver does not work there either.
 """
 
 from __future__ import annotations

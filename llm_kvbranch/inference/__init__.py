@@ -3,8 +3,7 @@
 Owns planning (which tokens a prompt is, and which of their rows are known), the slots
 of a context and how they are filled, batching, generation, the capture of what an
 answer added, the scheduler that serves many clients, and the process that it runs in.
-It does not know llm's models
-and options, HTTP, or the log.
+It does not know llm's models and options, HTTP, or the log.
 """
 
 from .generation import Generation, Request

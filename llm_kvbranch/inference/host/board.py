@@ -2,7 +2,7 @@
 
 The idea: before each piece of work the engine writes down what it begins, for which
 requests, and how long that may take. Whoever finds the process dead, or hanging, reads
-what it was at. Writing costs a few microseconds and no system call.
+what it was doing. Writing costs a few microseconds and no system call.
 
 The invariant: what is read was written at one moment, or is nothing at all.
 
@@ -54,7 +54,7 @@ _SIZE = _BEAT.size + _HEAD.size + _MOST * _REQUEST.size
 
 @dataclass(frozen=True)
 class Work:
-    """What the engine was at: ``since`` when (time.monotonic), for ``seconds`` at most.
+    """What the engine did, ``since`` when (time.monotonic), for ``seconds`` at most.
 
     ``places`` maps the numbers of requests to how many tokens they had in memory.
     """
@@ -121,7 +121,7 @@ class Board:
         return float(_BEAT.unpack_from(self._memory, 0)[0])
 
     def read(self) -> Work:
-        "What the engine is at; waiting, if it is just writing that"
+        "What the engine is doing; waiting, if it is just writing that"
         data = bytes(self._memory)
         changes, since, seconds, work, n = _HEAD.unpack_from(data, _BEAT.size)
         again = _HEAD.unpack_from(self._memory, _BEAT.size)[0]

@@ -34,7 +34,7 @@ from .wire import Opening, error_of, opening_to_json, request_to_json
 
 _TICK = 0.5  # seconds between two looks at the process
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)  # seconds before each try to start it again
-_TRIES = 3  # of a call that the process ended in
+_TRIES = 3  # times that a call may end the process
 _STATUS_SECONDS = 2.0
 
 
@@ -59,7 +59,7 @@ class Host:
         self._numbers = itertools.count(1)
         self._answers: dict[int, HostedAnswer] = {}  # that have not ended
         self._calls: dict[int, Called] = {}
-        self._held: deque[HostedAnswer] = deque()  # suspects, that run alone
+        self._held: deque[HostedAnswer] = deque()  # suspects, which run one by one
         self._tested: HostedAnswer | None = None
         self._dropped: deque[int] = deque()
         self._suspects = Suspects()
@@ -228,7 +228,7 @@ class Host:
         return bool(self._stopping or self._answers or self._calls)
 
     def _serve(self) -> Exception | None:
-        "Read what the process says, until it ends; why it could not begin"
+        "Read the process's messages until it ends; returns why it could not start"
         process, error = self._process, None
         process.send(opening_to_json(self.opening))
         for message in process.messages():
@@ -305,7 +305,7 @@ class Host:
             self._submit(self._tested)
 
     def _bury(self) -> None:
-        "The process has ended: tell whoever is to blame, and the user"
+        "The process has ended: refuse what is to blame, and warn the user"
         process = self._process
         why, work = process.why(), process.work()
         with self._lock:

@@ -51,7 +51,7 @@ class HostedAnswer:
         return self.request.number
 
     def to_send(self) -> Request:
-        "The request, to be answered from behind what was sent of it"
+        "The request, to be continued after what was sent of its answer"
         if not self.tokens:
             return self.request
         reason = "cancelled" if self.cancelled else None
@@ -72,7 +72,7 @@ class HostedAnswer:
         self.calls = [Call(**call) for call in message["calls"]]
 
     def notify(self, piece: str) -> None:
-        "Call the listener; if it fails, as when its event loop has ended, so be it"
+        "Call the listener; ignore its errors, as when its event loop has ended"
         if piece and self.ttft_ms is None:
             self.ttft_ms = round((time.monotonic() - self.asked) * 1000, 2)
         with contextlib.suppress(Exception):

@@ -1,7 +1,8 @@
 """The engine's process as its host sees it: started, written to, read from, ended.
 
-The idea: nobody waits for a process that may hang. What is written goes through a queue
-to a thread; what it writes is read by whoever iterates; what it prints is passed on.
+The idea: a process that hangs does not block its host. A thread writes the messages
+that are queued, another passes on what the process prints, and the host's own thread
+reads what it answers.
 
 The invariant: a process that was started is reaped, however it ends.
 
@@ -28,7 +29,7 @@ from .board import Board, Work
 from .wire import to_line
 
 SILENT_SECONDS = 30.0  # without a sign of life, until it counts as hung
-_CONTINUE_SECONDS = 3.0  # and until it is told to go on, if it was stopped
+_CONTINUE_SECONDS = 3.0  # and until it is sent SIGCONT, in case it was stopped
 _SIGKILL = 9
 _START = (
     "import sys; sys.path[:] = {path!r}; "
@@ -39,8 +40,8 @@ _START = (
 class EngineProcess:
     """A process that runs ``worker``.
 
-    ``killed`` says why the host ended it, None if it did not. ``said`` is the last
-    that it printed.
+    ``ready`` is true once it takes requests. ``killed`` says why the host killed it,
+    None if it did not. ``said`` has the last lines that it printed.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class EngineProcess:
         self._queue.put(to_line(message))
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        "What it says, until it has ended"
+        "Its messages, until it has ended"
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with contextlib.suppress(ValueError):  # cut short by its end
@@ -88,7 +89,7 @@ class EngineProcess:
         self._board.remove()
 
     def work(self) -> Work:
-        "What it is at, or was at when it ended"
+        "What it is doing, or was doing when it ended"
         return self._board.read()
 
     def why(self) -> str:
@@ -99,7 +100,7 @@ class EngineProcess:
         if code is not None and code < 0:
             why = f"killed by {signal.Signals(-code).name}"
             if code == -_SIGKILL and not self.is_accident:
-                why += ", perhaps for want of memory"
+                why += ", perhaps because memory ran out"
         else:
             why = f"exit code {code}"
         telling = [line for line in self.said if "ASSERT" in line or "rror" in line]
@@ -107,7 +108,7 @@ class EngineProcess:
 
     @property
     def is_accident(self) -> bool:
-        "Whether somebody killed it: neither its host nor the system, for its memory"
+        "Whether it was killed from outside, and not by Linux because memory ran out"
         killed = self._process.returncode == -_SIGKILL and self.killed is None
         return killed and _oom_kills() == self._n_oom_kills is not None
 
@@ -118,7 +119,7 @@ class EngineProcess:
                 self._process.kill()
 
     def look_after(self, now: float) -> None:
-        """End it if it hangs; let it go on if somebody stopped it.
+        """Kill it if it hangs; continue it if it was stopped.
 
         Called every second or so. ``now`` is time.monotonic().
         """
@@ -164,7 +165,7 @@ class EngineProcess:
 
 
 def _oom_kills() -> int | None:
-    "How many processes Linux has killed for want of memory, None if it is not known"
+    "How many processes Linux has killed because memory ran out, None if unknown"
     with contextlib.suppress(OSError, ValueError):
         words = Path("/proc/vmstat").read_text().split()
         return int(words[words.index("oom_kill") + 1])

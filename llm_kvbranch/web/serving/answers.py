@@ -93,7 +93,7 @@ class Answer:
 
     @property
     def _hosted(self) -> HostedAnswer | None:
-        "The engine's, once it is asked"
+        "The engine's answer, once it was asked for"
         return getattr(self.response, "hosted", None)
 
     @property
