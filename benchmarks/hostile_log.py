@@ -21,6 +21,7 @@ import asyncio
 import os
 import re
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ import sqlite_utils
 from . import log_cost
 
 LIMIT = 2.0  # seconds
+SURROGATE = b"\xed\xa0\x80"  # a lone one; stored as text
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TEXT = (
     "\x1b[2J\x1b]0;owned\x07\x9b31m<script>alert(1)</script>\0 after a NUL\r\x08"
@@ -42,7 +44,7 @@ TEXT = (
 )
 VALUES: dict[str, Any] = {
     "hostile text": TEXT,
-    "a lone surrogate": b"\xed\xa0\x80",  # stored as text
+    "a lone surrogate": SURROGATE,
     "a huge text": "x" * 5_000_000,
     "an integer": 7,
     "an infinity": float("inf"),
@@ -73,8 +75,7 @@ COLUMNS = {
 
 def write(path: Path, size: int) -> dict[str, str]:
     "A log; returns responses by what is odd about them"
-    log_cost.LARGE, log_cost.DEEP = size, size // 20
-    ids = {"deep": log_cost.write_large(path)}
+    ids = {"deep": log_cost.write_large(path, size, size // 20)}
     writer = log_cost.Writer(path)
     last = writer.db.execute("select count(*) from turns").fetchone()[0] * 2
     for _ in range(last):  # ids after those in the log
@@ -103,7 +104,6 @@ def write(path: Path, size: int) -> dict[str, str]:
 
 def _damage(db: sqlite_utils.Database, ids: dict[str, str]) -> None:
     "A cycle of messages and one of branches, and what refers to nothing"
-
     tip = db.execute(
         "select tip_message_hash from turns where id = ?", [ids["cycle"]]
     ).fetchone()[0]
@@ -145,12 +145,12 @@ def _spoil(
             if "marks" in table
             else {"response_id": row, "verb": "branch"}
         )
-    put = "cast(? as text)" if value == b"\xed\xa0\x80" else "?"
+    put = "cast(? as text)" if value == SURROGATE else "?"
     try:
         db.execute(
             f"update {table} set [{column}] = {put} where {key} = ?", [value, row]
         )
-    except sqlite_utils.db.sqlite3.IntegrityError:
+    except sqlite3.IntegrityError:
         return False
     return True
 

@@ -135,14 +135,15 @@ def write_deep(path: Path, n: int) -> str:
     return last
 
 
-def write_large(path: Path) -> str:
+def write_large(path: Path, size: int = LARGE, deep: int = DEEP) -> str:
     "A log of usual conversations and a deep one; returns the last of that"
     writer = Writer(path)
     last = ""
-    for number in range((LARGE - DEEP) // USUAL):
+    n_usual = (size - deep) // USUAL
+    for number in range(n_usual):
         writer.conversation(USUAL)
-        if number == (LARGE - DEEP) // USUAL - 20:  # on the first page, not the newest
-            last = writer.conversation(DEEP)
+        if number == n_usual - 20:  # on the first page, not the newest
+            last = writer.conversation(deep)
     writer.close()
     return last
 
