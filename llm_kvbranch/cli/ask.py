@@ -137,9 +137,8 @@ def retry(response_id: str, **asked: Any) -> None:
 
 def _read_prompt(prompt: str | None) -> str:
     "The prompt: standard input, then the argument, as llm prompt does"
-    piped = streams.read() if _is_piped() else ""
-    if prompt is None and not piped and sys.stdin is not None and sys.stdin.isatty():
-        piped = streams.read()
+    is_read = _is_piped() or (prompt is None and streams.is_terminal(sys.stdin))
+    piped = streams.read() if is_read else ""
     whole = " ".join(bit for bit in (piped, prompt) if bit)
     if not whole.strip():
         raise click.ClickException("The prompt is empty: pass it as an argument")
@@ -147,7 +146,7 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _is_piped() -> bool:
-    return sys.stdin is not None and not sys.stdin.isatty()
+    return sys.stdin is not None and not streams.is_terminal(sys.stdin)
 
 
 def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> Place:

@@ -100,18 +100,16 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:
-            # Options and arguments of another command were given to the default
-            word = getattr(ctx, "arg0", "")
-            if error.ctx is not ctx and self._near(word):
-                self._refuse(ctx, word)
-            vars(error)["message"] = _printable(error.message)
-            raise
         except OSError as error:
             raise _refusal(error) from None
         except UnicodeError as error:
             raise click.ClickException(f"Text that is not valid: {error}") from None
         except click.ClickException as error:
+            word = getattr(ctx, "arg0", "")
+            is_usage = isinstance(error, click.UsageError) and error.ctx is not ctx
+            if is_usage and self._near(word):
+                # Options and arguments of another command were given to the default
+                self._refuse(ctx, word)
             vars(error)["message"] = _printable(error.message)
             raise
         except llm.ModelError as error:

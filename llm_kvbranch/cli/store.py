@@ -277,12 +277,15 @@ def _pin(reference: str, database: str | None, pinned: bool) -> None:
     history = History(open_log(database))
     id = resolve_stored(store, history, reference)
     entry = store.get(id) if store else None
-    if not pinned and (entry is None or not entry.pinned):
+    was = entry is not None and entry.pinned
+    if not pinned and not was:
         click.echo(printable(f"{id} is not pinned"))
         return
     store = store or existing_store()
-    said = f"{id} was pinned already" if entry and entry.pinned else f"Pinned {id}"
-    said = said if pinned else f"Unpinned {id}"
     set_pin(store, id, pinned)
+    if pinned:
+        done = f"{id} is already pinned" if was else f"Pinned {id}"
+    else:
+        done = f"Unpinned {id}"
     total = format_size(store.pinned_bytes())
-    click.echo(printable(f"{said}; {total} pinned in all"))
+    click.echo(printable(f"{done}; {total} pinned in all"))
