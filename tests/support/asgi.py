@@ -22,6 +22,8 @@ class Answer:
             bytes(name).decode().lower(): bytes(value).decode()
             for name, value in start["headers"]
         }
+        names = [bytes(name).lower() for name, _ in start["headers"]]
+        assert {each for each in names if names.count(each) > 1} <= {b"set-cookie"}
         self.body = b"".join(each.get("body", b"") for each in rest)
 
     @property

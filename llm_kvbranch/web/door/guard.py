@@ -76,15 +76,16 @@ class Refusal:
     async def send(self, scope: Scope, send: Send) -> None:
         kind, text = self.rendered(scope)
         body = text.encode()
-        sent = [
-            (b"content-type", kind.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-            (b"connection", b"close"),  # the request's body may still be coming
-        ]
-        sent += [(name.encode(), value.encode()) for name, value in self.headers]
+        headers = {
+            "content-type": kind,
+            "content-length": str(len(body)),
+            "cache-control": "no-store",
+            "connection": "close",  # the request's body may still be coming
+            **dict(self.headers),
+        }
         if self.status == 401:
-            sent.append((b"www-authenticate", b"Bearer"))
+            headers["www-authenticate"] = "Bearer"
+        sent = [(name.encode(), value.encode()) for name, value in headers.items()]
         start = {"type": "http.response.start", "status": self.status, "headers": sent}
         await send(start)
         await send({"type": "http.response.body", "body": body})

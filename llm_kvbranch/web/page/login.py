@@ -71,7 +71,7 @@ async def log_in(datasette: Any, request: Any) -> Any:
         return await _new_link(datasette, request, door)
     given = request.args.get("token")
     if session := door.use_link(given or ""):
-        return _enter(datasette.urls.path(HOME), 302, door, session)
+        return _enter(datasette.urls.path(HOME), cookie=door.sessions.header(session))
     if is_known(request.actor):  # the link was opened again
         return _enter(datasette.urls.path(HOME))
     refusal = await _page(datasette, 403, HOME, _USED if given else "")
@@ -85,8 +85,8 @@ async def _by_key(datasette: Any, request: Any, door: Any) -> Any:
     wanted = fields.get("next", [HOME])[0]
     try:
         if await door.is_key(given):
-            path = _own_path(wanted)
-            return _enter(path, 303, door, new_session({"id": API_ACTOR}))
+            cookie = door.sessions.header(new_session({"id": API_ACTOR}))
+            return _enter(_own_path(wanted), 303, cookie)
         refusal = await _page(datasette, 403, wanted, _WRONG)
     except OverloadedError as error:
         refusal = await _page(datasette, 429, wanted, f"{error}.")
@@ -130,13 +130,13 @@ async def _page(
     return Refusal(status, message or _LINK, code, page, tuple(HEADERS.items()))
 
 
-def _enter(path: str, status: int = 302, door: Any = None, session: Any = None) -> Any:
-    "A redirect, with which a session begins"
+def _enter(path: str, status: int = 302, cookie: str | None = None) -> Any:
+    "A redirect; the cookie begins a session"
     from datasette.utils.asgi import Response
 
     headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-    if session is not None:
-        headers["set-cookie"] = door.sessions.header(session)
+    if cookie is not None:
+        headers["set-cookie"] = cookie
     return Response.redirect(path, status=status, headers=headers)
 
 
