@@ -3,7 +3,7 @@
 The idea: any exception of a model ends llm chat with a traceback, and the conversation
 with it. Here the error is printed, llm is told that the turn never happened, and the
 chat continues. And llm prompt logs an answer after printing it, so a reader that leaves
-early (``| head``) would lose it: what nobody reads any more is discarded instead.
+early (``| head``) would lose it: unread output is discarded instead.
 
 The invariant: both happen only inside those commands. A model used from Python raises
 its errors, and standard output is left alone.
@@ -98,14 +98,14 @@ class _Pipe(io.FileIO):
 
 
 def _is_running(name: str) -> bool:
-    "Whether a command of llm's is running, in this thread"
+    "Whether this thread is running a command of llm"
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
     return context is not None and context.command is getattr(cli, name, False)
 
 
 def _continues(error: Exception) -> bool:
-    "Whether a chat can continue after an error, as far as llm shows errors as lines"
+    "Whether a chat continues after an error, as it does unless errors are raised"
     return is_chat() and not os.environ.get("LLM_RAISE_ERRORS")
 
 

@@ -168,7 +168,7 @@ def _place(excerpt: str | None, occurrence: int | None, range_: str | None) -> P
 
 
 def _look_up(database: str | None, reference: str) -> tuple[History, str]:
-    "The log, and the id of a response; a misspelt command is said to be one"
+    "The log and the full id of a response; a misspelt command is reported as one"
     from ..errors import HistoryError
     from ..log import History, open_log
 
@@ -198,7 +198,7 @@ def _ask(
 ) -> None:
     """Prompt a model as a verb plans, print the answers and log them.
 
-    Whatever is wrong with the call is said before the prompt is read.
+    Mistakes in the call are reported before the prompt is read.
     """
     from ..log import branching
 
@@ -206,7 +206,7 @@ def _ask(
         raise click.UsageError("Give --extract or --json, not both")
     question = None
     if reference == "last" and _is_piped():
-        question = read()  # what writes to the pipe may be logging that response
+        question = read()  # the command before the pipe may be logging it
     history, parent_id = _look_up(database, reference)
     if place is not None:
         _check_place(history, parent_id, place)
@@ -277,8 +277,8 @@ def _check_place(history: History, response_id: str, place: Place) -> None:
 def _check_no_server(model: Any, chosen: dict[str, Any]) -> None:
     if "server" not in model.Options.model_fields:
         raise click.UsageError(
-            f"--no-server does not apply to {model.model_id}, which no server of "
-            "llm kvbranch serve answers for"
+            f"--no-server does not apply to {model.model_id}, which is not a "
+            "kvllama model"
         )
     if chosen.get("server"):
         raise click.UsageError("Give --no-server or -o server true, not both")

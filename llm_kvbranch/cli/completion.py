@@ -1,7 +1,7 @@
 """Shell completion: ids of responses, models and settings.
 
-The idea: a shell asks whenever Tab is pressed. So the log is read as it is, nothing is
-waited for, and whatever fails completes nothing.
+The idea: a shell asks whenever Tab is pressed. So the log is read as it is, without
+waiting, and whatever fails completes nothing.
 
 This module does not know which command is completed.
 """
@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 Item = CompletionItem
 
 _MOST = 30  # responses
-_PATIENCE = 0.2  # seconds that a locked log is waited for
+_PATIENCE = 0.2  # seconds to wait for a locked log
 
 
 def complete(kind: str, ctx: click.Context, incomplete: str) -> list[Item]:
@@ -58,7 +58,7 @@ def _models(ctx: click.Context, incomplete: str) -> Iterator[Item]:
 
 
 def _model_ids(ctx: click.Context, incomplete: str) -> Iterator[Item]:
-    "The same as llm names them"
+    "The same, under the names that llm uses"
     from ..models import catalog
 
     names = {catalog.MODEL_ID: "the default model"}

@@ -21,7 +21,7 @@ import llm
 from click_default_group import DefaultGroup
 
 Places = Mapping[str, str]
-WORDS = ("last",)  # arguments of the default command that are no misspelt commands
+_WORDS = ("last",)  # arguments of the default command, not misspelt commands
 
 
 class LazyGroup(DefaultGroup):  # type: ignore[misc]
@@ -103,7 +103,7 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
         except OSError as error:
             raise _refusal(error) from None
         except UnicodeError as error:
-            raise click.ClickException(f"Text that is not valid: {error}") from None
+            raise click.ClickException(f"Invalid text: {error}") from None
         except click.ClickException as error:
             word = getattr(ctx, "arg0", "")
             is_usage = isinstance(error, click.UsageError) and error.ctx is not ctx
@@ -139,14 +139,14 @@ class LazyGroup(DefaultGroup):  # type: ignore[misc]
 
     def _near(self, word: str) -> list[str]:
         "The command that a word is a misspelling of, if any"
-        if word in WORDS or word.startswith("-"):
+        if word in _WORDS or word.startswith("-"):
             return []
         import difflib
 
         return difflib.get_close_matches(word.lower(), self._places, n=1)
 
     def _refuse(self, ctx: click.Context, word: str, more: str = "") -> NoReturn:
-        "Raise click's error about an unknown command; before 8.4 it suggests none"
+        "Raise click's error for an unknown command; click suggests none before 8.4"
         near = "".join(f" Did you mean {name!r}?" for name in self._near(word))
         raise click.UsageError(
             _printable(f"No such command {word!r}.{near}{more}"), ctx

@@ -38,9 +38,9 @@ def star(response_id: str, database: str | None, remove: bool) -> None:
     was = marks.read_mark(history, id).starred
     marks.mark(history, id, starred=not remove)
     if remove:
-        done = f"Removed the star of {id}" if was else f"{id} has no star"
+        done = f"Removed the star from {id}" if was else f"{id} is not starred"
     else:
-        done = f"{id} was starred already" if was else f"Starred {id}"
+        done = f"{id} is already starred" if was else f"Starred {id}"
     click.echo(printable(done))
 
 
@@ -71,9 +71,9 @@ def note(
         return
     now = marks.mark(history, id, note=text or "").note
     if now is None:
-        done = f"Removed the note of {id}" if was else f"{id} has no note"
+        done = f"Removed the note from {id}" if was else f"{id} has no note"
     else:
-        done = f"{'Replaced' if was else 'Wrote'} the note of {id}"
+        done = f"Replaced the note on {id}" if was else f"Added a note to {id}"
     click.echo(printable(done))
 
 
@@ -105,7 +105,7 @@ def prune(
     from .report import describe_removal
 
     if yes and not from_log:
-        raise click.UsageError("--yes needs --log: nothing else is asked about")
+        raise click.UsageError("--yes needs --log: only that asks first")
     history, store = _history(database), open_store()
     response_id = (
         history.resolve(response_id)

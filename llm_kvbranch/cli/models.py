@@ -221,7 +221,7 @@ def settings(
         click.echo(json.dumps(model.settings, indent=2))
         return
     click.echo(click.style(model.name, fg="yellow"))
-    has = "has its default again" if default else f"is {_shown(model, key)}"
+    has = "is back to its default" if default else f"is {_shown(model, key)}"
     click.echo(f"{key} {has}")
 
 
@@ -274,7 +274,7 @@ def download(
 
     if list_:
         if repository is not None or revision is not None:
-            raise click.UsageError("--list needs no model and no --revision")
+            raise click.UsageError("--list takes neither a model nor --revision")
         _list_presets(json_)
         return
     if json_:

@@ -54,7 +54,7 @@ FACTS = (
 def log_if_any(database: str | None, must_exist: bool = False) -> History | None:
     """The log; None if llm has none yet.
 
-    Raises HistoryError if it must exist, as one that the user names.
+    Raises HistoryError if it must exist; one that the user names always must.
     """
     try:
         return History(open_log(database))

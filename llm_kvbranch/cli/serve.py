@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--new-token",
     is_flag=True,
-    help="Replace the token that was kept; this ends all logins",
+    help="Replace the kept token; this ends all sessions",
 )
 @click.option("--open/--no-open", "open_", default=False, help="Open a browser")
 @click.option(

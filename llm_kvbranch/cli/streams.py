@@ -59,7 +59,7 @@ TEXT = Text()
 
 
 def take_text(command: click.Command) -> None:
-    "Have the options and arguments of a command be valid text, except for paths"
+    "Require valid text of a command's options and arguments, except for paths"
     for parameter in command.params:
         if isinstance(parameter.type, click.Tuple):
             parameter.type.types = [
@@ -90,7 +90,7 @@ def read() -> str:
 
 
 def prepare(context: click.Context) -> None:
-    "Before a command prints: no colours with NO_COLOR, no character that is refused"
+    "Before a command prints: honour NO_COLOR, replace what the encoding lacks"
     if os.environ.get("NO_COLOR"):  # https://no-color.org: "present and not empty"
         context.color = False
     out = sys.stdout
@@ -119,7 +119,7 @@ def has_colours() -> bool:
 
 
 def shown(text: str, err: bool = False) -> str:
-    "A text as standard output, or error, may be given it"
+    "Text for standard output or error, with a terminal's control characters shown"
     from ..log import printable
 
     if not is_terminal(sys.stderr if err else sys.stdout):
@@ -128,7 +128,7 @@ def shown(text: str, err: bool = False) -> str:
 
 
 def refuse(error: OSError) -> click.ClickException:
-    "What to raise if the system refuses to read or write, for any reason but EPIPE"
+    "The error for a failed read or write, unless it is EPIPE"
     reason = error.strerror or str(error)
     if error.filename is not None:
         return click.ClickException(f"Cannot use {error.filename}: {reason}")

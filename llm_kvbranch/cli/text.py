@@ -44,7 +44,7 @@ def fit(text: str, columns: int) -> str:
 
 
 def columns() -> int:
-    "How wide the terminal is; 100 if standard output is none"
+    "The width of the terminal; 100 if standard output is not one"
     return shutil.get_terminal_size((100, 24)).columns
 
 

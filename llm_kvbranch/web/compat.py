@@ -160,7 +160,7 @@ def _named(action: str, names: Iterable[str]) -> str:
 
 
 def deny_named(action: str, names: Iterable[str], reason: str) -> Any:
-    "As deny(), for all that have one of some names, without looking for them first"
+    "Like deny(), for all that have one of these names, without looking them up"
     from datasette.permissions import PermissionSQL
 
     sql = (

@@ -259,7 +259,7 @@ async def denials(datasette: Any, actor: Any, action: str) -> Any:
             if not await may_see_query(datasette, actor, database, wanted[name.lower()])
         ]
     except Exception as error:
-        if compat.is_interrupted(error):  # nobody knows, so all are
+        if compat.is_interrupted(error):  # not known, so deny them all
             return compat.deny_named(action, wanted, reason)
         raise
     return compat.deny(denied, reason) if denied else None

@@ -47,9 +47,9 @@ REFUSED = {
     "note last Words --remove": "not both",
     "prune last -y": "--yes needs --log",
     "models --remove a --json": "not both",
-    "models download --list qwen3-8b": "--list needs no",
-    "models download --list qwen3-8b Q4_K_M": "--list needs no",
-    "models download --list --revision main": "--list needs no",
+    "models download --list qwen3-8b": "--list takes neither a model nor",
+    "models download --list qwen3-8b Q4_K_M": "--list takes neither a model nor",
+    "models download --list --revision main": "--list takes neither a model nor",
     "models download qwen3-8b --json": "--json needs --list",
     "models settings --default": "--default needs a model and a setting",
     "models settings kvllama n_ctx 5 --default": "--default needs a model and",
@@ -171,8 +171,7 @@ class TestMisspelt:
         assert done.stderr.startswith("Error: No response with id")
 
     def test_an_id_like_a_command_is_a_response(self, log):
-        for table, column in (("turns", "id"),):
-            log.db.execute(f"update {table} set {column} = 'tre1'")
+        log.db.execute("update turns set id = 'tre1'")
         log.db.conn.commit()
         done = run("tre", "Hi")
         assert "made by the model parrot" in done.stderr
@@ -297,20 +296,20 @@ class TestMarks:
 
     def test_star(self, log) -> None:
         (id,) = (row["id"] for row in log.db["turns"].rows)
-        assert said("star", "last", "--remove") == f"{id} has no star\n"
+        assert said("star", "last", "--remove") == f"{id} is not starred\n"
         assert said("star", "last") == f"Starred {id}\n"
-        assert said("star", id) == f"{id} was starred already\n"
-        assert said("star", "last", "--remove") == f"Removed the star of {id}\n"
+        assert said("star", id) == f"{id} is already starred\n"
+        assert said("star", "last", "--remove") == f"Removed the star from {id}\n"
 
     def test_note(self, log) -> None:
         (id,) = (row["id"] for row in log.db["turns"].rows)
         done = run("note", "last")
         assert (done.exit_code, done.stdout) == (0, "")
         assert done.stderr == f"{id} has no note\n"
-        assert said("note", "last", "Good") == f"Wrote the note of {id}\n"
+        assert said("note", "last", "Good") == f"Added a note to {id}\n"
         assert said("note", "last") == "Good\n"
-        assert said("note", "last", "Bad") == f"Replaced the note of {id}\n"
-        assert said("note", "last", "--remove") == f"Removed the note of {id}\n"
+        assert said("note", "last", "Bad") == f"Replaced the note on {id}\n"
+        assert said("note", "last", "--remove") == f"Removed the note from {id}\n"
         assert said("note", "last", "--remove") == f"{id} has no note\n"
 
 

@@ -614,7 +614,7 @@ class TestSettings:
             "max_tokens": 3
         }
         said = llm("a", "kvbranch", "settings", "kvllama", "max_tokens", "--default")
-        assert "max_tokens has its default again" in said
+        assert "max_tokens is back to its default" in said
         assert json.loads(llm("a", "kvbranch", "settings", "--json")) == {}
 
     @pytest.mark.model

@@ -46,7 +46,7 @@ _LOGOUT = "/-/logout"  # datasette's
 _PLUGIN = "llm-kvbranch"
 _FORM = "application/x-www-form-urlencoded"
 _DELAY = 1.0  # seconds until a wrong key is answered
-_TRIES = 10  # wrong keys that wait at once
+_TRIES = 10  # how many wrong keys may wait at once
 
 
 class Entrance(NamedTuple):
@@ -82,7 +82,7 @@ class Door:
     async def is_key(self, given: str) -> bool:
         """Whether this is the API token; a wrong one is answered after a second.
 
-        Raises OverloadedError, without a look at it, when too many wrong ones wait.
+        Raises OverloadedError without comparing it while too many wrong ones wait.
         """
         if self._n_wrong >= _TRIES:
             raise OverloadedError("Too many wrong keys: try again in a second", 1)

@@ -80,7 +80,7 @@ class Sessions:
         return self._cookie("", 0)
 
     def _cookie(self, value: str, max_age: int) -> str:
-        # Strict would not be sent behind the link that --open leads to from a file
+        # A Strict one would not be sent when the file of --open leads to the link
         return (
             f"{self.cookie}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=lax"
         )

@@ -2,7 +2,7 @@
 
 The idea: whoever can read the terminal that runs the server may use its pages. The link
 is in no history, since it works once; the API key is sent in a form's body, never in an
-address. Behind the login, people are where they wanted to go.
+address. After logging in, people are on the page that they asked for.
 
 A client with the API token can request another link by POST, for a second browser,
 without restarting the server.
@@ -63,7 +63,7 @@ ENTRANCE = Entrance(_stranger, _is_public)
 async def log_in(datasette: Any, request: Any) -> Any:
     door = door_of(datasette)
     if door is None:
-        message = "There is no login here: see llm kvbranch serve"
+        message = "This server has no login page: see llm kvbranch serve"
         return _response(request, Refusal(404, message, "login_refused"))
     if is_login_form(request.scope):
         return await _by_key(datasette, request, door)
@@ -94,13 +94,13 @@ async def _by_key(datasette: Any, request: Any, door: Any) -> Any:
 
 
 async def _new_link(datasette: Any, request: Any, door: Any) -> Any:
-    "Another link, for who has a token: a session cannot prolong itself"
+    "Another link, for a client with a token: a session cannot extend itself"
     from datasette.utils.asgi import Response
 
     actor = request.actor or {}
     has_token = actor.get("id") == API_ACTOR or "token" in actor
     if not (has_token and await allowed(datasette, actor, GENERATE)):
-        refusal = Refusal(403, "This token may not log in", "login_refused")
+        refusal = Refusal(403, "This token cannot be used to log in", "login_refused")
         return _response(request, refusal)
     return Response.json({"path": door.new_link(new_session(actor))})
 
@@ -118,7 +118,7 @@ async def _page(
     message: str = "",
     code: str = "login_refused",
 ) -> Refusal:
-    "The login page, or its message for who asks for JSON"
+    "The login page, or its message for a client that wants JSON"
     values = {
         "static": address(datasette),
         "login": datasette.urls.path(LOGIN),

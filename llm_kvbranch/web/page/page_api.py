@@ -76,7 +76,7 @@ async def export(call: Call) -> Any:
     """A conversation or a tree as a file.
 
     The time limit is for each part of it, as it is for each page of datasette's CSV.
-    Nothing is sent before all is read, so a file is whole or not there.
+    Nothing is sent before all is read, so that no file is incomplete.
     """
     from datasette.utils.asgi import Response
 
