@@ -24,10 +24,7 @@ from llm_kvbranch.web.door import Door, close_door
 from llm_kvbranch.web.serving import launch
 from llm_kvbranch.web.serving.served_model import attach
 
-from ..support.asgi import HOST, JSON, send_to
-
-TOKEN = "a-token-of-the-tests"
-BEARER = ("authorization", f"Bearer {TOKEN}")
+from ..support.asgi import BEARER, HOST, JSON, TOKEN, send_to
 
 
 class Engine:

@@ -50,7 +50,7 @@ def form(**fields):
 
 
 @pytest.fixture
-def kept(monkeypatch):
+def no_delay(monkeypatch):
     "Wrong keys are answered at once"
     monkeypatch.setattr(door, "_DELAY", 0)
 
@@ -283,7 +283,7 @@ class TestTokens:
         assert Sessions(session_secret(), kept_token(), 8177).find(value) is None
 
 
-@pytest.mark.usefixtures("kept")
+@pytest.mark.usefixtures("no_delay")
 class TestForm:
     "Fails if the key does not log in, or something else does"
 

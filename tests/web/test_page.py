@@ -22,7 +22,7 @@ from llm_kvbranch.web.door import Door, close_door
 from llm_kvbranch.web.page.static_files import digest, files, modules
 from llm_kvbranch.web.serving import launch
 
-from ..support.asgi import Client, started
+from ..support.asgi import TOKEN, Client, started
 from ..support.logged import HOSTILE, Log, datasette_on
 
 # What the login page needs
@@ -45,7 +45,6 @@ ACTING = (
     ("/generate", {"prompt": "Hi"}),
     ("/retry", {"message_id": "last"}),
 )
-TOKEN = "a-token-of-the-tests"
 ACTORS = {
     "anonymous": None,
     "bob": {"id": "bob"},

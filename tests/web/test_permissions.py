@@ -18,10 +18,9 @@ from llm_kvbranch.web.door import LOGIN, Door, close_door
 from llm_kvbranch.web.routes import routes_of
 from llm_kvbranch.web.serving import launch
 
-from ..support.asgi import Client, started
+from ..support.asgi import TOKEN, Client, started
 from ..support.logged import Log, datasette_on
 
-TOKEN = "a-token-of-the-tests"
 # Every text in the log starts with this word
 SECRET = "zyxsecret"
 ARGUMENTS = {

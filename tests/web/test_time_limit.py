@@ -20,10 +20,9 @@ from llm_kvbranch.web.routes import routes_of
 from llm_kvbranch.web.serving import launch
 from llm_kvbranch.web.serving.log import known_logs
 
-from ..support.asgi import HOST, Client, scope_of, started
+from ..support.asgi import HOST, TOKEN, Client, scope_of, started
 from ..support.logged import Log, datasette_on
 
-TOKEN = "a-token-of-the-tests"
 HOME = "/-/kvbranch"
 ENDLESS = (
     "with recursive n(i) as (select 1 union all select i + 1 from n)"
@@ -53,6 +52,13 @@ def log(user_path):
 async def datasette_of(log, milliseconds=1000):
     settings = {"sql_time_limit_ms": milliseconds}
     return await started(datasette_on(log.path, settings=settings))
+
+
+async def interrupted(database, *arguments, **more):
+    "A method of a datasette's database whose query takes too long"
+    from datasette.database import QueryInterrupted
+
+    raise QueryInterrupted(Exception("interrupted"), "select 1", [])
 
 
 def check_refused(path, answer, limit="1,000 ms"):
@@ -133,14 +139,11 @@ class TestAddresses:
     @pytest.mark.parametrize("helper", ["table_names", "view_names", "execute"])
     async def test_datasettes_own_limit(self, log, path, helper, monkeypatch):
         "Its helpers read the list of tables before we know that this is a log"
-        from datasette.database import Database, QueryInterrupted
+        from datasette.database import Database
 
         datasette = await datasette_of(log)
         client = Client(datasette)
         known_logs(datasette).clear()
-
-        async def interrupted(database, *arguments, **more):
-            raise QueryInterrupted(Exception("interrupted"), "select 1", [])
 
         monkeypatch.setattr(Database, helper, interrupted)
         answer = await client.get(path + READING[path])
@@ -158,13 +161,10 @@ class TestDatasettesPages:
     "Fails if a slow database of somebody's fails on datasette's own pages through us"
 
     async def test_hooks_give_nothing(self, log, monkeypatch):
-        from datasette.database import Database, QueryInterrupted
+        from datasette.database import Database
 
         datasette = await datasette_of(log)
         known_logs(datasette).clear()
-
-        async def interrupted(database, *arguments, **more):
-            raise QueryInterrupted(Exception("interrupted"), "select 1", [])
 
         monkeypatch.setattr(Database, "execute", interrupted)
         await datasette_ui.find_logs(datasette)

@@ -15,10 +15,8 @@ from llm_kvbranch.web.door import Door, close_door
 from llm_kvbranch.web.serving import launch
 from llm_kvbranch.web.serving.served_model import attach
 
-from ..support.asgi import Client, started
+from ..support.asgi import TOKEN, Client, started
 from ..support.logged import Log
-
-TOKEN = "a-token-of-the-tests"
 
 
 class Hung:
