@@ -132,7 +132,7 @@ class Index(Database):
         if before.digest != state.prefix:
             return None
         after = before.copy()
-        hashes = [before.block, *after.add(state.tokens)]
+        hashes = after.add(state.tokens)
         for prefix in (before, after):  # siblings and follow-ups are stored next
             self._prefixes.pop((prefix.fingerprint, prefix.digest), None)
             self._prefixes[prefix.fingerprint, prefix.digest] = prefix

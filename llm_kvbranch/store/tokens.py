@@ -80,23 +80,21 @@ class Prefix:
         return other
 
     def add(self, tokens: array[int]) -> list[int]:
-        "Add tokens; returns the hashes of the blocks that they complete"
+        """Add tokens; returns the hashes of the blocks that they complete.
+
+        Before these comes the hash of the blocks that were complete already.
+        """
         data = token_bytes(tokens)
         self._all.update(data)
         self.n += len(tokens)
         data = self._rest + data
         step, end, last = 4 * BLOCK, len(data) - len(data) % (4 * BLOCK), self._last
-        digests = []
+        digests = [last]
         for begin in range(0, end, step):
             last = xxhash.xxh3_64_digest(last + data[begin : begin + step])
             digests.append(last)
         self._last, self._rest = last, data[end:]
-        return [_signed(digest) for digest in digests]
-
-    @property
-    def block(self) -> int:
-        "The hash of the blocks that are complete, as a signed int64"
-        return _signed(self._last)
+        return [int.from_bytes(each, "big", signed=True) for each in digests]
 
     @property
     def digest(self) -> str:
@@ -104,14 +102,9 @@ class Prefix:
         return str(self._all.hexdigest())
 
 
-def _signed(digest: bytes) -> int:
-    return int.from_bytes(digest, "big", signed=True)
-
-
 def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
     """Chained hashes of the tokens at 0, BLOCK, 2 * BLOCK, ... as signed int64.
 
     Entry k covers tokens [0, k * BLOCK).
     """
-    prefix = Prefix(fingerprint)
-    return [prefix.block, *prefix.add(tokens)]
+    return Prefix(fingerprint).add(tokens)

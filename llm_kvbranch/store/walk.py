@@ -56,7 +56,7 @@ class _Node:
         if before is not None and before.digest != self.state.prefix:
             before = None
         self._before = before
-        self._reached = before and before.copy()
+        self._reached: Prefix | None = None  # what is known of its own tokens
 
     def prefix(self, at: int) -> Prefix | None:
         "The hashes of the tokens before a position; None if they are unknown"
@@ -75,7 +75,7 @@ class _Node:
     def hashes(self) -> list[int] | None:
         if self._before is None:
             return None
-        return [self._before.block, *self._before.copy().add(self.state.tokens)]
+        return self._before.copy().add(self.state.tokens)
 
 
 def walk(
