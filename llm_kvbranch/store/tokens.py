@@ -94,12 +94,16 @@ class Prefix:
             last = xxhash.xxh3_64_digest(last + data[begin : begin + step])
             digests.append(last)
         self._last, self._rest = last, data[end:]
-        return [int.from_bytes(each, "big", signed=True) for each in digests]
+        return [_signed(digest) for digest in digests]
 
     @property
     def digest(self) -> str:
         "The same as prefix_digest of all tokens"
         return str(self._all.hexdigest())
+
+
+def _signed(digest: bytes) -> int:
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def block_hashes(fingerprint: str, tokens: array[int]) -> list[int]:
