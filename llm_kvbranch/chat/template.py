@@ -349,10 +349,10 @@ def _map_text(change: Callable[[str], str], value: Any) -> Any:
 
 def render(source: str, now: datetime.datetime | None = None, **values: Any) -> str:
     "Render a chat template the way Hugging Face does; raises ChatError"
+    from .limits import limited
+
     values["strftime_now"] = (now or datetime.datetime.now()).strftime
     try:
-        from .limits import limited
-
         template = _compile(source)
         return str(limited(lambda: template.render(**values)))
     except _Rejected as error:

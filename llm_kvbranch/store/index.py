@@ -46,6 +46,7 @@ _COLUMNS = {
     if field.name != "tokens"
 }
 _MAX_CANDIDATES = 8  # states looked at that begin in the block after a match
+_BY_USE = ("nbytes > 0", "nbytes = 0")  # there is an index on ``used`` for each
 _MAX_PREFIXES = 64  # whose hashes are kept for the states that continue them
 _PINNED = """with recursive up(key, fingerprint, id, parent, start, nbytes) as (
   select key, fingerprint, id, parent, start, nbytes from states where pinned
@@ -334,7 +335,7 @@ class Index(Database):
                 f" where {which} and used > ? limit ?)",
                 [entry.used, most],
             ).fetchone()[0]
-            for which in ("nbytes > 0", "nbytes = 0")  # there is an index for each
+            for which in _BY_USE
         )
 
     def pinned_keys(self) -> set[Key]:
@@ -363,7 +364,7 @@ class Index(Database):
         """
         last = [
             db.execute(f"select max(used) from states where {which}").fetchone()[0]
-            for which in ("nbytes > 0", "nbytes = 0")  # there is an index for each
+            for which in _BY_USE
         ]
         return max([now(), *(just_after(used) for used in last if used)])
 
