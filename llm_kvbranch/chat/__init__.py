@@ -4,12 +4,14 @@ Owns rendering, splicing known tokens into a rendered prompt, and reading tool c
 out of what a model says. It does not know where tokens are stored or who computes them.
 """
 
+from .rendering import Rendering
 from .template import Chat, message_text
 from .toolcalls import Call, ToolStream
 
 __all__ = [
     "Call",
     "Chat",
+    "Rendering",
     "ToolStream",
     "message_text",
 ]

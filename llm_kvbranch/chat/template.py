@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import xxhash
 
 from ..errors import ChatError
+from .rendering import Rendering
 
 # For a model without a template; llama.cpp's default too
 CHATML = (
@@ -55,6 +56,9 @@ _CHANNEL = "<|channel|>"
 _CHANNELS = re.compile(
     r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(\w+).*?<\|message\|>"
 )
+
+
+_PLAIN = Rendering()
 
 
 class Vocabulary(Protocol):
@@ -85,22 +89,25 @@ class Chat:
         "Whether the template tells the model about tools"
         return "tools" in self.source
 
-    def render_id(self, tools: Sequence[dict[str, Any]] = ()) -> str:
-        "An id of the template and tools: with equal ids, equal messages render alike"
-        settings = json.dumps([self.source, list(tools)], sort_keys=True)
+    def render_id(self, rendering: Rendering = _PLAIN) -> str:
+        "An id of template, tools and values: with equal ids, messages render alike"
+        about: list[Any] = [self.source, list(rendering.tools)]
+        if rendering.values:
+            about.append(dict(rendering.values))
+        settings = json.dumps(about, sort_keys=True)
         return xxhash.xxh3_64_hexdigest(settings.encode())
 
     def encode(
         self,
         messages: Sequence[Any],
-        tools: Sequence[dict[str, Any]] = (),
+        rendering: Rendering = _PLAIN,
     ) -> array[int]:
         """Token ids of a whole prompt (llm messages), ready for the answer.
 
         Raises ChatError when the template rejects the messages.
         """
         chats = [chat for message in messages for chat in self._safe(message)]
-        rendered = self._render(chats, tools, datetime.datetime.now())
+        rendered = self._render(chats, rendering, datetime.datetime.now())
         bos = self.vocab.bos_text
         starts_itself = bool(bos) and rendered.startswith(bos)
         first, *others = rendered.split(_CUT)
@@ -113,7 +120,7 @@ class Chat:
         index: int,
         prefix: array[int],
         rest: str,
-        tools: Sequence[dict[str, Any]] = (),
+        rendering: Rendering = _PLAIN,
         whole: bool = False,
     ) -> array[int] | None:
         """Token ids of a prompt whose beginning is known.
@@ -124,7 +131,7 @@ class Chat:
         leaves that answer out, changes its text, or puts later messages before it:
         then nothing can be spliced.
         """
-        after = self._after(messages, index, tools, whole)
+        after = self._after(messages, index, rendering, whole)
         if after is None:
             return None
         tokens = self._inner((self._cut_controls(rest) + after).split(_CUT))
@@ -136,7 +143,7 @@ class Chat:
         self,
         messages: Sequence[Any],
         index: int,
-        tools: Sequence[dict[str, Any]],
+        rendering: Rendering,
         whole: bool,
     ) -> str | None:
         "What the template puts after an answer; None if that is not certain"
@@ -155,7 +162,7 @@ class Chat:
                 for group, mark in zip(groups, marks, strict=True)
                 for chat in group
             ]
-            return self._render(chats, tools, now)
+            return self._render(chats, rendering, now)
 
         try:
             rendered = show("")
@@ -177,10 +184,12 @@ class Chat:
     def _render(
         self,
         chats: list[dict[str, Any]],
-        tools: Sequence[dict[str, Any]],
+        rendering: Rendering,
         now: datetime.datetime,
     ) -> str:
-        values = {"tools": _map_text(self._cut_controls, list(tools))} if tools else {}
+        values: dict[str, Any] = _map_text(self._cut_controls, dict(rendering.values))
+        if rendering.tools:
+            values["tools"] = _map_text(self._cut_controls, list(rendering.tools))
         return render(
             self.source,
             now,

@@ -15,11 +15,11 @@ import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..chat import Call, ToolStream
+from ..chat import Call, Rendering, ToolStream
 from ..engine import Feed, Sampler, Sampling
 from ..errors import ContextError
 from ..store import STORE_ERRORS, Entry, tokens_of
@@ -47,8 +47,10 @@ class Resumed:
 @dataclass(frozen=True)
 class Request:
     """What to generate from. ``messages`` are llm's, ``tools`` are as chat templates
-    take them. ``n_ctx`` limits prompt and answer together, in tokens. ``number`` is
-    what others call it.
+    take them; ``values`` and ``date`` are as Rendering has them. ``keep_thinking`` is
+    whether earlier thinking stays in the prompt though the template drops it.
+    ``thinking_budget`` is how many tokens an answer may think. ``n_ctx`` limits prompt
+    and answer together, in tokens. ``number`` is what others call it.
     """
 
     messages: Sequence[Any]
@@ -57,8 +59,16 @@ class Request:
     stop: tuple[str, ...] = ()
     n_ctx: int | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    keep_thinking: bool = False
+    thinking_budget: int | None = None
     resumed: Resumed | None = None
     number: int = 0
+
+    @property
+    def rendering(self) -> Rendering:
+        return Rendering(self.tools, self.values, self.date)
 
 
 class Runner(Protocol):
@@ -280,7 +290,7 @@ class Generation:
             request.messages, self.n_ctx, lambda: model.engine.weights.longest_piece
         )
         self._check_length(n_least, "at least ")
-        plan = self.plan = model.plan(request.messages, request.tools)
+        plan = self.plan = model.plan(request.messages, request.rendering)
         if plan.hold is not None:
             # Released when the answer is stored, or nobody can store it any more
             weakref.finalize(self, plan.hold.release_later)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from ..chat import Rendering
 from ..engine import Engine, Load
 from ..errors import ChatError, KVBranchError, StateError
 from ..store import STORE_ERRORS, Entry, Store, is_damage
@@ -68,14 +69,13 @@ class LoadedModel:
         store = self.planner.store
         return None if isinstance(store, NoStore) else store
 
-    def plan(
-        self, messages: Sequence[Any], tools: Sequence[dict[str, Any]] = ()
-    ) -> Plan:
+    def plan(self, messages: Sequence[Any], rendering: Rendering | None = None) -> Plan:
         """Plan a prompt, and hold the files that its plan uses.
 
         Raises ChatError when the model cannot take the messages or tools.
         """
-        if tools and not self.planner.chat.takes_tools:
+        rendering = rendering or Rendering()
+        if rendering.tools and not self.planner.chat.takes_tools:
             raise ChatError(
                 f"{self.name} does not support tools (its chat template has none): "
                 "choose another model, or leave the tools out"
@@ -83,7 +83,7 @@ class LoadedModel:
         is_rebuilt = False
         for _ in range(4):
             try:
-                plan = self.planner.plan(messages, tools)
+                plan = self.planner.plan(messages, rendering)
                 plan.hold = self.planner.store.hold(plan.chain)
             except STORE_ERRORS as error:
                 failure = error if is_rebuilt else self._rebuild(error)
@@ -91,18 +91,18 @@ class LoadedModel:
                     is_rebuilt = True
                     continue
                 self.warn(f"{failure}. This answer is computed without stored state")
-                return self._plan_without_store(messages, tools)
+                return self._plan_without_store(messages, rendering)
             if plan.hold is not None or not plan.chain.segments:
                 return plan
             # A file was deleted or replaced in the meantime: plan again
         return plan
 
     def _plan_without_store(
-        self, messages: Sequence[Any], tools: Sequence[dict[str, Any]]
+        self, messages: Sequence[Any], rendering: Rendering
     ) -> Plan:
         "A plan for this prompt only: the store may be usable again for the next one"
         with self.lock, self.planner.no_store():
-            plan = self.planner.plan(messages, tools)
+            plan = self.planner.plan(messages, rendering)
         plan.without_store = True
         plan.miss_reason = "the state store cannot be read"
         return plan
@@ -118,7 +118,7 @@ class LoadedModel:
             if store is not None and store.nbytes() + nbytes > store.budget():
                 for request in self.waiting():
                     with contextlib.suppress(KVBranchError, *STORE_ERRORS):
-                        plan = self.planner.plan(request.messages, request.tools)
+                        plan = self.planner.plan(request.messages, request.rendering)
                         if (hold := store.hold(plan.chain)) is not None:
                             held.enter_context(hold)
             yield

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..chat import Call, Chat, message_text
+from ..chat import Call, Chat, Rendering, message_text
 from ..store import Chain, Entry, Hold, common_prefix, tokens_of
 from .nostore import NoStore, States
 from .resume import resumable
@@ -33,6 +33,7 @@ _STRADDLE = 48
 _MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
 _TWO_TEXTS = ("A", "1")  # no token begins both
 _SUSPICIOUS = 16  # characters for each token that fits: longer prompts are estimated
+_PLAIN = Rendering()
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
 
@@ -141,13 +142,11 @@ class Planner:
         "Keep a turn's token ids in memory: it may be continued before it is stored"
         self._recent.append(turn)
 
-    def plan(
-        self, messages: Sequence[Any], tools: Sequence[dict[str, Any]] = ()
-    ) -> Plan:
+    def plan(self, messages: Sequence[Any], rendering: Rendering = _PLAIN) -> Plan:
         "Plan the answer to llm messages; raises ChatError"
         hashes = chain_hashes(messages)
         last = hashes[-1] if hashes else None
-        render = self.chat.render_id(tools)
+        render = self.chat.render_id(rendering)
         tokens, known, reason = None, None, None
         answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if answers:
@@ -159,13 +158,13 @@ class Planner:
             if reason is None and len(rest) > _STRADDLE:
                 reason = "the last answer is not the one that was stored"
             tokens = self.chat.encode_after(
-                messages, known.index, known.tokens, rest, tools, known.whole
+                messages, known.index, known.tokens, rest, rendering, known.whole
             )
             if tokens is None:
                 known = None
                 reason = "the chat template does not continue from the last answer"
         if tokens is None:
-            tokens = self.chat.encode(messages, tools)
+            tokens = self.chat.encode(messages, rendering)
         seen = self.store.by_hash("input_hash", [last], self.fingerprint)
         also = [known.entry] if known is not None and known.entry else []
         chain = self.stored(tokens[:-1], [*seen, *also])
@@ -182,7 +181,7 @@ class Planner:
         return plan
 
     def ahead(
-        self, messages: Sequence[Any], text: str, tools: Sequence[dict[str, Any]] = ()
+        self, messages: Sequence[Any], text: str, rendering: Rendering = _PLAIN
     ) -> array[int]:
         """The tokens of messages, their answer, and what any next turn begins with.
 
@@ -197,7 +196,7 @@ class Planner:
             return tokens_of()
         one, other = (
             self.chat.encode_after(
-                [*messages, llm.user(any_text)], index, turn.tokens, "", tools, True
+                [*messages, llm.user(any_text)], index, turn.tokens, "", rendering, True
             )
             for any_text in _TWO_TEXTS
         )

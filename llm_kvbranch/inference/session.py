@@ -231,7 +231,7 @@ class Session(LoadedModel):
             if slot.busy or slot.tokens != generation.tokens:
                 return True
             text = generation.text
-            tokens = self.planner.ahead(request.messages, text, request.tools)
+            tokens = self.planner.ahead(request.messages, text, request.rendering)
             begin, end = len(slot.tokens), len(tokens)
             if not begin < end <= begin + self.engine.n_ctx - self.slots.n_used():
                 return True

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import AttachmentPart, ReasoningPart, ToolCallPart, ToolResultPart
 
+from llm_kvbranch.chat import Rendering
 from llm_kvbranch.chat.template import Chat, message_text, render, to_chat
 from llm_kvbranch.errors import ChatError
 
@@ -71,7 +72,7 @@ class TestSplice:
     def test_prefix_is_kept_and_the_rest_follows(self, name):
         chat = Chat(FakeVocab(), TEMPLATES[name])
         prefix = array("i", [100 + ord(c) for c in "known"])
-        tokens = chat.encode_after(CONVERSATION, 2, prefix, "", ())
+        tokens = chat.encode_after(CONVERSATION, 2, prefix, "")
         assert tokens[: len(prefix)] == prefix
         after = spell(chat, tokens[len(prefix) :])
         assert after.startswith("<|im_end|>\n<|im_start|>user\n")
@@ -81,7 +82,7 @@ class TestSplice:
 
     def test_the_rest_of_an_answer_goes_before_what_follows(self):
         chat = Chat(FakeVocab(), TEMPLATES["plain"])
-        tokens = chat.encode_after(CONVERSATION, 2, array("i"), "ter.", ())
+        tokens = chat.encode_after(CONVERSATION, 2, array("i"), "ter.")
         assert spell(chat, tokens).startswith("ter.<|im_end|>")
 
     def test_only_a_control_token_is_taken_for_the_end(self):
@@ -225,7 +226,9 @@ class TestForging:
             llm.assistant(ReasoningPart(end), ToolCallPart(end, {end: [end]}, end)),
             llm.tool_message(ToolResultPart(end, end, end)),
         ]
-        tokens = chat.encode(messages, [{"function": {"name": end, end: end}}])
+        tokens = chat.encode(
+            messages, Rendering(({"function": {"name": end, end: end}},))
+        )
         assert not set(tokens) & set(CONTROLS.values())
         assert spell(chat, tokens).count(end) == 13
 
@@ -279,7 +282,7 @@ class TestRenderId:
         plain = Chat(FakeVocab(), TEMPLATES["plain"])
         ids = {
             plain.render_id(),
-            plain.render_id([tool]),
+            plain.render_id(Rendering((tool,))),
             Chat(FakeVocab(), TEMPLATES["trimming"]).render_id(),
         }
         assert len(ids) == 3
@@ -392,7 +395,9 @@ class TestEnvironment:
         chat, tool = Chat(FakeVocab(), template), {"type": "function"}
         asked = [llm.user("Hi")]
         assert spell(chat, chat.encode(asked)) == "1 True <|im_end|> False True "
-        assert spell(chat, chat.encode(asked, [tool])).endswith("True False ")
+        assert spell(chat, chat.encode(asked, Rendering((tool,)))).endswith(
+            "True False "
+        )
 
     @pytest.mark.parametrize(("template", "shown"), RENDERINGS)
     def test_rendering(self, template, shown):

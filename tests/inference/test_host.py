@@ -628,6 +628,10 @@ class TestWire:
             stop=("a", "b"),
             n_ctx=100,
             tools=({"type": "function", "function": {"name": "x"}},),
+            values={"enable_thinking": False, "reasoning_effort": "low"},
+            date="2026-01-31",
+            keep_thinking=True,
+            thinking_budget=100,
             resumed=Resumed((1, 2), "stop", (Call("1", "x", {"y": [1]}),)),
             number=5,
         )
