@@ -1,0 +1,28 @@
+"""How messages are rendered, beside the messages themselves.
+
+The invariant: with equal renderings, a template writes equal messages alike, but for
+today's date.
+
+This module does not know templates or options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a chat template is given beside the messages.
+
+    ``tools`` are in the form that chat templates take, with the schemas of their
+    parameters. ``values`` are variables of the template, such as ``enable_thinking``.
+    ``date`` is the day that a template may write, as YYYY-MM-DD: None for today,
+    "none" for the template's own.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
