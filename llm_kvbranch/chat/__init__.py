@@ -4,6 +4,8 @@ Owns rendering, splicing known tokens into a rendered prompt, and reading tool c
 out of what a model says. It does not know where tokens are stored or who computes them.
 """
 
+from .dialect import Dialect
+from .reader import Event, Part, Reader
 from .rendering import Rendering
 from .template import Chat, message_text
 from .toolcalls import Call, ToolStream
@@ -11,6 +13,10 @@ from .toolcalls import Call, ToolStream
 __all__ = [
     "Call",
     "Chat",
+    "Dialect",
+    "Event",
+    "Part",
+    "Reader",
     "Rendering",
     "ToolStream",
     "message_text",

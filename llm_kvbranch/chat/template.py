@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import xxhash
 
 from ..errors import ChatError
+from .dialect import Dialect, learn
 from .rendering import Rendering
 
 # For a model without a template; llama.cpp's default too
@@ -88,6 +89,11 @@ class Chat:
     def takes_tools(self) -> bool:
         "Whether the template tells the model about tools"
         return "tools" in self.source
+
+    @functools.cached_property
+    def dialect(self) -> Dialect:
+        "How the template writes thinking and calls"
+        return learn(self.source, self._show)
 
     def render_id(self, rendering: Rendering = _PLAIN) -> str:
         "An id of template, tools and values: with equal ids, messages render alike"
@@ -199,6 +205,16 @@ class Chat:
             eos_token=self.vocab.eos_text,
             **values,
         )
+
+    def _show(self, messages: list[dict[str, Any]], **values: Any) -> str:
+        "A conversation of our own, as the template writes it"
+        for message in messages:
+            for call in message.get("tool_calls", ()):
+                function = call["function"]
+                function["arguments"] = _Arguments(function["arguments"])
+        bos, eos = self.vocab.bos_text, self.vocab.eos_text
+        values = {"bos_token": bos, "eos_token": eos, **values}
+        return render(self.source, messages=messages, **values)
 
     def _inner(self, parts: Sequence[str]) -> array[int]:
         """Tokens of texts that continue another text.

@@ -1,0 +1,54 @@
+"""How a chat template writes thinking and tool calls.
+
+The idea: a template shows how its model was taught to write, so what it writes for
+known conversations says what to look for in the model's answers.
+
+The invariant: learning never raises. What a template does not show is left out.
+
+This module does not know models, tokens, or what a model says.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Renders messages, as chat templates take them, with other values of the template
+Render = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Thinking:
+    "How thinking begins and ends"
+
+    open: str
+    close: str
+
+    def starts_open(self, prompt: str) -> bool:
+        "Whether a prompt ends inside thinking"
+        return prompt.rfind(self.open) > prompt.rfind(self.close)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    "What is known of how a model writes"
+
+    thinking: Thinking | None = None
+
+    def new_id(self) -> str:
+        "A new id for a call, in the form that the template demands"
+        return f"call_{secrets.token_hex(8)}"
+
+
+def learn(source: str, render: Render) -> Dialect:
+    "What a template shows; ``render`` is called with messages and other values"
+    return _learn(source)
+
+
+@functools.lru_cache(maxsize=8)
+def _learn(source: str) -> Dialect:
+    if "<think>" in source:
+        return Dialect(Thinking("<think>", "</think>"))
+    return Dialect()
