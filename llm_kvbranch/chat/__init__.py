@@ -5,9 +5,10 @@ out of what a model says. It does not know where tokens are stored or who comput
 """
 
 from .dialect import Dialect
+from .history import message_text
 from .reader import Event, Part, Reader
 from .rendering import Rendering
-from .template import Chat, message_text
+from .template import Chat
 from .toolcalls import Call, ToolStream
 
 __all__ = [

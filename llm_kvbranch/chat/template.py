@@ -20,7 +20,6 @@ import datetime
 import functools
 import json
 import re
-import secrets
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -29,6 +28,8 @@ import xxhash
 
 from ..errors import ChatError
 from .dialect import Dialect, learn
+from .history import Arguments, to_chat
+from .jinja import CUT, NUMBER, render
 from .rendering import Rendering
 
 # For a model without a template; llama.cpp's default too
@@ -39,13 +40,10 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Private-use characters around a random number: no message can contain them. A
-# template that changes case does not change the cut. It does change the sentinel, as
-# does one that escapes text, so that it is found only where text is output unchanged.
-_NUMBER = secrets.randbelow(10**18)
-_CUT = f"\ue000{_NUMBER}\ue001"
-_SENTINEL = f'\ue002aZ"\\&{_NUMBER}\ue003'
-_LATER = f"\ue004{_NUMBER}\ue005"
+# Like CUT, no message can contain them. A template that changes case or escapes text
+# changes the sentinel, so that it is found only where text is output unchanged.
+_SENTINEL = f'\ue002aZ"\\&{NUMBER}\ue003'
+_LATER = f"\ue004{NUMBER}\ue005"
 
 # Templates look for these in answers; they neither begin nor end a turn
 _THINKING = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]"))
@@ -116,7 +114,7 @@ class Chat:
         rendered = self._render(chats, rendering, datetime.datetime.now())
         bos = self.vocab.bos_text
         starts_itself = bool(bos) and rendered.startswith(bos)
-        first, *others = rendered.split(_CUT)
+        first, *others = rendered.split(CUT)
         tokens = self.vocab.tokenize(first, special=True, bos=not starts_itself)
         return tokens + self._inner(others)
 
@@ -140,7 +138,7 @@ class Chat:
         after = self._after(messages, index, rendering, whole)
         if after is None:
             return None
-        tokens = self._inner((self._cut_controls(rest) + after).split(_CUT))
+        tokens = self._inner((self._cut_controls(rest) + after).split(CUT))
         if not rest and tokens[:1] == prefix[-1:] and self._is_control(after, tokens):
             del tokens[0]  # the answer was cut right after the token that ends it
         return prefix + tokens
@@ -211,7 +209,7 @@ class Chat:
         for message in messages:
             for call in message.get("tool_calls", ()):
                 function = call["function"]
-                function["arguments"] = _Arguments(function["arguments"])
+                function["arguments"] = Arguments(function["arguments"])
         bos, eos = self.vocab.bos_text, self.vocab.eos_text
         values = {"bos_token": bos, "eos_token": eos, **values}
         return render(self.source, messages=messages, **values)
@@ -274,7 +272,7 @@ class Chat:
             if controls - whole:
                 parts.append(text[done : at + 1])
                 done = at + 1
-        return _CUT.join([*parts, text[done:]])
+        return CUT.join([*parts, text[done:]])
 
     def _is_control(self, text: str, tokens: array[int]) -> bool:
         "Whether the first of a text's tokens is a control token"
@@ -283,67 +281,6 @@ class Chat:
             and self.vocab.tokenize(control, special=True) == tokens[:1]
             for control in self._controls
         )
-
-
-def to_chat(message: Any) -> list[dict[str, Any]]:
-    """An llm message in the form that chat templates take.
-
-    Usually one dictionary, but one for each result if the message has tool results.
-    Raises ChatError for an attachment.
-    """
-    parts = message.to_dict()["parts"]
-    if results := [part for part in parts if part["type"] == "tool_result"]:
-        return [_tool_result(part) for part in results]
-    texts, reasoning, calls = [], [], []
-    for part in parts:
-        if part["type"] == "text":
-            texts.append(part["text"])
-        elif part["type"] == "reasoning":
-            reasoning.append(part["text"])
-        elif part["type"] == "tool_call":
-            calls.append(_tool_call(part))
-        else:
-            raise ChatError(
-                f"kvllama does not support message parts of type {part['type']}"
-            )
-    chat: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
-    if any(reasoning):
-        # Templates use either name
-        chat["reasoning_content"] = chat["thinking"] = "".join(reasoning)
-    if calls:
-        chat["tool_calls"] = calls
-    return [chat]
-
-
-def message_text(message: Any) -> str:
-    "The text of a message, as its author wrote it"
-    return "".join(str(chat["content"]) for chat in to_chat(message))
-
-
-class _Arguments(dict[str, Any]):
-    "A call's arguments: a mapping, or JSON where a template expects a string"
-
-    def __str__(self) -> str:
-        return json.dumps(self, ensure_ascii=False)
-
-    def __add__(self, other: str) -> str:
-        return str(self) + other
-
-    def __radd__(self, other: str) -> str:
-        return other + str(self)
-
-
-def _tool_call(part: dict[str, Any]) -> dict[str, Any]:
-    function = {"name": part["name"], "arguments": _Arguments(part["arguments"])}
-    call = {"type": "function", "function": function, "id": part.get("tool_call_id")}
-    return {key: value for key, value in call.items() if value is not None}
-
-
-def _tool_result(part: dict[str, Any]) -> dict[str, Any]:
-    chat = {"role": "tool", "name": part["name"], "content": part["output"]}
-    if part.get("tool_call_id") is not None:
-        chat["tool_call_id"] = part["tool_call_id"]
-    return chat
 
 
 def _without_channels(chat: dict[str, Any]) -> dict[str, Any]:
@@ -370,86 +307,3 @@ def _map_text(change: Callable[[str], str], value: Any) -> Any:
         changed = {change(key): _map_text(change, item) for key, item in value.items()}
         return type(value)(changed)
     return value
-
-
-def render(source: str, now: datetime.datetime | None = None, **values: Any) -> str:
-    "Render a chat template the way Hugging Face does; raises ChatError"
-    from .limits import limited
-
-    values["strftime_now"] = (now or datetime.datetime.now()).strftime
-    try:
-        template = _compile(source)
-        return str(limited(lambda: template.render(**values)))
-    except _Rejected as error:
-        raise ChatError(
-            f"The model's chat template rejects these messages: {_line(error)}"
-        ) from None
-    except Exception as error:  # a template may raise anything
-        raise ChatError(f"The model's chat template failed: {_line(error)}") from None
-
-
-class _Rejected(Exception):
-    "Raised by a template itself, with its reason"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _raise_exception(message: str) -> None:
-    raise _Rejected(message)
-
-
-def _none_if_undefined(value: Any) -> None:
-    from jinja2 import Undefined
-
-    if not isinstance(value, Undefined):
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    "Unlike jinja's own, it does not escape < and >, and keeps cuts intact"
-    text = json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-        default=_none_if_undefined,
-    )
-    return text.replace(json.dumps(_CUT)[1:-1], _CUT)
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> Any:
-    from jinja2 import Undefined, nodes
-    from jinja2.ext import Extension
-
-    from .limits import LimitedEnvironment, guarded
-
-    class Generation(Extension):
-        "{% generation %} marks answers for training; here it has no effect"
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    environment = LimitedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", Generation],
-    )
-    environment.filters["tojson"] = guarded("tojson", _tojson)
-    environment.globals["raise_exception"] = _raise_exception
-    # Without tools, Hugging Face passes none, llama.cpp leaves it undefined: be both
-    environment.tests["none"] = lambda v: v is None or isinstance(v, Undefined)
-    return environment.from_string(source)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from llm.parts import AttachmentPart, ReasoningPart, ToolCallPart, ToolResultPart
 
 from llm_kvbranch.chat import Rendering
-from llm_kvbranch.chat.template import Chat, message_text, render, to_chat
+from llm_kvbranch.chat.history import message_text, to_chat
+from llm_kvbranch.chat.jinja import render
+from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.errors import ChatError
 
 from ..support.fake import BYTE, CONTROLS, FakeVocab, fake_session
