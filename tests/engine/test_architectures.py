@@ -33,7 +33,7 @@ from typing import Any
 import llm
 import pytest
 
-from llm_kvbranch.chat.template import message_text
+from llm_kvbranch.chat import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Weights, lib
 from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import ContextError, StateError
