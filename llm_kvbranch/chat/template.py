@@ -1,15 +1,12 @@
 """Messages to tokens, through the model's own chat template.
 
-The idea: a turn that the model wrote is never tokenised again. The template is
-rendered with a sentinel at the end of the last known answer. Only the text after the
-sentinel is tokenised; what comes before it are the stored token ids. This works with
-templates that trim text, insert the date, drop earlier thinking or rewrite history:
-the model continues from what it really read and wrote.
+The idea: what the model wrote is never tokenised again. ``splice`` finds what the
+template writes around an answer. Only that is tokenised; the answer's own token ids
+are kept. This works with templates that trim text, insert the date, drop earlier
+thinking or rewrite history.
 
-The invariants: tokens are spliced only if the sentinel changes nothing else in the
-rendering, and later messages come after it. And only the template's own text can
-become control tokens: message content that spells one is cut inside it, so that it is
-tokenised as text.
+The invariant: only the template's own text can become control tokens. Message content
+that spells one is cut inside it, so that it is tokenised as text.
 
 This module does not know where the known tokens come from, or what the prompt is for.
 """
@@ -21,16 +18,18 @@ import functools
 import json
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import xxhash
 
-from ..errors import ChatError
+from . import splice as splicing
 from .dialect import Dialect, learn
-from .history import Arguments, to_chat
-from .jinja import CUT, NUMBER, render
+from .history import Arguments, message_text, to_chat
+from .jinja import CUT, render
 from .rendering import Rendering
+from .splice import Own, shared
 
 # For a model without a template; llama.cpp's default too
 CHATML = (
@@ -39,11 +38,6 @@ CHATML = (
     " + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-# Like CUT, no message can contain them. A template that changes case or escapes text
-# changes the sentinel, so that it is found only where text is output unchanged.
-_SENTINEL = f'\ue002aZ"\\&{NUMBER}\ue003'
-_LATER = f"\ue004{NUMBER}\ue005"
 
 # Templates look for these in answers; they neither begin nor end a turn
 _THINKING = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]"))
@@ -58,6 +52,20 @@ _CHANNELS = re.compile(
 
 
 _PLAIN = Rendering()
+_NEAR = 4096  # characters before a difference in which to look for a control token
+
+
+@dataclass(frozen=True)
+class Known:
+    """A part of an answer whose token ids are known.
+
+    ``lead`` and ``rest`` are texts before and after them that belong to it as well.
+    """
+
+    own: Own
+    tokens: array[int]
+    lead: str = ""
+    rest: str = ""
 
 
 class Vocabulary(Protocol):
@@ -110,11 +118,13 @@ class Chat:
 
         Raises ChatError when the template rejects the messages.
         """
-        chats = [chat for message in messages for chat in self._safe(message)]
-        rendered = self._render(chats, rendering, datetime.datetime.now())
+        return self._first(self._renderer(rendering)(messages))
+
+    def _first(self, text: str) -> array[int]:
+        "Tokens of a text that a prompt begins with"
         bos = self.vocab.bos_text
-        starts_itself = bool(bos) and rendered.startswith(bos)
-        first, *others = rendered.split(CUT)
+        starts_itself = bool(bos) and text.startswith(bos)
+        first, *others = text.split(CUT)
         tokens = self.vocab.tokenize(first, special=True, bos=not starts_itself)
         return tokens + self._inner(others)
 
@@ -132,58 +142,104 @@ class Chat:
         ``prefix`` are the ids of everything up to and into the assistant message at
         ``index``; ``rest`` is the end of that message's text, which they do not cover.
         ``whole`` says that they cover its tool calls too. Returns None if the template
-        leaves that answer out, changes its text, or puts later messages before it:
-        then nothing can be spliced.
+        leaves that answer out, changes its text, or puts later messages before it, or
+        if it has reasoning: then nothing can be spliced.
         """
-        after = self._after(messages, index, rendering, whole)
-        if after is None:
-            return None
-        tokens = self._inner((self._cut_controls(rest) + after).split(CUT))
-        if not rest and tokens[:1] == prefix[-1:] and self._is_control(after, tokens):
-            del tokens[0]  # the answer was cut right after the token that ends it
-        return prefix + tokens
+        if any(p.to_dict()["type"] == "reasoning" for p in messages[index].parts):
+            return None  # the known tokens have its text only
+        known = Known(Own(index, whole=whole), prefix, rest=rest)
+        return self.splice(messages, [known], rendering)
 
-    def _after(
+    def splice(
         self,
         messages: Sequence[Any],
-        index: int,
-        rendering: Rendering,
-        whole: bool,
-    ) -> str | None:
-        "What the template puts after an answer; None if that is not certain"
-        groups = [self._safe(message) for message in messages]
-        if whole:
-            groups[index][0].pop("tool_calls", None)
-        if "reasoning_content" in to_chat(messages[index])[0]:
-            return None  # the known tokens have its text only
-        said = groups[index][0]["content"]
+        known: Sequence[Known],
+        rendering: Rendering = _PLAIN,
+        read: tuple[int, array[int]] | None = None,
+    ) -> array[int] | None:
+        """Token ids of a prompt in which parts of answers are known, in order.
+
+        ``read`` is the number of its first messages that were read before, and what
+        was read: where the template writes the same now, those ids are kept. Returns
+        None if nothing can be spliced.
+        """
+        messages = [self._separated(message) for message in messages]
+        render = self._renderer(rendering)
+        owns = [each.own for each in known]
+        texts = splicing.around(render, self._ends_turn, messages, owns)
+        if texts is None:
+            return None
+        tokens: array[int] = array("i")
+        if owns[0].begins != "prompt":
+            text = texts[0] + self._cut_controls(known[0].lead)
+            if read is None:
+                tokens = self._first(text)
+            elif (same := self._kept(read, render(messages[: read[0]]), text)) is None:
+                return None
+            else:
+                tokens = same
+        for n, each in enumerate(known):
+            tokens += each.tokens
+            text = self._cut_controls(each.rest) + texts[n + 1]
+            if n + 1 < len(known):
+                text += self._cut_controls(known[n + 1].lead)
+            new = self._inner(text.split(CUT))
+            if not each.rest and new[:1] == tokens[-1:] and self._is_control(text, new):
+                del new[0]  # the answer was cut right after the token that ends it
+            tokens += new
+        return tokens
+
+    def keeping(
+        self,
+        messages: Sequence[Any],
+        indexes: Iterable[int],
+        rendering: Rendering = _PLAIN,
+    ) -> frozenset[int]:
+        "The indexes of the messages whose reasoning the template keeps"
+        return splicing.keeping(self._renderer(rendering), messages, indexes)
+
+    def _renderer(self, rendering: Rendering) -> splicing.Render:
         now = datetime.datetime.now()
 
-        def show(sentinel: str, later: str = "") -> str:
-            marks = [""] * index + [sentinel] + [later] * (len(messages) - index - 1)
-            chats = [
-                {**chat, "content": chat["content"] + mark}
-                for group, mark in zip(groups, marks, strict=True)
-                for chat in group
-            ]
+        def render(messages: Sequence[Any]) -> str:
+            chats = [chat for message in messages for chat in self._safe(message)]
             return self._render(chats, rendering, now)
 
-        try:
-            rendered = show("")
-            before, found, after = show(_SENTINEL).partition(_SENTINEL)
-            ahead = show(_SENTINEL, _LATER).partition(_SENTINEL)[0]
-        except ChatError:
-            return None  # the template rejects the sentinel
-        # A new system prompt, say, may have been put at the very top
-        if not found or _LATER in ahead:
+        return render
+
+    def _kept(
+        self, read: tuple[int, array[int]], before: str, text: str
+    ) -> array[int] | None:
+        """The ids of a text that begins like one that was read, as far as it does.
+
+        They differ from a control token on, before which no token ends differently.
+        None if what was read does not end like the rendering ``before`` does.
+        """
+        _, tokens = read
+        same = shared(before, text)
+        begins, _ = self._starts
+        at = max(
+            (
+                found.start()
+                for found in begins.finditer(before, max(0, same - _NEAR), same + 1)
+                if self._begins_control(before, found.start())
+                and self._begins_control(text, found.start())
+            ),
+            default=None,
+        )
+        if at is None:
             return None
-        # The template may trim white space at the end of the answer
-        space = said[len(said.rstrip()) :]
-        begin = before.removesuffix(space)
-        middle = rendered.removeprefix(begin).removesuffix(after)
-        if space.startswith(middle) and rendered == begin + middle + after:
-            return after
-        return None
+        old = self._inner(before[at:].split(CUT))
+        if tokens[len(tokens) - len(old) :] != old:
+            return None
+        return tokens[: len(tokens) - len(old)] + self._inner(text[at:].split(CUT))
+
+    def _begins_control(self, text: str, at: int) -> bool:
+        _, lengths = self._starts
+        return any(text[at : at + n] in self._controls for n in lengths)
+
+    def _ends_turn(self, text: str) -> bool:
+        return self._begins_control(text, 0)
 
     def _render(
         self,
@@ -232,13 +288,16 @@ class Chat:
 
     def _safe(self, message: Any) -> list[dict[str, Any]]:
         "A message for the template, whose text cannot become control tokens"
-        chats = to_chat(message)
         cut: Callable[[str], str] = self._cut_controls
         if message.role == "assistant":
             cut = functools.partial(self._cut_controls, whole=_THINKING)
-            if _CHANNEL in self.source:
-                chats = [_without_channels(chat) for chat in chats]
-        return [_map_text(cut, chat) for chat in chats]
+        return [_map_text(cut, chat) for chat in to_chat(self._separated(message))]
+
+    def _separated(self, message: Any) -> Any:
+        "A message, its thinking separated from its text where the template demands it"
+        if message.role == "assistant" and _CHANNEL in self.source:
+            return _without_channels(message)
+        return message
 
     @functools.cached_property
     def _controls(self) -> frozenset[str]:
@@ -283,18 +342,26 @@ class Chat:
         )
 
 
-def _without_channels(chat: dict[str, Any]) -> dict[str, Any]:
+def _without_channels(message: Any) -> Any:
     "An answer of gpt-oss, its thinking separated from its final text"
-    first, *rest = _CHANNELS.split(chat["content"].removesuffix("<|end|>"))
+    from llm.parts import ReasoningPart, TextPart
+
+    text = message_text(message)
+    said, *rest = _CHANNELS.split(text.removesuffix("<|end|>"))
     if not rest:
-        return chat
-    said, thought = first, chat.get("thinking", "")
-    for channel, text in zip(rest[::2], rest[1::2], strict=True):
+        return message
+    thought = ""
+    for channel, part in zip(rest[::2], rest[1::2], strict=True):
         if channel == "final":
-            said += text
+            said += part
         else:
-            thought += text
-    return {**chat, "content": said, **({"thinking": thought} if thought else {})}
+            thought += part
+    parts = [p for p in message.parts if p.to_dict()["type"] != "text"]
+    at = sum(p.to_dict()["type"] == "reasoning" for p in parts)
+    parts.insert(at, TextPart(text=said))
+    if thought:
+        parts.insert(at, ReasoningPart(text=thought))
+    return replace(message, parts=parts)
 
 
 def _map_text(change: Callable[[str], str], value: Any) -> Any:
