@@ -141,11 +141,12 @@ class Chat:
 
         ``prefix`` are the ids of everything up to and into the assistant message at
         ``index``; ``rest`` is the end of that message's text, which they do not cover.
-        ``whole`` says that they cover its tool calls too. Returns None if the template
-        leaves that answer out, changes its text, or puts later messages before it, or
-        if it has reasoning: then nothing can be spliced.
+        ``whole`` says that they cover its thinking and tool calls too. Returns None if
+        the template leaves that answer out, changes its text, or puts later messages
+        before it: then nothing can be spliced.
         """
-        if any(p.to_dict()["type"] == "reasoning" for p in messages[index].parts):
+        kinds = [part.to_dict()["type"] for part in messages[index].parts]
+        if "reasoning" in kinds and not whole:
             return None  # the known tokens have its text only
         known = Known(Own(index, whole=whole), prefix, rest=rest)
         return self.splice(messages, [known], rendering)
