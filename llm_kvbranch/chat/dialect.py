@@ -15,6 +15,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .named import Messages, messages_of
+
 # Renders messages, as chat templates take them, with other values of the template
 Render = Callable[..., str]
 
@@ -36,6 +38,8 @@ class Dialect:
     "What is known of how a model writes"
 
     thinking: Thinking | None = None
+    # Formats that comparing renderings cannot find out: answers that are messages
+    messages: Messages | None = None
 
     def new_id(self) -> str:
         "A new id for a call, in the form that the template demands"
@@ -49,6 +53,8 @@ def learn(source: str, render: Render) -> Dialect:
 
 @functools.lru_cache(maxsize=8)
 def _learn(source: str) -> Dialect:
+    if messages := messages_of(source):
+        return Dialect(Thinking(*messages.thinking), messages)
     if "<think>" in source:
         return Dialect(Thinking("<think>", "</think>"))
     return Dialect()

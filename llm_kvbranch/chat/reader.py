@@ -11,11 +11,12 @@ This module does not know models, tokens' numbers, or who shows the events.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .dialect import Dialect
+from .named import MessageReader, Said
 from .toolcalls import Call, ToolStream
 
 Kind = Literal["text", "reasoning", "call"]
@@ -58,8 +59,11 @@ class Reader:
         self.reasoning = ""
         self.calls: list[Call] = []
         self.parts: list[Part] = []
+        self._dialect = dialect
         self._thinking = dialect.thinking
-        self._stream = ToolStream({tool["function"]["name"] for tool in tools})
+        self._names = {tool["function"]["name"] for tool in tools}
+        self._stream = ToolStream(self._names)
+        self._messages = dialect.messages and MessageReader(dialect.messages, prompt)
         self._held = ""
         self._feeds = 0
         # Whether thinking may still begin, has begun, or is over
@@ -70,11 +74,15 @@ class Reader:
     @property
     def in_answer(self) -> bool:
         "Whether thinking is over: a constraint begins here, and stop strings count"
+        if self._messages:
+            return self._messages.in_answer
         return self._stage == "after"
 
     def feed(self, text: str, control: bool = False) -> list[Event]:
         "Add the text of one token; ``control`` if it is a control token's name"
         self._feeds += 1
+        if self._messages:
+            return self._take(self._messages.feed(text, control))
         marks = self._thinking and (self._thinking.open, self._thinking.close)
         if control and not (marks and text in marks):
             return []
@@ -86,6 +94,8 @@ class Reader:
         ``ended_by`` is the text of the token that the model ended it with; None if it
         was cut off.
         """
+        if self._messages:
+            return self._take(self._messages.end(ended_by))
         held, self._held = self._held, ""
         if self._stage == "inside":
             return self._give("reasoning", held.rstrip())
@@ -128,6 +138,23 @@ class Reader:
         sure = len(thought[: len(thought) - sure].rstrip())
         self._held = thought[sure:]
         return self._give("reasoning", thought[:sure])
+
+    def _take(self, found: Iterable[Said]) -> list[Event]:
+        "What was read of an answer that is messages"
+        events = []
+        for said in found:
+            if said.kind != "call":
+                events += self._give(said.kind, said.text)
+            elif not {name for name, _ in said.calls} <= self._names:
+                events += self._give("text", said.text)
+            else:
+                for name, arguments in said.calls:
+                    call = Call(self._dialect.new_id(), name, arguments)
+                    begin = self.parts[-1].end if self.parts else 0
+                    self.calls.append(call)
+                    self.parts.append(Part("call", "", call, begin, self._feeds))
+                    events.append(Event("call", "", call))
+        return events
 
     def _give(self, kind: Kind, text: str) -> list[Event]:
         if not text:
