@@ -66,6 +66,11 @@ def request_of(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         n_ctx=chosen.n_ctx,
         tools=tuple(tools),
+        values=chosen.chat_template_kwargs or {},
+        date=None if chosen.date == "today" else chosen.date,
+        think=chosen.think,
+        keep_thinking=bool(chosen.keep_thinking),
+        thinking_budget=chosen.thinking_budget,
     )
 
 

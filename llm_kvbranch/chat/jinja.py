@@ -23,11 +23,11 @@ NUMBER = secrets.randbelow(10**18)
 CUT = f"\ue000{NUMBER}\ue001"
 
 
-def render(source: str, now: datetime.datetime | None = None, **values: Any) -> str:
+def render(source: str, /, **values: Any) -> str:
     "Render a chat template the way Hugging Face does; raises ChatError"
     from .limits import limited
 
-    values["strftime_now"] = (now or datetime.datetime.now()).strftime
+    values.setdefault("strftime_now", datetime.datetime.now().strftime)
     try:
         template = _compile(source)
         return str(limited(lambda: template.render(**values)))
@@ -77,8 +77,47 @@ def _tojson(
     return text.replace(json.dumps(CUT)[1:-1], CUT)
 
 
+def undefined() -> Any:
+    "A value that templates take for a variable that is not set"
+    from jinja2 import Undefined
+
+    return Undefined()
+
+
+@functools.lru_cache(maxsize=8)
+def variables(source: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The variables that a template reads: all, and those that may be set.
+
+    The latter without those that it sets itself before it reads them. Both are empty
+    if it is not valid.
+    """
+    from jinja2 import TemplateError, meta, nodes
+
+    environment = _environment()
+    try:
+        tree = environment.parse(source)
+        read = meta.find_undeclared_variables(tree) - set(environment.globals)
+    except (TemplateError, RecursionError):
+        return frozenset(), ()
+    mine = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    asked: set[str] = set()
+    for test in tree.find_all((nodes.Test, nodes.Filter)):
+        if isinstance(test.node, nodes.Name) and test.name in _ASKS:
+            asked.add(test.node.name)
+    return frozenset(read), tuple(sorted(read - (mine - asked)))
+
+
+# Tests and filters that are applied to variables that may not be set
+_ASKS = ("defined", "undefined", "none", "default", "d")
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> Any:
+    return _environment().from_string(source)
+
+
+@functools.cache
+def _environment() -> Any:
     from jinja2 import Undefined, nodes
     from jinja2.ext import Extension
 
@@ -103,4 +142,4 @@ def _compile(source: str) -> Any:
     environment.globals["raise_exception"] = _raise_exception
     # Without tools, Hugging Face passes none, llama.cpp leaves it undefined: be both
     environment.tests["none"] = lambda v: v is None or isinstance(v, Undefined)
-    return environment.from_string(source)
+    return environment

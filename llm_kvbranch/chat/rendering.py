@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NO_DATE = "none"
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -20,9 +22,13 @@ class Rendering:
     ``tools`` are in the form that chat templates take, with the schemas of their
     parameters. ``values`` are variables of the template, such as ``enable_thinking``.
     ``date`` is the day that a template may write, as YYYY-MM-DD: None for today,
-    "none" for the template's own.
+    NO_DATE for the template's own. ``think`` is "true", "false", or how hard to think,
+    in the template's own variables; None is the template's default. A template that
+    knows a budget of thinking is told ``thinking_budget``, in tokens.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
+    think: str | None = None
+    thinking_budget: int | None = None

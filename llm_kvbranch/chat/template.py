@@ -26,9 +26,10 @@ import xxhash
 
 from . import splice as splicing
 from .dialect import Dialect, learn
+from .effort import Effort
 from .history import Arguments, message_text, to_chat
-from .jinja import CUT, render
-from .rendering import Rendering
+from .jinja import CUT, render, undefined, variables
+from .rendering import NO_DATE, Rendering
 from .splice import Own, shared
 
 # For a model without a template; llama.cpp's default too
@@ -52,6 +53,16 @@ _CHANNELS = re.compile(
 
 
 _PLAIN = Rendering()
+_BUDGET = "thinking_budget"  # Seed-OSS's
+
+# Variables that the messages and the model decide
+_OURS = frozenset(
+    (
+        *("messages", "tools", "functions", "custom_tools", "available_tools"),
+        *("add_generation_prompt", "continue_final_message", "bos_token", "eos_token"),
+        *("strftime_now", "raise_exception"),
+    )
+)
 _NEAR = 4096  # characters before a difference in which to look for a control token
 
 
@@ -101,11 +112,19 @@ class Chat:
         "How the template writes thinking and calls"
         return learn(self.source, self._show)
 
+    @functools.cached_property
+    def _effort(self) -> Effort:
+        return Effort(self.source, self._show)
+
+    def check(self, rendering: Rendering) -> None:
+        "Raise ChatError for what the template cannot be told"
+        self._values(rendering)
+
     def render_id(self, rendering: Rendering = _PLAIN) -> str:
         "An id of template, tools and values: with equal ids, messages render alike"
         about: list[Any] = [self.source, list(rendering.tools)]
-        if rendering.values:
-            about.append(dict(rendering.values))
+        if values := self._values(rendering):
+            about.append(values)
         settings = json.dumps(about, sort_keys=True)
         return xxhash.xxh3_64_hexdigest(settings.encode())
 
@@ -248,18 +267,56 @@ class Chat:
         rendering: Rendering,
         now: datetime.datetime,
     ) -> str:
-        values: dict[str, Any] = _map_text(self._cut_controls, dict(rendering.values))
+        values = {**self._dates(rendering, now), **self._values(rendering)}
+        values = _map_text(self._cut_controls, values)
         if rendering.tools:
             values["tools"] = _map_text(self._cut_controls, list(rendering.tools))
-        return render(
-            self.source,
-            now,
-            messages=chats,
-            add_generation_prompt=True,
-            bos_token=self.vocab.bos_text,
-            eos_token=self.vocab.eos_text,
-            **values,
-        )
+        values["add_generation_prompt"] = True
+        values["bos_token"] = self.vocab.bos_text
+        values["eos_token"] = self.vocab.eos_text
+        try:
+            return render(self.source, messages=chats, **values)
+        except ChatError:
+            if rendering.date != NO_DATE:
+                raise
+            values["strftime_now"] = now.strftime
+            render(self.source, messages=chats, **values)
+            raise ChatError(
+                "The model's chat template has no date of its own: set date to today, "
+                "or to a day like 2026-01-31"
+            ) from None
+
+    def _values(self, rendering: Rendering) -> dict[str, Any]:
+        "The variables that a rendering sets; raises ChatError for unknown ones"
+        read, may_set = variables(self.source)
+        for name in rendering.values:
+            if name in _OURS:
+                raise ChatError(f"chat_template_kwargs cannot set {name}")
+            if name not in read:
+                known = ", ".join(each for each in may_set if each not in _OURS)
+                raise ChatError(
+                    f"The model's chat template does not read {name}. It reads "
+                    f"{known or 'nothing that chat_template_kwargs can set'}"
+                )
+        values: dict[str, Any] = {}
+        if rendering.thinking_budget is not None and _BUDGET in read:
+            values[_BUDGET] = rendering.thinking_budget
+        if rendering.think is not None:
+            values |= self._effort.values(rendering.think)
+        return {**values, **rendering.values}
+
+    def _dates(self, rendering: Rendering, now: datetime.datetime) -> dict[str, Any]:
+        "The variables with which templates write a date"
+        read = variables(self.source)[0]
+        if rendering.date == NO_DATE:
+            return {"strftime_now": undefined()}
+        if rendering.date is None:
+            return {"strftime_now": now.strftime}
+        day = datetime.datetime.fromisoformat(rendering.date)
+        values: dict[str, Any] = {"strftime_now": day.strftime}
+        if "date_string" in read:  # of Llama 3.x
+            values["date_string"] = day.strftime("%d %b %Y")
+        return values
 
     def _show(self, messages: list[dict[str, Any]], **values: Any) -> str:
         "A conversation of our own, as the template writes it"

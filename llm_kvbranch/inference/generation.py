@@ -47,10 +47,11 @@ class Resumed:
 @dataclass(frozen=True)
 class Request:
     """What to generate from. ``messages`` are llm's, ``tools`` are as chat templates
-    take them; ``values`` and ``date`` are as Rendering has them. ``keep_thinking`` is
-    whether earlier thinking stays in the prompt though the template drops it.
-    ``thinking_budget`` is how many tokens an answer may think. ``n_ctx`` limits prompt
-    and answer together, in tokens. ``number`` is what others call it.
+    take them; ``values``, ``date`` and ``think`` are as Rendering has them.
+    ``keep_thinking`` is whether earlier thinking stays in the prompt though the
+    template drops it. ``thinking_budget`` is how many tokens an answer may think.
+    ``n_ctx`` limits prompt and answer together, in tokens. ``number`` is what others
+    call it.
     """
 
     messages: Sequence[Any]
@@ -61,6 +62,7 @@ class Request:
     tools: tuple[dict[str, Any], ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
+    think: str | None = None
     keep_thinking: bool = False
     thinking_budget: int | None = None
     resumed: Resumed | None = None
@@ -68,7 +70,8 @@ class Request:
 
     @property
     def rendering(self) -> Rendering:
-        return Rendering(self.tools, self.values, self.date)
+        budget = self.thinking_budget
+        return Rendering(self.tools, self.values, self.date, self.think, budget)
 
 
 class Runner(Protocol):

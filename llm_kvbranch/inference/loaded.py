@@ -72,7 +72,7 @@ class LoadedModel:
     def plan(self, messages: Sequence[Any], rendering: Rendering | None = None) -> Plan:
         """Plan a prompt, and hold the files that its plan uses.
 
-        Raises ChatError when the model cannot take the messages or tools.
+        Raises ChatError when the model cannot take the messages, tools or values.
         """
         rendering = rendering or Rendering()
         if rendering.tools and not self.planner.chat.takes_tools:
@@ -80,6 +80,7 @@ class LoadedModel:
                 f"{self.name} does not support tools (its chat template has none): "
                 "choose another model, or leave the tools out"
             )
+        self.planner.chat.check(rendering)
         is_rebuilt = False
         for _ in range(4):
             try:

@@ -33,7 +33,11 @@ _SAMPLING = (
     "grammar",
 )
 # Settings that can change between answers of one session
-_OF_AN_ANSWER = (*_SAMPLING, "max_tokens", "stop", "n_ctx", "server")
+_OF_AN_ANSWER = (
+    *_SAMPLING,
+    *("max_tokens", "stop", "n_ctx", "server"),
+    *("think", "thinking_budget", "keep_thinking", "chat_template_kwargs", "date"),
+)
 
 
 def answer_options(chosen: ModelSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ This module does not know where settings are kept, nor what they mean to the eng
 from __future__ import annotations
 
 import contextlib
+import datetime
 import difflib
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from ..errors import SettingError
 
 MOST = 2**31 - 1  # of llama.cpp's integers
+_DEEPEST = 64  # levels of a JSON value
 
 
 class KVLlamaOptions(llm.Options):
@@ -105,6 +107,34 @@ class KVLlamaOptions(llm.Options):
         default=None,
         description="GBNF grammar that the answer must match",
     )
+    think: Optional[
+        Literal["true", "false", "minimal", "low", "medium", "high", "xhigh", "max"]
+    ] = Field(
+        default=None,
+        description="Whether to think before answering, or how hard: true, false, low, "
+        "medium, high; what a model knows depends on its chat template (default: the "
+        "template's)",
+    )
+    thinking_budget: Optional[int] = Field(
+        default=None,
+        ge=0,
+        le=MOST,
+        description="Maximum length of the thinking in tokens; the answer follows",
+    )
+    keep_thinking: Optional[bool] = Field(
+        default=None,
+        description="Keep the thinking of earlier answers in the conversation even if "
+        "the chat template drops it (default false)",
+    )
+    chat_template_kwargs: Optional[dict[str, Any]] = Field(
+        default=None,
+        description="Variables for the chat template, as a JSON object",
+    )
+    date: Optional[str] = Field(
+        default=None,
+        description="Date that the chat template may write: today, a day as "
+        "YYYY-MM-DD, or none for the template's own (default today)",
+    )
     n_ctx: Optional[int] = Field(
         default=None,
         ge=1,
@@ -158,6 +188,41 @@ class KVLlamaOptions(llm.Options):
             if isinstance(parsed, list) and all(isinstance(s, str) for s in parsed):
                 return parsed
         return value
+
+    @field_validator("think", mode="before")
+    @classmethod
+    def _think(cls, value: Any) -> Any:
+        return (
+            {True: "true", False: "false"}[value] if value in (True, False) else value
+        )
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _chat_template_kwargs(cls, value: Any) -> Any:
+        try:
+            value = json.loads(value) if isinstance(value, str) else value
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError):
+            raise ValueError("it is not valid JSON") from None
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        if value is not None and not isinstance(value, dict):
+            raise ValueError('it is not a JSON object, like {"name": "value"}')
+        if _depth(value) > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        return value
+
+    @field_validator("date")
+    @classmethod
+    def _date(cls, value: str | None) -> str | None:
+        if value in (None, "today", "none"):
+            return value
+        try:
+            return datetime.date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError(
+                f"{value!r} is not today, none, or a day like 2026-01-31"
+            ) from None
 
     @field_validator("kv_type")
     @classmethod
@@ -283,6 +348,20 @@ def parse(key: str, value: Any) -> Any:
 def shown(value: Any) -> str:
     "A setting as it is written on the command line"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _depth(value: Any) -> int:
+    "How many levels a JSON value has"
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
 
 
 def _file(name: str) -> str:

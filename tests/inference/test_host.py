@@ -630,6 +630,7 @@ class TestWire:
             tools=({"type": "function", "function": {"name": "x"}},),
             values={"enable_thinking": False, "reasoning_effort": "low"},
             date="2026-01-31",
+            think="low",
             keep_thinking=True,
             thinking_budget=100,
             resumed=Resumed((1, 2), "stop", (Call("1", "x", {"y": [1]}),)),

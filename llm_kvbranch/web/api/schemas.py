@@ -107,6 +107,13 @@ class Generating(BaseModel):
     response_format: Optional[ResponseFormat] = None
     grammar: Annotated[Optional[str], Field(max_length=100_000)] = None
     n_ctx: Annotated[Optional[int], Field(ge=1, le=_MOST)] = None
+    reasoning_effort: Optional[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+    ] = None
+    chat_template_kwargs: Optional[dict[str, Any]] = None
+    thinking_budget: Annotated[Optional[int], Field(ge=0, le=_MOST)] = None
+    keep_thinking: Optional[bool] = None
+    date: Annotated[Optional[str], Field(max_length=100)] = None
     user: Annotated[Optional[str], Field(max_length=1000)] = None
     logprobs: Annotated[Optional[bool], _only(False, None)] = None
     top_logprobs: Annotated[Optional[int], _only(0, None)] = None
@@ -133,11 +140,18 @@ class Generating(BaseModel):
             "stop",
             "grammar",
             "n_ctx",
+            "chat_template_kwargs",
+            "thinking_budget",
+            "keep_thinking",
+            "date",
         )
         options = {name: getattr(self, name) for name in names}
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
         if isinstance(self.stop, str):  # kvllama may parse a string as JSON
             options["stop"] = [self.stop]
+        if self.reasoning_effort is not None:
+            none = self.reasoning_effort == "none"
+            options["think"] = "false" if none else self.reasoning_effort
         if self.seed is not None:
             options["seed"] = self.seed % 0xFFFFFFFF
         return {name: value for name, value in options.items() if value is not None}
