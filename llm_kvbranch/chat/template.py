@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import xxhash
 
+from ..errors import ChatError
 from . import splice as splicing
 from .dialect import Dialect, learn
 from .effort import Effort

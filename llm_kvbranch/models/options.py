@@ -192,9 +192,7 @@ class KVLlamaOptions(llm.Options):
     @field_validator("think", mode="before")
     @classmethod
     def _think(cls, value: Any) -> Any:
-        return (
-            {True: "true", False: "false"}[value] if value in (True, False) else value
-        )
+        return json.dumps(value) if isinstance(value, bool) else value
 
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod

@@ -571,6 +571,14 @@ class TestSettings:
             ("tensor_split", "3,x", "tensor_split: "),
             ("tensor_split", "3,-1", "negative"),
             ("split_mode", "odd", "'layer'"),
+            ("think", "perhaps", "'true', 'false'"),
+            ("thinking_budget", "-1", "greater than or equal to 0"),
+            ("chat_template_kwargs", "{x", "it is not valid JSON"),
+            ("chat_template_kwargs", "[1]", "it is not a JSON object"),
+            ("chat_template_kwargs", '{"x": NaN}', "it is not valid JSON"),
+            ("chat_template_kwargs", '{"x": ' + "[" * 99 + "]" * 99 + "}", "deeply"),
+            ("chat_template_kwargs", "[" * 99_999 + "]" * 99_999, "deeply"),
+            ("date", "yesterday", "is not today, none, or a day like 2026-01-31"),
         ],
     )
     def test_invalid_values(self, key: str, value: str, words: str) -> None:
@@ -586,6 +594,10 @@ class TestSettings:
             ("flash_attn", "off", False),
             ("tensor_split", "3,1", [3.0, 1.0]),
             ("rope_scaling", "yarn", "yarn"),
+            ("think", "low", "low"),
+            ("think", False, "false"),
+            ("chat_template_kwargs", '{"a": {"b": [1]}}', {"a": {"b": [1]}}),
+            ("date", "2026-01-31", "2026-01-31"),
         ],
     )
     def test_values_as_they_are_saved(self, key: str, value: str, kept: Any) -> None:
