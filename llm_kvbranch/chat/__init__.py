@@ -6,10 +6,11 @@ out of what a model says. It does not know where tokens are stored or who comput
 
 from .dialect import Dialect
 from .history import message_text
-from .reader import Event, Part, Reader
+from .parts import Call, Event, Part
+from .reader import Reader
 from .rendering import Rendering
 from .template import Chat
-from .toolcalls import Call, ToolStream
+from .toolcalls import ToolStream
 
 __all__ = [
     "Call",

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .formats import Form
 from .named import Messages, messages_of
 
 # Renders messages, as chat templates take them, with other values of the template
@@ -23,21 +24,32 @@ Render = Callable[..., str]
 
 @dataclass(frozen=True)
 class Thinking:
-    "How thinking begins and ends"
+    "How thinking begins and ends, as the template writes it"
 
     open: str
     close: str
 
     def starts_open(self, prompt: str) -> bool:
         "Whether a prompt ends inside thinking"
-        return prompt.rfind(self.open) > prompt.rfind(self.close)
+        return prompt.rfind(self.open.strip()) > prompt.rfind(self.close.strip())
+
+    def is_over(self, prompt: str) -> bool:
+        "Whether a prompt has thinking that is closed"
+        return prompt.rfind(self.close.strip()) > prompt.rfind(self.open.strip())
 
 
 @dataclass(frozen=True)
 class Dialect:
-    "What is known of how a model writes"
+    """What is known of how a model writes.
+
+    ``heads`` and ``tails`` are around the text of an answer. ``forms`` are those of
+    its calls.
+    """
 
     thinking: Thinking | None = None
+    heads: tuple[str, ...] = ()
+    tails: tuple[str, ...] = ()
+    forms: tuple[Form, ...] = ()
     # Formats that comparing renderings cannot find out: answers that are messages
     messages: Messages | None = None
 
@@ -54,7 +66,7 @@ def learn(source: str, render: Render) -> Dialect:
 @functools.lru_cache(maxsize=8)
 def _learn(source: str) -> Dialect:
     if messages := messages_of(source):
-        return Dialect(Thinking(*messages.thinking), messages)
+        return Dialect(Thinking(*messages.thinking), messages=messages)
     if "<think>" in source:
         return Dialect(Thinking("<think>", "</think>"))
     return Dialect()

@@ -12,41 +12,20 @@ This module does not know models, tokens' numbers, or who shows the events.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from .answer import AnswerReader
 from .dialect import Dialect
 from .named import MessageReader, Said
-from .toolcalls import Call, ToolStream
-
-Kind = Literal["text", "reasoning", "call"]
-
-
-@dataclass(frozen=True)
-class Event:
-    "What has become certain about an answer: new text, or a whole call"
-
-    kind: Kind
-    text: str = ""
-    call: Call | None = None
-
-
-@dataclass
-class Part:
-    "A part of an answer, as llm logs it, made of the feeds [begin, end)"
-
-    kind: Kind
-    text: str = ""
-    call: Call | None = None
-    begin: int = 0
-    end: int = 0
+from .parts import Call, Event, Part, Record
 
 
 class Reader:
     """Takes an answer, one token at a time, and returns events.
 
-    ``tools`` are as chat templates take them. ``prompt`` is the end of the rendered
-    prompt: it shows whether thinking has begun already.
+    ``tools`` are as chat templates take them. ``prompt`` is what the template wrote
+    after the last message, and what a continued answer has so far: it shows whether
+    thinking has begun already.
     """
 
     def __init__(
@@ -55,38 +34,54 @@ class Reader:
         tools: Sequence[dict[str, Any]] = (),
         prompt: str = "",
     ):
-        self.text = ""
-        self.reasoning = ""
-        self.calls: list[Call] = []
-        self.parts: list[Part] = []
+        functions = [tool["function"] for tool in tools]
+        self._offered = {
+            each["name"]: each.get("parameters") or {} for each in functions
+        }
         self._dialect = dialect
-        self._thinking = dialect.thinking
-        self._names = {tool["function"]["name"] for tool in tools}
-        self._stream = ToolStream(self._names)
-        self._messages = dialect.messages and MessageReader(dialect.messages, prompt)
-        self._held = ""
-        self._feeds = 0
-        # Whether thinking may still begin, has begun, or is over
-        self._stage = "before" if dialect.thinking else "after"
-        if dialect.thinking and dialect.thinking.starts_open(prompt):
-            self._stage = "inside"
+        self._record = Record()
+        self._n_feeds = 0
+        self._messages: MessageReader | None = None
+        if dialect.messages is not None:
+            self._messages = MessageReader(dialect.messages, prompt)
+        self._answer = AnswerReader(dialect, self._offered, prompt, self._record)
+
+    @property
+    def text(self) -> str:
+        "The text of the answer so far"
+        return self._record.text
+
+    @property
+    def reasoning(self) -> str:
+        "The thinking so far"
+        return self._record.reasoning
+
+    @property
+    def calls(self) -> list[Call]:
+        "The calls so far"
+        return self._record.calls
+
+    @property
+    def parts(self) -> list[Part]:
+        "Thinking, text and calls so far, in order, as llm logs them"
+        return self._record.parts
 
     @property
     def in_answer(self) -> bool:
-        "Whether thinking is over: a constraint begins here, and stop strings count"
-        if self._messages:
-            return self._messages.in_answer
-        return self._stage == "after"
+        """Whether the answer itself has begun, or begins with whatever comes next.
+
+        A constraint begins here, and stop strings count.
+        """
+        return (self._messages or self._answer).in_answer
 
     def feed(self, text: str, control: bool = False) -> list[Event]:
         "Add the text of one token; ``control`` if it is a control token's name"
-        self._feeds += 1
+        self._n_feeds += 1
         if self._messages:
-            return self._take(self._messages.feed(text, control))
-        marks = self._thinking and (self._thinking.open, self._thinking.close)
-        if control and not (marks and text in marks):
-            return []
-        return self._read(text)
+            self._add(self._messages.feed(text, control))
+        else:
+            self._answer.feed(text, control)
+        return self._record.take()
 
     def end(self, ended_by: str | None = None) -> list[Event]:
         """The answer has ended: returns what was held back.
@@ -95,76 +90,21 @@ class Reader:
         was cut off.
         """
         if self._messages:
-            return self._take(self._messages.end(ended_by))
-        held, self._held = self._held, ""
-        if self._stage == "inside":
-            return self._give("reasoning", held.rstrip())
-        self._stage = "after"
-        events = self._give("text", self._stream.feed(held) + self._stream.end())
-        for call in self._stream.calls:
-            self.calls.append(call)
-            self.parts.append(Part("call", "", call, self._feeds, self._feeds))
-            events.append(Event("call", "", call))
-        return events
+            self._add(self._messages.end(ended_by))
+        else:
+            self._answer.end(ended_by)
+        return self._record.take()
 
-    def _read(self, text: str) -> list[Event]:
-        if self._stage == "after":
-            if self.reasoning and not self.text:
-                text = text.lstrip()
-            return self._give("text", self._stream.feed(text))
-        assert self._thinking is not None
-        self._held += text
-        if self._stage == "before":
-            start = self._held.lstrip()
-            if not start or (
-                self._thinking.open.startswith(start) and start != self._thinking.open
-            ):
-                return []
-            held, self._held = self._held, ""
-            if not start.startswith(self._thinking.open):
-                self._stage = "after"
-                return self._read(held)
-            self._stage, self._held = "inside", start[len(self._thinking.open) :]
-        if not self.reasoning:
-            self._held = self._held.lstrip()
-        thought, close, rest = self._held.partition(self._thinking.close)
-        if close:
-            self._stage, self._held = "after", ""
-            events = self._give("reasoning", thought.rstrip())
-            return events + self._read(rest)
-        sure = len(thought)
-        while sure and not self._thinking.close.startswith(thought[-sure:]):
-            sure -= 1
-        sure = len(thought[: len(thought) - sure].rstrip())
-        self._held = thought[sure:]
-        return self._give("reasoning", thought[:sure])
-
-    def _take(self, found: Iterable[Said]) -> list[Event]:
+    def _add(self, found: Iterable[Said]) -> None:
         "What was read of an answer that is messages"
-        events = []
+        record, n = self._record, self._n_feeds
         for said in found:
             if said.kind != "call":
-                events += self._give(said.kind, said.text)
-            elif not {name for name, _ in said.calls} <= self._names:
-                events += self._give("text", said.text)
+                record.add(said.kind, said.text, n - 1, n)
+            elif not {name for name, _ in said.calls} <= set(self._offered):
+                record.add("text", said.text, n - 1, n)
             else:
+                begin = record.parts[-1].end if record.parts else 0
                 for name, arguments in said.calls:
                     call = Call(self._dialect.new_id(), name, arguments)
-                    begin = self.parts[-1].end if self.parts else 0
-                    self.calls.append(call)
-                    self.parts.append(Part("call", "", call, begin, self._feeds))
-                    events.append(Event("call", "", call))
-        return events
-
-    def _give(self, kind: Kind, text: str) -> list[Event]:
-        if not text:
-            return []
-        if kind == "text":
-            self.text += text
-        else:
-            self.reasoning += text
-        if not self.parts or self.parts[-1].kind != kind:
-            self.parts.append(Part(kind, begin=self._feeds - 1))
-        self.parts[-1].text += text
-        self.parts[-1].end = self._feeds
-        return [Event(kind, text)]
+                    record.add_call(call, begin, n)

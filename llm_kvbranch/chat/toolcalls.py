@@ -17,8 +17,9 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from .parts import Call
 
 _TAGS = ("<tool_call>", "<function=", "[TOOL_CALLS]", "<|python_tag|>")
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
@@ -28,15 +29,6 @@ _PARAMETER = re.compile(
     r"<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|$)", re.DOTALL
 )
 _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
-
-
-@dataclass(frozen=True)
-class Call:
-    "A call of a tool that the model asks for"
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
 
 
 class ToolStream:

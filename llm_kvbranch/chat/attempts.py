@@ -1,0 +1,120 @@
+"""Telling calls from text: attempts to read a call at one place of an answer.
+
+The idea: every form is tried at once, each with a reader of its own. An attempt fails
+at the first character that cannot be a call's. The first form, in their order, that
+reads a call wins.
+
+The invariant: what no attempt reads is left as it is.
+
+This module does not know what comes before the place, or who is told of calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .formats import Form, Found, Offered, calls
+from .scanning import Mismatch, Scanner, Source
+
+_OPENING = re.compile(r"(?:^|[\s(\[{])[\"'“‘«]$|[“‘«]$")  # noqa: RUF001
+_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_RUN = re.compile(r"`+")
+_BREAK = re.compile(r"\n\s*\n")
+
+
+class _Attempt:
+    "A form that is tried, and the calls that it has read"
+
+    def __init__(self, form: Form, source: Source, at: int, offered: Offered):
+        self.form = form
+        self.scanner = Scanner(source, at)
+        self.reading = calls(form, self.scanner, offered)
+        self.found: list[Found] = []
+        self.over = False
+        self.failed = False
+
+    def read(self) -> None:
+        "Read on, as far as the text goes"
+        while not self.over:
+            try:
+                found = next(self.reading)
+            except StopIteration:
+                self.over = True
+            except Mismatch:
+                self.over = True
+                self.failed = self.form.whole or not self.found
+            else:
+                if found is None:
+                    return
+                self.found.append(found)
+
+    @property
+    def rest(self) -> str:
+        return self.scanner.source.text[self.scanner.at :]
+
+
+class Attempts:
+    "All forms that are tried at a place; ``calls`` are those of the one that won"
+
+    def __init__(
+        self, forms: Iterable[Form], source: Source, at: int, offered: Offered
+    ):
+        self.at = at
+        self._source = source
+        self._offered = offered
+        self._left = [_Attempt(form, source, at, offered) for form in forms]
+        self._won: _Attempt | None = None
+
+    def read(self) -> bool:
+        "Read on; False if there is no call here"
+        if self._won is not None:
+            self._won.read()
+            return True
+        for attempt in self._left:
+            attempt.read()
+        self._left = [attempt for attempt in self._left if not self._failed(attempt)]
+        if not self._left:
+            return False
+        first = self._left[0]
+        if self._has_call(first) and (
+            not first.form.whole or (first.over and self._source.done)
+        ):
+            self._won = first
+        return True
+
+    def _failed(self, attempt: _Attempt) -> bool:
+        if attempt.failed or not attempt.over:
+            return attempt.failed
+        text_follows = attempt.form.whole and bool(attempt.rest.strip())
+        return text_follows or not self._has_call(attempt)
+
+    def _has_call(self, attempt: _Attempt) -> bool:
+        return any(found.name in self._offered for found in attempt.found)
+
+    @property
+    def calls(self) -> list[Found]:
+        "The calls so far, also those of tools that were not offered"
+        return self._won.found if self._won else []
+
+    @property
+    def end(self) -> int | None:
+        "Where the calls end in the text, once that is known"
+        return self._won.scanner.at if self._won and self._won.over else None
+
+
+def is_quoted(text: str) -> bool:
+    "Whether what comes behind a text stands in code or in quotes"
+    if _OPENING.search(text[-2:]):
+        return True
+    if len(_FENCE.findall(text)) % 2:
+        return True
+    paragraph = _BREAK.split(text)[-1]
+    last = _FENCE.split(paragraph)[-1]
+    open_run = 0
+    for run in _RUN.findall(last):
+        if not open_run:
+            open_run = len(run)
+        elif len(run) == open_run:
+            open_run = 0
+    return bool(open_run)

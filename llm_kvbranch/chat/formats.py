@@ -1,0 +1,366 @@
+"""The forms in which models write calls of tools.
+
+The idea: a form is the texts around calls, names and arguments, and a way to write
+arguments. Any number of calls is read by one function from a form's description.
+``dialect`` learns forms from templates; those that models are known to write whatever
+their template says are in ``known``.
+
+The invariant: a call is given only when its end has been read.
+
+This module does not know templates, or what is done with calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .scanning import ANY, Mismatch, Reading, Scanner, read_json
+from .values import Schema, bare_object, part, python_arguments, takes_text, typed
+
+# Stand in a tag for the key of its argument, and in an id for the name of its tool
+KEY = "\ue011"
+NAME = "\ue012"
+
+
+@dataclass(frozen=True)
+class Json:
+    "Arguments are a JSON object behind the name"
+
+    opening = "{"
+
+
+@dataclass(frozen=True)
+class Python:
+    "Arguments are keyword arguments of a Python call; JSON's literals are read too"
+
+    opening = "("
+
+
+@dataclass(frozen=True)
+class Bare:
+    "Arguments are an object without quotes around keys; ``quote`` is around strings"
+
+    quote: str
+    opening = "{"
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Each argument is a key and a value between tags.
+
+    ``value`` is between a key and its value, ``others`` stand there before a value
+    that is JSON. KEY in ``end`` is the key again. ``item`` is the key of a list's items
+    where lists and objects are written with tags too.
+    """
+
+    key: str
+    value: str
+    end: str
+    others: tuple[str, ...] = ()
+    item: str = ""
+    cdata: bool = False
+    opening = ""
+
+
+@dataclass(frozen=True)
+class Object:
+    """Name and arguments are values of a JSON object.
+
+    Without a ``name`` the object's only key is the name. ``texts`` are what a template
+    writes before the name, between it and the arguments, and behind them.
+    """
+
+    name: str = "name"
+    arguments: str = "arguments"
+    id: str = "id"
+    texts: tuple[str, str, str] | None = None
+    opening = "{"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How calls are written.
+
+    ``begin`` and ``end`` are around all calls, ``between`` separates them. ``before``
+    and ``after`` are around each call, ``middle`` is between its name and its
+    arguments. ``id`` is a call's id, if the model writes it: ANY in it is what the
+    model writes, NAME the tool's name. A form that is ``whole`` has nothing that tells
+    it from text, so that only an answer with nothing else in it is read so.
+    """
+
+    arguments: Json | Python | Bare | Tagged | Object
+    begin: str = ""
+    before: str = ""
+    middle: str = ""
+    after: str = ""
+    between: str = ""
+    end: str = ""
+    id: str = ""
+    whole: bool = False
+
+    @property
+    def trigger(self) -> str:
+        "What the first call begins with"
+        words = (self.begin + self.before).split()
+        return words[0].partition(ANY)[0] if words else ""
+
+    @property
+    def closers(self) -> tuple[str, ...]:
+        "What may be left over behind a call"
+        return tuple(w for w in (self.after + " " + self.end).split() if len(w) > 3)
+
+
+@dataclass(frozen=True)
+class Found:
+    "A call that was read, at [begin, end) of the text"
+
+    name: str
+    arguments: dict[str, Any]
+    id: str
+    begin: int
+    end: int
+
+
+Offered = Mapping[str, Schema]
+_NAME = re.compile(r"[\w.:/-]{0,128}")
+_KEY = re.compile(r"[^<>\n\"]{0,128}")
+
+
+def calls(
+    form: Form, scanner: Scanner, offered: Offered
+) -> Generator[Found | None, None, None]:
+    """Read calls, as they come; yields None where it needs more text.
+
+    Raises Mismatch where the text is something else; the scanner then stands behind
+    the last call. Among several calls there may be some of tools not in ``offered``.
+    """
+    yield from scanner.mark(form.begin)
+    while True:
+        behind = scanner.at
+        try:
+            yield (yield from _call(form, scanner, offered))
+            behind = scanner.at
+            if not form.end and not form.whole:
+                return
+            if form.end:
+                if (yield from _is_end(form, scanner)):
+                    return
+                yield from scanner.mark(form.between)
+            elif (yield from _is_over(scanner)):
+                return
+        except Mismatch:
+            scanner.at = behind
+            raise
+
+
+def _is_end(form: Form, scanner: Scanner) -> Reading[bool]:
+    "Read what ends all calls, if that comes next and not another call"
+    start = scanner.at
+    following = (form.between + form.before).strip() or form.arguments.opening
+    if not (yield from scanner.choose((form.end, following))):
+        return True
+    scanner.at = start
+    return False
+
+
+def _is_over(scanner: Scanner) -> Reading[bool]:
+    "Whether no call follows, where nothing ends them and little separates them"
+    try:
+        if (yield from scanner.skip()) in ";,":
+            scanner.at += 1
+            yield from scanner.skip()
+    except Mismatch:
+        return True
+    return False
+
+
+def _call(form: Form, scanner: Scanner, offered: Offered) -> Reading[Found]:
+    how, id = form.arguments, ""
+    scanner.kept.clear()
+    yield from scanner.skip()
+    begin = scanner.at
+    yield from scanner.mark(form.before)
+    yield from scanner.skip()
+    if isinstance(how, Object):
+        only = offered if form.whole else None
+        name, arguments, id = yield from _object(how, scanner, only)
+    else:
+        name = yield from _name(form, scanner, offered)
+        yield from scanner.mark(form.middle)
+        arguments = yield from _arguments(form, scanner, offered.get(name, {}))
+    if name not in offered and not form.end:
+        raise Mismatch
+    yield from _after(form, scanner)
+    given = id or "".join(scanner.kept[:1])
+    id = form.id.replace(NAME, name).replace(ANY, given) if given else ""
+    return Found(name, arguments, id, begin, scanner.at)
+
+
+def _after(form: Form, scanner: Scanner) -> Reading[None]:
+    """Read what is behind a call.
+
+    If the model ended its answer there, tags may be missing whose only use is to say
+    that a call is over.
+    """
+    least = isinstance(form.arguments, Tagged)
+    for n, word in enumerate(form.after.split()):
+        start = scanner.at
+        try:
+            yield from scanner.mark(word)
+        except Mismatch:
+            rest = scanner.source.text[start:]
+            if n >= least and scanner.source.ended and not rest.strip():
+                return
+            raise
+
+
+def _name(form: Form, scanner: Scanner, offered: Offered) -> Reading[str]:
+    middle = form.middle.split()
+    stop = middle[0].partition(ANY)[0] if middle else ""
+    while form.whole:  # most answers are not a call: say so at once
+        text = scanner.source.text[scanner.at :]
+        if not any(name.startswith(text) for name in offered):
+            break
+        yield from scanner.more()
+    name = yield from scanner.run(_NAME, stop)
+    if not name or (name not in offered and not form.end):
+        raise Mismatch
+    return name
+
+
+def _arguments(form: Form, scanner: Scanner, schema: Schema) -> Reading[dict[str, Any]]:
+    how = form.arguments
+    if isinstance(how, Tagged):
+        closing = (form.after.split() or [""])[0]
+        return (yield from _tagged(how, closing, scanner, schema, schema))
+    yield from scanner.skip()
+    if isinstance(how, Bare):
+        return (yield from bare_object(scanner, how.quote))
+    if isinstance(how, Python):
+        return (yield from python_arguments(scanner))
+    return (yield from scanner.object())
+
+
+_KINDS = {
+    **dict.fromkeys(("name", "tool_name", "function"), "name"),
+    **dict.fromkeys(("arguments", "parameters"), "arguments"),
+    **dict.fromkeys(("id", "tool_call_id", "call_id"), "id"),
+    **{"type": "type", "index": "index"},
+}
+
+
+def _object(
+    how: Object, scanner: Scanner, only: Offered | None
+) -> Reading[tuple[str, dict[str, Any], str]]:
+    """A JSON object that is a call.
+
+    With ``only`` it is one only with such a name, and with arguments.
+    """
+    kinds = {**_KINDS, how.name: "name", how.arguments: "arguments", how.id: "id"}
+    values: dict[str, Any] = {}
+    yield from scanner.exact("{")
+    while (yield from scanner.item("}", not values)):
+        key = yield from scanner.key()
+        char = yield from scanner.skip()
+        if not how.name and not values:
+            values = {"name": key, "arguments": (yield from scanner.object())}
+            continue
+        kind = kinds.get(key)
+        if kind is None or kind in values:
+            raise Mismatch
+        if key == "function" and char == "{":
+            inner = yield from _object(how, scanner, only)
+            if "arguments" in values:
+                raise Mismatch
+            values |= {"name": inner[0], "arguments": inner[1]}
+            continue
+        values[kind] = yield from scanner.value()
+        if kind == "name" and only is not None and values["name"] not in only:
+            raise Mismatch
+    name, arguments = values.get("name"), values.get("arguments")
+    if isinstance(arguments, str):
+        arguments = read_json(arguments)
+    if only is not None and "arguments" not in values:
+        raise Mismatch
+    arguments = {} if arguments is None else arguments
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise Mismatch
+    return name, arguments, str(values.get("id") or "")
+
+
+def _tagged(
+    how: Tagged, closing: str, scanner: Scanner, schema: Any, root: Schema
+) -> Reading[dict[str, Any]]:
+    "Keys and values up to a closing tag, which is not read"
+    found: dict[str, Any] = {}
+    following = (closing, how.key)  # in this order: it may begin as a key does
+    while True:
+        start = scanner.at
+        if not (yield from scanner.choose(following)):
+            scanner.at = start
+            return found
+        stop = how.value.split()[0].partition(ANY)[0]
+        key = (yield from scanner.run(_KEY, stop)).strip()
+        if not key or (key in found and key != how.item):
+            raise Mismatch
+        own = part(schema, root, key)
+        value = yield from _value(how, key, following, scanner, own, root)
+        if key == how.item:
+            value = [*found.get(key, ()), value]
+        found[key] = value
+
+
+def _value(
+    how: Tagged,
+    key: str,
+    following: tuple[str, str],
+    scanner: Scanner,
+    schema: Any,
+    root: Schema,
+) -> Reading[Any]:
+    is_json = yield from scanner.choose((how.value, *how.others))
+    end = how.end.replace(KEY, key)
+    stop = end.split()[0]
+    if how.item and not takes_text(schema, root):
+        start = scanner.at
+        if (yield from scanner.choose((stop, how.key, ""))) == 1:
+            scanner.at = start
+            inner = yield from _tagged(how, stop, scanner, schema, root)
+            yield from scanner.mark(stop)
+            return inner[how.item] if set(inner) == {how.item} else inner
+        scanner.at = start
+    if how.cdata:
+        start = scanner.at
+        if not (yield from scanner.choose(("<![CDATA[", ""))):
+            text = yield from scanner.upto("]]>")
+            yield from scanner.mark(f"]]> {stop}")
+            return typed(text, schema, root)
+        scanner.at = start
+    text = yield from _text(scanner, stop, following)
+    text = text.removeprefix(how.value[len(how.value.rstrip()) :])
+    text = text.removesuffix(end[: len(end) - len(end.lstrip())])
+    if is_json:
+        return read_json(text)
+    return text if how.others else typed(text, schema, root)
+
+
+def _text(scanner: Scanner, stop: str, following: tuple[str, str]) -> Reading[str]:
+    """Everything up to the tag that ends a value, which is read.
+
+    A value may have that tag in it: at its end, what follows a value follows.
+    """
+    begin = scanner.at
+    while True:
+        yield from scanner.upto(stop)
+        end = scanner.at
+        behind = scanner.at = end + len(stop)
+        try:
+            yield from scanner.choose(following)
+        except Mismatch:
+            scanner.at = behind
+        else:
+            scanner.at = behind
+            return scanner.source.text[begin:end]

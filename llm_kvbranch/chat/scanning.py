@@ -1,0 +1,250 @@
+"""Reading a text that is still being written.
+
+The idea: what reads is a generator. It yields when it needs more text, returns what it
+has read, and raises Mismatch as soon as the text cannot be what it reads. So a text
+is told apart at the first character that decides, and read once however slowly it
+comes.
+
+The invariant: JSON is strict. What two readers of JSON could understand differently
+(NaN, a key that is there twice, half a surrogate pair) does not match.
+
+This module does not know calls or models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Reading = Generator[None, None, T]
+
+# Stands in a mark for a number or an id, which is read and kept
+ANY = "\ue010"
+
+_SPACE = re.compile(r"\s*")
+_ANY = re.compile(r"[\w.:-]{0,128}")
+_STRING_END = re.compile(r'[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*', re.DOTALL)
+_SCALAR = re.compile(r"[-+.\w]*")
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", re.ASCII)
+_LITERALS = {"true": True, "false": False, "null": None}
+DEPTH = 64  # of nested values
+_DIGITS = 400
+
+
+class Mismatch(Exception):
+    "The text is not what is being read"
+
+
+class Source:
+    "A text that grows until it is done; ``ended`` if its author ended it"
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.done = False
+        self.ended = False
+
+
+class Scanner:
+    "A place in a text, and readers that move it on"
+
+    def __init__(self, source: Source, at: int = 0):
+        self.source = source
+        self.at = at
+        self.kept: list[str] = []  # what stood for ANY
+
+    def more(self) -> Reading[None]:
+        "Wait for more text"
+        if self.source.done:
+            raise Mismatch
+        yield
+
+    def peek(self) -> Reading[str]:
+        "The next character"
+        while self.at >= len(self.source.text):
+            yield from self.more()
+        return self.source.text[self.at]
+
+    def space(self) -> None:
+        "Move on behind the white space that has come so far"
+        found = _SPACE.match(self.source.text, self.at)
+        assert found is not None
+        self.at = found.end()
+
+    def skip(self) -> Reading[str]:
+        "Move on to the next character that is not white space"
+        while True:
+            self.space()
+            if self.at < len(self.source.text):
+                return self.source.text[self.at]
+            yield from self.more()
+
+    def exact(self, word: str) -> Reading[None]:
+        "Read these characters; ANY among them is read as an id"
+        first, *others = word.split(ANY)
+        yield from self._exact(first)
+        for part in others:
+            self.kept.append((yield from self.run(_ANY, part)))
+            yield from self._exact(part)
+
+    def _exact(self, word: str) -> Reading[None]:
+        while True:
+            text = self.source.text[self.at : self.at + len(word)]
+            if text == word:
+                self.at += len(word)
+                return
+            if not word.startswith(text):
+                raise Mismatch
+            yield from self.more()
+
+    def run(self, pattern: re.Pattern[str], stop: str = "") -> Reading[str]:
+        "Characters that match a pattern, up to others or a stop"
+        while True:
+            found = pattern.match(self.source.text, self.at)
+            text = found[0] if found else ""
+            cut = text.find(stop) if stop else -1
+            if cut >= 0:
+                text = text[:cut]
+            elif self.at + len(text) >= len(self.source.text) and not self.source.done:
+                yield
+                continue
+            self.at += len(text)
+            return text
+
+    def mark(self, mark: str) -> Reading[None]:
+        "A template's own text; its white space may be missing or more"
+        for word in mark.split():
+            yield from self.skip()
+            yield from self.exact(word)
+
+    def choose(self, marks: Sequence[str]) -> Reading[int]:
+        "Read the first of several marks that matches; returns which it is"
+        start = self.at
+        for n, mark in enumerate(marks):
+            self.at = start
+            try:
+                yield from self.mark(mark)
+            except Mismatch:
+                continue
+            return n
+        raise Mismatch
+
+    def upto(self, stop: str) -> Reading[str]:
+        "Everything before a stop, which is not read"
+        begin = search = self.at
+        while (end := self.source.text.find(stop, search)) < 0:
+            search = max(begin, len(self.source.text) - len(stop) + 1)
+            yield from self.more()
+        self.at = end
+        return self.source.text[begin:end]
+
+    def value(self, depth: int = DEPTH) -> Reading[Any]:
+        "A JSON value"
+        char = yield from self.skip()
+        if char == '"':
+            return (yield from self.string())
+        if char == "{":
+            return (yield from self.object(depth))
+        if char == "[":
+            return (yield from self.array(depth))
+        return scalar((yield from self.run(_SCALAR)))
+
+    def string(self) -> Reading[str]:
+        "A JSON string"
+        yield from self.exact('"')
+        begin = search = self.at
+        while True:
+            found = _STRING_END.match(self.source.text, search)
+            end = found.end() if found else search
+            if end < len(self.source.text):
+                if self.source.text[end] == '"':
+                    break
+                if self.source.text[end] != "\\":  # a control character
+                    raise Mismatch
+            search = end
+            yield from self.more()
+        self.at = end + 1
+        try:
+            text: str = json.loads(self.source.text[begin - 1 : end + 1])
+            text.encode()
+        except ValueError:
+            raise Mismatch from None
+        return text
+
+    def object(self, depth: int = DEPTH) -> Reading[dict[str, Any]]:
+        "A JSON object"
+        found: dict[str, Any] = {}
+        yield from self.exact("{")
+        while (yield from self.item("}", not found)):
+            key = yield from self.key()
+            if key in found:
+                raise Mismatch
+            found[key] = yield from self._inner(depth)
+        return found
+
+    def key(self) -> Reading[str]:
+        "A key of a JSON object and the colon behind it"
+        yield from self.skip()
+        key = yield from self.string()
+        yield from self.mark(":")
+        return key
+
+    def array(self, depth: int = DEPTH) -> Reading[list[Any]]:
+        "A JSON array"
+        found: list[Any] = []
+        yield from self.exact("[")
+        while (yield from self.item("]", not found)):
+            found.append((yield from self._inner(depth)))
+        return found
+
+    def item(self, end: str, first: bool) -> Reading[bool]:
+        "Whether another item of a list follows; if not, its end is read"
+        char = yield from self.skip()
+        if char == end or not first:
+            if char not in (end, ","):
+                raise Mismatch
+            self.at += 1
+        return char != end
+
+    def _inner(self, depth: int) -> Reading[Any]:
+        if not depth:
+            raise Mismatch
+        return (yield from self.value(depth - 1))
+
+
+def scalar(text: str) -> Any:
+    "A JSON number, true, false or null"
+    if text in _LITERALS:
+        return _LITERALS[text]
+    number = _NUMBER.fullmatch(text)
+    if number is None or len(text) > _DIGITS:
+        raise Mismatch
+    if number[1] is None and number[2] is None:
+        return int(text)
+    if not math.isfinite(value := float(text)):
+        raise Mismatch
+    return value
+
+
+def run(reading: Reading[T]) -> T:
+    "What a reader makes of a text that is done"
+    try:
+        next(reading)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    raise Mismatch
+
+
+def read_json(text: str) -> Any:
+    "A text that is a JSON value and nothing else; raises Mismatch"
+    source = Source()
+    source.text, source.done = text.strip(), True
+    scanner = Scanner(source)
+    value = run(scanner.value())
+    if scanner.at != len(source.text):
+        raise Mismatch
+    return value
