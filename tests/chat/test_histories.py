@@ -1,0 +1,199 @@
+"""Follow-ups with each of the templates that come with llama.cpp.
+
+The idea: a model with the template says something, and is asked again in a later
+process. ``llamacpp.py`` has the templates. What the prompt must be is rendered by the
+template itself from the ideal history, with a word where the answer stands.
+
+The invariant: a follow-up goes on from what the model read and wrote, and nothing but
+what the template writes after an answer is prefilled.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llm
+import pytest
+
+from llm_kvbranch.chat import Rendering
+from llm_kvbranch.chat.template import Chat
+from llm_kvbranch.engine import Load
+from llm_kvbranch.errors import ChatError
+from llm_kvbranch.inference.planning import Planner
+from llm_kvbranch.inference.session import Session
+from llm_kvbranch.store.store import Store
+
+from ..support.fake import EOG, FakeEngine, FakeVocab
+from ..support.life import Answer
+from . import llamacpp
+from .llamacpp import RULE, _render
+
+try:
+    TEMPLATES = list(llamacpp.templates())
+except OSError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+WORD = "Xanadu"
+SYSTEM, USER = llm.system("Be brief."), llm.user("What is the sea?")
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "description": "The time",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Where"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@functools.cache
+def ending(template: str) -> str:
+    "The control token that a template writes after an answer"
+    messages = [_chat(USER), {"role": "assistant", "content": WORD}]
+    after = _render(template)(messages, add_generation_prompt=False).partition(WORD)[2]
+    found = RULE.search(after)
+    return found[0] if found else "<|nothing|>"
+
+
+class Vocab(FakeVocab):
+    "What looks like a control token in a template is one; the rest are bytes"
+
+    def __init__(self, template: str):
+        super().__init__()
+        texts = [ending(template), *RULE.findall(llamacpp.templates()[template])]
+        self.ids = {text: EOG + n for n, text in enumerate(dict.fromkeys(texts))}
+        assert len(self.ids) < 98
+        self.control_texts = tuple(self.ids)
+        self.bos_text, self.eos_text = "<s>", ending(template)
+
+    def tokenize(self, text, special, bos=False):
+        tokens = array("i")
+        for part in re.split(f"({RULE.pattern})", text) if special else [text]:
+            if special and part in self.ids:
+                tokens.append(self.ids[part])
+            else:
+                tokens += super().tokenize(part, special=False)
+        return tokens
+
+
+class Scripted(FakeEngine):
+    "Generates given tokens first, then those that its rows lead to"
+
+    def __init__(self, template: str, script=()):
+        super().__init__()
+        self.weights = Vocab(template)
+        self.script = list(script)
+
+    def sample(self, sampler, index):
+        drawn = super().sample(sampler, index)
+        return self.script.pop(0) if self.script else drawn
+
+
+def session_of(template: str, root: Path, script=()) -> Session:
+    "A session as a new process would have it"
+    engine = Scripted(template, script)
+    planner = Planner(
+        Chat(engine.weights, llamacpp.templates()[template]),
+        engine.weights.piece,
+        Store(root),
+        "fake",
+        engine.cuts_anywhere,
+    )
+    return Session(engine, planner, print, Load(Path("fake.gguf")))
+
+
+def spell(vocab: Vocab, tokens) -> str:
+    names = {number: text.encode() for text, number in vocab.ids.items()}
+    return b"".join(names.get(t) or vocab.piece(t) for t in tokens).decode()
+
+
+def wrote(template, root, text, messages, ended=True, **options) -> Answer:
+    "An answer of exactly that text, ended by the model or by max_tokens"
+    vocab = Vocab(template)
+    # Byte by byte, which is not how this vocabulary would read the text
+    script = [t for char in text for t in vocab.tokenize(char, special=False)]
+    script += [EOG] if ended else []
+    session = session_of(template, root, script)
+    return Answer(session, messages, max_tokens=len(script), **options)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    answers: tuple[str, ...]
+    system: bool = False
+    ended: bool = True
+    tools: tuple[dict[str, Any], ...] = ()
+    question: str = "Go on?"
+
+
+SCENARIOS = {
+    "one answer": Scenario(("Salt water.",)),
+    "a system prompt": Scenario(("Salt water.",), system=True),
+    "three turns": Scenario(("Salt water.", "Rain.", "No."), system=True),
+    "white space": Scenario((" Salt \t",), question=" Go on? \n"),
+    "leading line breaks": Scenario(("\n\nSalt\n\n",)),
+    "cut": Scenario(("Salt wa",), ended=False),
+    "cut at a space": Scenario(("Salt ",), ended=False),
+    "cut twice": Scenario(("Salt wa", "Rai"), ended=False),
+    "tools without a call": Scenario(("Salt water.",), tools=(TOOL,)),
+    "markdown": Scenario(("# Sea\n\n* `a[0]` is **salt**\n\n```py\nf({})\n```",)),
+    "tags": Scenario(("It is <b>salt</b> &amp; <i>wet</i>, a < b.",)),
+    "no ASCII": Scenario(("Das Meer — ist 海 🌊.",), question="Und 山?"),
+}
+
+
+def _chat(message: llm.Message) -> dict[str, Any]:
+    return {"role": message.role, "content": message.parts[0].text}
+
+
+def ideal(template: str, scenario: Scenario, questions, n: int) -> str:
+    "What is rendered after the last of n answers"
+    chats = [_chat(SYSTEM)] if scenario.system else []
+    for question, said in zip(questions, scenario.answers[:n], strict=False):
+        chats += [_chat(question), {"role": "assistant", "content": said}]
+    chats[-1]["content"] = WORD
+    chats.append(_chat(questions[n]))
+    values: dict[str, Any] = {"eos_token": ending(template)}
+    if scenario.tools:
+        values["tools"] = list(scenario.tools)
+    rendered = _render(template)(chats, add_generation_prompt=True, **values)
+    return rendered.rpartition(WORD)[2]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_fsync")
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_follow_up_is_the_answer_and_what_the_template_adds(template, name, tmp_path):
+    scenario = SCENARIOS[name]
+    questions = [USER, *[llm.user(scenario.question)] * len(scenario.answers)]
+    messages = [*([SYSTEM] if scenario.system else []), USER]
+    chat = Chat(Vocab(template), llamacpp.templates()[template])
+    if scenario.tools and not chat.takes_tools:
+        pytest.skip("takes no tools")
+    try:
+        chat.encode(messages, Rendering(tools=scenario.tools))
+    except ChatError as error:
+        pytest.skip(str(error))
+    options = {"tools": scenario.tools} if scenario.tools else {}
+    before = None
+    for n, said in enumerate([*scenario.answers, "End."]):
+        answer = wrote(template, tmp_path, said, messages, scenario.ended, **options)
+        if before is not None:
+            known = before.generation.tokens
+            plan = answer.generation.plan.tokens
+            assert answer.facts["miss_reason"] is None
+            assert plan[: len(known)] == known
+            after = spell(Vocab(template), plan[len(known) :])
+            assert after == ideal(template, scenario, questions, n)
+            assert answer.facts["restored_tokens"] == len(known)
+        messages = [*answer.chain, *questions[n + 1 : n + 2]]
+        before = answer
