@@ -13,6 +13,7 @@ This module does not know where the known tokens come from, or what the prompt i
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -20,12 +21,14 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import xxhash
 
 from ..errors import ChatError
+from . import samples
 from . import splice as splicing
+from .controls import Controls, Vocabulary
 from .dialect import Dialect, learn
 from .effort import Effort
 from .history import Arguments, message_text, to_chat
@@ -42,9 +45,7 @@ CHATML = (
 )
 
 # Templates look for these in answers; they neither begin nor end a turn
-_THINKING = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]"))
-_LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
-_PATIENCE = 20_000  # characters that tokenise faster than control tokens are listed
+_THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 # How gpt-oss begins a part of its answer; its template expects the bare parts
 _CHANNEL = "<|channel|>"
@@ -80,28 +81,13 @@ class Known:
     rest: str = ""
 
 
-class Vocabulary(Protocol):
-    "What is needed of a model here"
-
-    @property
-    def bos_text(self) -> str: ...
-    @property
-    def eos_text(self) -> str: ...
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def control_texts(self) -> tuple[str, ...]: ...
-
-    def tokenize(self, text: str, special: bool, bos: bool = False) -> array[int]: ...
-
-
 class Chat:
     "The chat template of one model"
 
     def __init__(self, vocab: Vocabulary, template: str | None = None):
         self.vocab = vocab
         self.source = template or vocab.chat_template or CHATML
-        self._patience = _PATIENCE
+        self._controls = Controls(vocab, self.source, self._samples)
 
     @property
     def takes_tools(self) -> bool:
@@ -187,12 +173,12 @@ class Chat:
         messages = [self._separated(message) for message in messages]
         render = self._renderer(rendering)
         owns = [each.own for each in known]
-        texts = splicing.around(render, self._ends_turn, messages, owns)
+        texts = splicing.around(render, self._controls.begins, messages, owns)
         if texts is None:
             return None
         tokens: array[int] = array("i")
         if owns[0].begins != "prompt":
-            text = texts[0] + self._cut_controls(known[0].lead)
+            text = texts[0] + self._controls.cut(known[0].lead)
             if read is None:
                 tokens = self._first(text)
             elif (same := self._kept(read, render(messages[: read[0]]), text)) is None:
@@ -201,11 +187,15 @@ class Chat:
                 tokens = same
         for n, each in enumerate(known):
             tokens += each.tokens
-            text = self._cut_controls(each.rest) + texts[n + 1]
+            text = self._controls.cut(each.rest) + texts[n + 1]
             if n + 1 < len(known):
-                text += self._cut_controls(known[n + 1].lead)
+                text += self._controls.cut(known[n + 1].lead)
             new = self._inner(text.split(CUT))
-            if not each.rest and new[:1] == tokens[-1:] and self._is_control(text, new):
+            if (
+                not each.rest
+                and new[:1] == tokens[-1:]
+                and self._controls.is_first(text, new)
+            ):
                 del new[0]  # the answer was cut right after the token that ends it
             tokens += new
         return tokens
@@ -238,29 +228,14 @@ class Chat:
         """
         _, tokens = read
         same = shared(before, text)
-        begins, _ = self._starts
-        at = max(
-            (
-                found.start()
-                for found in begins.finditer(before, max(0, same - _NEAR), same + 1)
-                if self._begins_control(before, found.start())
-                and self._begins_control(text, found.start())
-            ),
-            default=None,
-        )
+        places = self._controls.places(before, max(0, same - _NEAR), same + 1)
+        at = max((p for p in places if self._controls.begins(text, p)), default=None)
         if at is None:
             return None
         old = self._inner(before[at:].split(CUT))
         if tokens[len(tokens) - len(old) :] != old:
             return None
         return tokens[: len(tokens) - len(old)] + self._inner(text[at:].split(CUT))
-
-    def _begins_control(self, text: str, at: int) -> bool:
-        _, lengths = self._starts
-        return any(text[at : at + n] in self._controls for n in lengths)
-
-    def _ends_turn(self, text: str) -> bool:
-        return self._begins_control(text, 0)
 
     def _render(
         self,
@@ -269,9 +244,9 @@ class Chat:
         now: datetime.datetime,
     ) -> str:
         values = {**self._dates(rendering, now), **self._values(rendering)}
-        values = _map_text(self._cut_controls, values)
+        values = _map_text(self._controls.cut, values)
         if rendering.tools:
-            values["tools"] = _map_text(self._cut_controls, list(rendering.tools))
+            values["tools"] = _map_text(self._controls.cut, list(rendering.tools))
         values["add_generation_prompt"] = True
         values["bos_token"] = self.vocab.bos_text
         values["eos_token"] = self.vocab.eos_text
@@ -329,6 +304,14 @@ class Chat:
         values = {"bos_token": bos, "eos_token": eos, **values}
         return render(self.source, messages=messages, **values)
 
+    def _samples(self) -> str:
+        "What the template writes, for conversations of all kinds"
+        shown = []
+        for messages, more in samples.conversations():
+            with contextlib.suppress(ChatError):
+                shown.append(self._show(messages, add_generation_prompt=True, **more))
+        return "".join(shown)
+
     def _inner(self, parts: Sequence[str]) -> array[int]:
         """Tokens of texts that continue another text.
 
@@ -347,58 +330,31 @@ class Chat:
 
     def _safe(self, message: Any) -> list[dict[str, Any]]:
         "A message for the template, whose text cannot become control tokens"
-        cut: Callable[[str], str] = self._cut_controls
+        chats = to_chat(self._separated(message))
+        safe: list[dict[str, Any]] = _map_text(self._controls.cut, chats)
         if message.role == "assistant":
-            cut = functools.partial(self._cut_controls, whole=_THINKING)
-        return [_map_text(cut, chat) for chat in to_chat(self._separated(message))]
+            for chat, given in zip(safe, chats, strict=True):
+                chat["content"] = self._controls.cut(given["content"], self._looked_for)
+        return safe
+
+    @functools.cached_property
+    def _looked_for(self) -> frozenset[str]:
+        "The marks of thinking that the template looks for in the text of answers"
+        found: set[str] = set()
+        for begin, end in _THINKING:
+            text = f"{begin}One.{end}Two."
+            answered = [samples.asked(), samples.said(text)]
+            for messages in (answered, [*answered, samples.asked()]):
+                with contextlib.suppress(ChatError):
+                    if text not in self._show(messages):
+                        found |= {begin, end}
+        return frozenset(found)
 
     def _separated(self, message: Any) -> Any:
         "A message, its thinking separated from its text where the template demands it"
         if message.role == "assistant" and _CHANNEL in self.source:
             return _without_channels(message)
         return message
-
-    @functools.cached_property
-    def _controls(self) -> frozenset[str]:
-        """The texts that are read as control tokens.
-
-        Also what looks like one in the template: llama.cpp reads some types of tokens
-        in any text, and gpt-oss's turns begin with one.
-        """
-        looking = _LOOKS_LIKE_CONTROL.findall(self.source)
-        return frozenset(c for c in (*self.vocab.control_texts, *looking) if c[1:])
-
-    @functools.cached_property
-    def _starts(self) -> tuple[re.Pattern[str], list[int]]:
-        "A pattern for the first characters of control tokens, and their lengths"
-        letters = "|".join(re.escape(c) for c in sorted({c[0] for c in self._controls}))
-        return re.compile(letters or "$^"), sorted({len(c) for c in self._controls})
-
-    def _cut_controls(self, text: str, whole: frozenset[str] = frozenset()) -> str:
-        "The text, with a cut inside everything that would be read as a control token"
-        tokenize = self.vocab.tokenize
-        known = "_starts" in vars(self)
-        if not known and len(text) <= self._patience and "<|" not in text:
-            self._patience -= len(text)
-            if tokenize(text, special=True) == tokenize(text, special=False):
-                return text
-        begins, lengths = self._starts
-        parts, done = [], 0
-        for found in begins.finditer(text):
-            at = found.start()
-            controls = {text[at : at + n] for n in lengths} & self._controls
-            if controls - whole:
-                parts.append(text[done : at + 1])
-                done = at + 1
-        return CUT.join([*parts, text[done:]])
-
-    def _is_control(self, text: str, tokens: array[int]) -> bool:
-        "Whether the first of a text's tokens is a control token"
-        return any(
-            text.startswith(control)
-            and self.vocab.tokenize(control, special=True) == tokens[:1]
-            for control in self._controls
-        )
 
 
 def _without_channels(message: Any) -> Any:

@@ -18,7 +18,8 @@ from .gguf import check_parts, parts, read_header, unfit
 from .lib import listen, llama, signals_held, take_errors
 from .threads import is_forked, own_process
 
-_UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr
+# enum llama_token_attr
+_UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 _SAMPLING_KEYS: dict[str, tuple[str, Any]] = {
     "temperature": ("temp", float),
     "top_k": ("top_k", int),
@@ -253,6 +254,11 @@ class Weights:
     def is_eog(self, token: int) -> bool:
         "Whether the model ends its turn with this token"
         return bool(self._llama.llama_vocab_is_eog(self.vocab, token))
+
+    def is_user_defined(self, token: int) -> bool:
+        "Whether tokenize() reads a token wherever its text stands"
+        attributes = self._llama.llama_vocab_get_attr(self.vocab, token)
+        return bool(attributes & _USER_DEFINED)
 
     @property
     def control_texts(self) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ class TestForging:
     def test_text_stays_what_it_is(self, patience, text):
         "Whether the control tokens have been listed or not"
         chat = Chat(FakeVocab(), "{% for m in messages %}{{ m.content }}{% endfor %}")
-        chat._patience = patience
+        chat._controls._patience = patience
         tokens = chat.encode([llm.user(text)])
         assert not set(tokens) & set(CONTROLS.values())
         assert b"".join(map(chat.vocab.piece, tokens)).decode() == text

@@ -667,6 +667,7 @@ class RealVocab:
 
     def __init__(self, weights: Weights, family: Family):
         self.tokenize, self.piece = weights.tokenize, weights.piece
+        self.is_user_defined = weights.is_user_defined
         self.control_texts = weights.control_texts
         self.bos_text, self.eos_text = family.bos, family.controls[0]
         self.ids = {}

@@ -65,6 +65,9 @@ class FakeVocab:
             return bytes(divmod(token - PAIR, 256))
         return bytes([token - BYTE]) if token >= BYTE else b""
 
+    def is_user_defined(self, token: int) -> bool:
+        return False
+
     def is_eog(self, token: int) -> bool:
         return token == EOG
 
