@@ -10,16 +10,28 @@ This module does not know models, tokens, or what a model says.
 
 from __future__ import annotations
 
-import functools
+import re
 import secrets
-from collections.abc import Callable
+import string
 from dataclasses import dataclass
 
 from .formats import Form
+from .learning import form_of
 from .named import Messages, messages_of
+from .probes import (
+    ANSWER,
+    KEYS,
+    THOUGHT,
+    UNIT,
+    VALUES,
+    Probe,
+    Render,
+    call,
+    common_prefix,
+    common_suffix,
+)
 
-# Renders messages, as chat templates take them, with other values of the template
-Render = Callable[..., str]
+_SHORT_ID = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -52,21 +64,117 @@ class Dialect:
     forms: tuple[Form, ...] = ()
     # Formats that comparing renderings cannot find out: answers that are messages
     messages: Messages | None = None
+    short_ids: bool = False
 
     def new_id(self) -> str:
         "A new id for a call, in the form that the template demands"
+        if self.short_ids:
+            return "".join(secrets.choice(_SHORT_ID) for _ in range(9))
         return f"call_{secrets.token_hex(8)}"
 
 
 def learn(source: str, render: Render) -> Dialect:
-    "What a template shows; ``render`` is called with messages and other values"
-    return _learn(source)
+    """What a template shows.
+
+    ``render`` is called with messages and other values; it may raise. A template whose
+    answers are messages is told by a mark in its source, see ``named``.
+    """
+    if source not in _learned:
+        while len(_learned) >= 8:
+            _learned.pop(next(iter(_learned)), None)
+        _learned[source] = _learn(source, render)
+    return _learned[source]
 
 
-@functools.lru_cache(maxsize=8)
-def _learn(source: str) -> Dialect:
+_learned: dict[str, Dialect] = {}
+
+
+def _learn(source: str, render: Render) -> Dialect:
     if messages := messages_of(source):
         return Dialect(Thinking(*messages.thinking), messages=messages)
-    if "<think>" in source:
-        return Dialect(Thinking("<think>", "</think>"))
-    return Dialect()
+    probe = Probe(render)
+    thinking = _thinking_of(probe) or _named_thinking(source)
+    heads, tails = _around_text(probe, thinking)
+    around = (thinking.open.strip(), thinking.close.strip()) if thinking else ()
+    form = form_of(probe, (*around, *heads, *tails))
+    return Dialect(
+        thinking,
+        heads,
+        tails,
+        (form,) if form else (),
+        short_ids=_asks_short_ids(probe),
+    )
+
+
+def _thinking_of(probe: Probe) -> Thinking | None:
+    "What stands around thinking, in the first answer that shows it"
+    plain = (probe.answer(ANSWER) or "").partition(ANSWER)[0]
+    parts = [
+        {"type": "thinking", "thinking": THOUGHT},
+        {"type": "text", "text": ANSWER},
+    ]
+    calls = [call(0, {KEYS[0]: VALUES[0]})]
+    for values in ({}, {"enable_thinking": True, "thinking": True}):
+        for text in (
+            probe.answer(ANSWER, THOUGHT, values=values),
+            probe.answer(ANSWER, THOUGHT, calls, values=values),
+            probe.answer("", THOUGHT, calls, values=values),
+            probe.answer(parts, values=values),
+        ):
+            before, thought, behind = (text or "").partition(THOUGHT)
+            if thought and (found := _around(before, behind, plain, probe.prompt)):
+                return found
+    return None
+
+
+def _around(before: str, behind: str, plain: str, prompt: str) -> Thinking | None:
+    close = UNIT.search(behind.partition(ANSWER)[0])
+    if close is None or behind[: close.start()].strip():
+        return None
+    opening = [*UNIT.finditer(before)]
+    open = before[opening[-1].start() :] if opening else ""
+    if not open or before.rstrip() == plain.rstrip():
+        # Only the prompt for an answer has a text that thinking begins with
+        open = prompt.removeprefix(common_prefix(prompt, before))
+    if not open.strip():
+        return None
+    space = behind[close.end() :]
+    space = space[: len(space) - len(space.lstrip())]
+    return Thinking(open, behind[: close.end()] + space)
+
+
+def _named_thinking(source: str) -> Thinking | None:
+    "The tags of thinking that a template has in its source, to leave it out"
+    if found := re.search(r"</([\w:]*think\w*)>", source):
+        return Thinking(f"<{found[1]}>", f"</{found[1]}>")
+    return Thinking("[THINK]", "[/THINK]") if "[/THINK]" in source else None
+
+
+def _around_text(
+    probe: Probe, thinking: Thinking | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    "The tags that the text of an answer stands between, if any"
+    before, answer, behind = (probe.answer(ANSWER) or "").partition(ANSWER)
+    begin = len(common_prefix(probe.prompt, before))
+    tags = [*UNIT.finditer(before)]
+    around = (thinking.open.strip(), thinking.close.strip()) if thinking else ()
+    heads = [
+        tag[0]
+        for tag in tags
+        if tag.start() >= begin and tag[0] not in (*around, *UNIT.findall(probe.prompt))
+    ]
+    if not answer or not heads:
+        return (), ()
+    if again := common_suffix(behind, probe.prompt):
+        # Some templates ask for the next answer at once
+        tails = UNIT.findall(behind.removesuffix(again))
+    else:
+        tails = UNIT.findall(behind)[:-1]  # the last one ends the model's turn
+    return tuple(heads[-1:]), tuple(tails)
+
+
+def _asks_short_ids(probe: Probe) -> bool:
+    "Whether the template refuses ids but those of nine letters and digits"
+    arguments = {KEYS[0]: VALUES[0]}
+    long = probe.answer("", calls=[call(0, arguments, "call_0123456789abcdef")])
+    return long is None and probe.answer("", calls=[call(0, arguments)]) is not None
