@@ -5,22 +5,24 @@ says whom it is for: ``<|channel|>analysis<|message|>`` is thinking, a header wi
 ``to=functions.get_time`` makes the message the arguments of a call. What a message is
 depends on its header, not on what is around it, so it is read here.
 
-The invariant: a message to a function is a call only if it is complete: its end came,
-or the model ended the answer with it, and its arguments can be read.
+The invariant: a message to a function is a call only if the function was offered, its
+arguments can be read, and its end came or the model ended the answer with it.
 
-This module does not know where a model's text comes from, or which functions there are.
+This module does not know models or templates, or who is told.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["text", "reasoning", "call"]
-Found = list[tuple[str, dict[str, Any]]]  # calls: names and arguments
+from .formats import Form, Offered, Tagged, calls
+from .parts import Kind
+from .scanning import Mismatch, Scanner, Source, read_json
+
+Calls = list[tuple[str, dict[str, Any]]]  # names and arguments
 
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -29,35 +31,43 @@ _ROLE = re.compile(r"(a(s(s(i(s(t(a(n(t)?)?)?)?)?)?)?)?)?( (t(o(=\S*)?)?)?)?")
 _LONGEST_HEADER = 200
 
 
-def _json_object(name: str, text: str) -> Found | None:
-    try:
-        arguments = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return [(name, arguments)] if isinstance(arguments, dict) else None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
 @dataclass(frozen=True)
 class Messages:
     """How the messages that an answer consists of are written.
 
-    ``thinking`` is what stands around it. ``calls`` reads the text of a message to a
-    function; None if it is not a call.
+    ``thinking`` is what stands around it. ``others`` are in headers. ``form`` is how a
+    message to a function is written, if it is not just the arguments as JSON.
     """
 
     thinking: tuple[str, str]
     start: str
     message: str
     ends: tuple[str, ...]
-    others: tuple[str, ...] = ()  # in headers
-    calls: Callable[[str, str], Found | None] = _json_object
+    others: tuple[str, ...] = ()
+    form: Form | None = None
 
+    @property
     def markers(self) -> tuple[str, ...]:
         return (self.start, self.message, *self.ends, *self.others)
+
+    def calls(self, name: str, text: str, offered: Offered) -> Calls:
+        "What a message to a function is; nothing if it is not calls of offered tools"
+        try:
+            found = self._calls(name, text, offered)
+        except Mismatch:
+            return []
+        return found if all(name in offered for name, _ in found) else []
+
+    def _calls(self, name: str, text: str, offered: Offered) -> Calls:
+        if self.form is None:
+            arguments = read_json(text)
+            return [(name, arguments)] if isinstance(arguments, dict) else []
+        source = Source()
+        source.text, source.done = text.strip(), True
+        scanner = Scanner(source)
+        found = [call for call in calls(self.form, scanner, offered) if call]
+        complete = scanner.at == len(source.text)
+        return [(call.name, call.arguments) for call in found] if complete else []
 
 
 GPT_OSS = Messages(
@@ -67,11 +77,27 @@ GPT_OSS = Messages(
     ("<|end|>", "<|call|>", "<|return|>"),
     ("<|channel|>", "<|constrain|>"),
 )
+MUSE = Messages(
+    (" to=self<|message|>", "<|eom|>"),
+    "<|start|>",
+    "<|message|>",
+    ("<|eom|>", "<|eot|>"),
+    form=Form(
+        Tagged('<atem:parameter name="', '">', "</atem:parameter>"),
+        begin="<atem:function_calls>",
+        before='<atem:invoke name="',
+        middle='">',
+        after="</atem:invoke>",
+        end="</atem:function_calls>",
+    ),
+)
 
 
 def messages_of(source: str) -> Messages | None:
     "The messages that a template writes answers as, if it is one of those"
-    return GPT_OSS if "<|channel|>analysis<|message|>" in source else None
+    if "<|channel|>analysis<|message|>" in source:
+        return GPT_OSS
+    return MUSE if "to=self<|message|>" in source and "<atem:" in source else None
 
 
 @dataclass
@@ -80,19 +106,20 @@ class Said:
 
     kind: Kind
     text: str
-    calls: Found
+    calls: Calls
 
 
 class MessageReader:
     """Reads an answer that consists of messages, token by token.
 
-    ``prompt`` is the end of the prompt. Once a marker has come as a control token,
-    text that spells one is text.
+    ``offered`` are the parameters of the tools, ``prompt`` is the end of the prompt.
+    Once a marker has come as a control token, text that spells one is text.
     """
 
-    def __init__(self, messages: Messages, prompt: str = ""):
+    def __init__(self, messages: Messages, offered: Offered, prompt: str = ""):
         self._messages = messages
-        self._spelled = re.compile("|".join(map(re.escape, messages.markers())))
+        self._offered = offered
+        self._spelled = re.compile("|".join(map(re.escape, messages.markers)))
         self._controls = False
         self._held = ""  # may be the beginning of a marker
         self._state: Literal["between", "header", "body"] = "between"
@@ -113,9 +140,11 @@ class MessageReader:
         "Add the text of one token"
         if control:
             yield from self._release()
-            if text in self._messages.markers():
+            if text in self._messages.markers:
                 self._controls = True
                 yield from self._marker(text)
+            elif self._state == "body" and self._kind == "call":
+                self._body += text
         elif self._controls:
             yield from self._plain(text)
         else:
@@ -138,7 +167,7 @@ class MessageReader:
             yield from self._marker(match[0])
             done = match.end()
         rest = text[done:]
-        hold = _begun(rest, self._messages.markers())
+        hold = _begun(rest, self._messages.markers)
         self._held = rest[len(rest) - hold :]
         yield from self._plain(rest[: len(rest) - hold])
 
@@ -187,8 +216,11 @@ class MessageReader:
         body, self._body = self._body, ""
         if self._state != "body" or self._kind != "call":
             return
-        calls = self._messages.calls(self._name, body) if complete else None
-        yield Said("call" if calls else "text", body, calls or [])
+        found = self._messages.calls(self._name, body, self._offered)
+        if complete and found:
+            yield Said("call", body, found)
+        else:
+            yield Said("text", body, [])
 
     def _not_a_header(self) -> Iterator[Said]:
         "The model left the header out: what it wrote is the answer"

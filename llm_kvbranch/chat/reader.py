@@ -43,7 +43,7 @@ class Reader:
         self._n_feeds = 0
         self._messages: MessageReader | None = None
         if dialect.messages is not None:
-            self._messages = MessageReader(dialect.messages, prompt)
+            self._messages = MessageReader(dialect.messages, self._offered, prompt)
         self._answer = AnswerReader(dialect, self._offered, prompt, self._record)
 
     @property
@@ -101,8 +101,6 @@ class Reader:
         for said in found:
             if said.kind != "call":
                 record.add(said.kind, said.text, n - 1, n)
-            elif not {name for name, _ in said.calls} <= set(self._offered):
-                record.add("text", said.text, n - 1, n)
             else:
                 begin = record.parts[-1].end if record.parts else 0
                 for name, arguments in said.calls:

@@ -1,4 +1,4 @@
-"""Answers of gpt-oss, which are messages with headers."""
+"""Answers of gpt-oss and muse-glimmer, which are messages with headers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_kvbranch.chat.dialect import learn
+from llm_kvbranch.chat.dialect import Dialect, learn
+from llm_kvbranch.chat.named import MUSE
 from llm_kvbranch.chat.reader import Event, Reader
 
 TEMPLATES = Path(__file__).parents[1] / "support" / "templates"
@@ -125,3 +126,44 @@ def test_parts_say_which_tokens_they_are_made_of():
         ("reasoning", 3, 5),
         ("text", 11, 12),
     ]
+
+
+class TestMuse:
+    "muse-glimmer's messages name whom they are for, and calls are tagged"
+
+    CALL = (
+        '<atem:function_calls>\n<atem:invoke name="rm">\n<atem:parameter name="path">'
+        "1</atem:parameter>\n</atem:invoke>\n</atem:function_calls>"
+    )
+
+    def answer(self, text: str, ended_by: str | None = "<|eot|>"):
+        parameters = {"properties": {"path": {"type": "string"}}}
+        function = {"name": "rm", "parameters": parameters}
+        tools = [{"type": "function", "function": function}]
+        reader = Reader(Dialect(messages=MUSE), tools, "<|start|>assistant")
+        for character in text:
+            reader.feed(character)
+        reader.end(ended_by)
+        return reader.reasoning, reader.text, [call.arguments for call in reader.calls]
+
+    def test_thinking_text_and_a_call(self):
+        text = (
+            " to=self<|message|>So.<|eom|><|start|>assistant to=user<|message|>Yes."
+            f"<|eom|><|start|>assistant to=rm<|message|>{self.CALL}"
+        )
+        assert self.answer(text) == ("So.", "Yes.", [{"path": "1"}])
+
+    @pytest.mark.parametrize("recipient", ["user", "self"])
+    def test_a_call_in_a_message_to_someone_is_quoted(self, recipient):
+        reasoning, text, calls = self.answer(f" to={recipient}<|message|>{self.CALL}")
+        assert reasoning + text == self.CALL
+        assert not calls
+
+    def test_a_call_that_is_not_complete_is_text(self):
+        for length in range(1, len(self.CALL)):
+            begun = self.CALL[:length]
+            assert self.answer(f" to=rm<|message|>{begun}") == ("", begun, [])
+
+    def test_a_message_with_more_than_calls_is_text(self):
+        text = self.CALL + " or not"
+        assert self.answer(f" to=rm<|message|>{text}") == ("", text, [])
