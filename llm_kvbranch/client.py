@@ -24,7 +24,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from .chat import Call
+from .chat import Event, event_of
 from .errors import ContextError, KVBranchError, OverloadedError
 from .settings import budget, data_directory
 
@@ -33,7 +33,7 @@ try:
 except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
-PROTOCOL = 1
+PROTOCOL = 2
 _FIRST = "server.json"  # the file of a server that was started while no other ran
 RUN, COMMIT, TAIL = (f"/-/kvbranch/{name}" for name in ("run", "commit", "tail"))
 _CONNECT_SECONDS = 2.0
@@ -246,12 +246,12 @@ def _error(body: Any, status: int = 400, retry_after: str | None = None) -> Exce
 
 
 class RemoteGeneration:
-    "An answer generated on the server: iterate over its text, then commit it"
+    "An answer generated on the server: iterate over its events, then commit it"
 
     def __init__(self, remote: Remote, asked: dict[str, Any]):
         self.facts: dict[str, Any] = {}
         self.name = ""
-        self.calls: list[Call] = []
+        self.finish_reason = "stop"
         self._remote = remote
         self._asked = asked
         self._ticket: str | None = None
@@ -262,20 +262,20 @@ class RemoteGeneration:
         "Stop as soon as possible; the server notices that the connection is closed"
         self._cancelled = True
 
-    def __iter__(self) -> Generator[str, None, None]:
+    def __iter__(self) -> Generator[Event, None, None]:
         with self._remote.post(RUN, self._asked) as response:
             for line in response:
-                event = json.loads(line) if line.strip() else {}
-                if "error" in event:
-                    raise _error(event)
-                if "piece" in event:
-                    yield event["piece"]
+                message = json.loads(line) if line.strip() else {}
+                if "error" in message:
+                    raise _error(message)
+                if event := event_of(message):
+                    yield event
                 if self._cancelled:
                     return
-                if "facts" in event:
-                    self.facts, self.name = event["facts"], event["name"]
-                    self._ticket = event["ticket"]
-                    self.calls = [Call(**call) for call in event["calls"]]
+                if "facts" in message:
+                    self.facts, self.name = message["facts"], message["name"]
+                    self.finish_reason = self.facts["finish_reason"]
+                    self._ticket = message["ticket"]
         if self._ticket is None:
             raise KVBranchError(
                 "llm kvbranch serve was stopped before the answer was complete: "

@@ -28,7 +28,7 @@ from .models import catalog
 from .settings import budget, data_directory
 
 if TYPE_CHECKING:
-    from .chat import Call
+    from .chat import Call, Event
     from .client import Remote, RemoteGeneration
     from .inference import Generation, Request, Session
     from .models import KVLlamaOptions, ModelSettings
@@ -89,24 +89,45 @@ def tools_of(prompt: Any) -> tuple[dict[str, Any], ...]:
     )
 
 
-def called(response: Any, calls: Sequence[Call]) -> Iterator[Any]:
-    "The events of the tool calls in a response; also adds the calls to it"
-    from llm.parts import StreamEvent
+class Said:
+    """What a response says: llm's events for ours, and the calls that llm is to run.
 
-    for call in calls:
+    llm runs the calls only of an answer that ended by itself.
+    """
+
+    def __init__(self, response: Any):
+        self._response = response
+        self._calls: list[Call] = []
+
+    def events(self, event: Event) -> Iterator[Any]:
+        from llm.parts import StreamEvent
+
+        if event.call is None:
+            yield StreamEvent(event.kind, event.text)
+            return
+        call = event.call
+        self._calls.append(call)
         arguments = json.dumps(call.arguments)
         yield StreamEvent("tool_call_name", call.name, tool_call_id=call.id)
         yield StreamEvent("tool_call_args", arguments, tool_call_id=call.id)
-        response.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
+
+    def end(self, facts: dict[str, Any]) -> None:
+        if facts["finish_reason"] == "tool_calls":
+            for call in self._calls:
+                tool_call = llm.ToolCall(call.name, call.arguments, call.id)
+                self._response.add_tool_call(tool_call)
 
 
 def describe(response: Any, facts: dict[str, Any], name: str) -> None:
     "Record usage, model and KV facts on a response, to be logged with it"
-    restored = facts["restored_tokens"]
+    details = {
+        "cached_tokens": facts["restored_tokens"],
+        "reasoning_tokens": facts.get("thinking_tokens"),
+    }
     response.set_usage(
         input=facts["prompt_tokens"],
         output=facts["generated_tokens"],
-        details={"cached_tokens": restored} if restored else None,
+        details={name: n for name, n in details.items() if n} or None,
     )
     response.set_resolved_model(name)
     response.response_json = {"kvbranch": facts}
@@ -189,16 +210,17 @@ class KVLlama(_Shared, llm.Model):
 
     def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
-    ) -> Iterator[str]:
+    ) -> Iterator[Any]:
         from . import console
 
         console.discard_unread()
         yield from console.chatting(self._events(prompt, response), response)
 
     def _events(self, prompt: Any, response: Any) -> Iterator[Any]:
-        generation = self._generation(prompt)
-        yield from generation
-        yield from called(response, generation.calls)
+        generation, said = self._generation(prompt), Said(response)
+        for event in generation:
+            yield from said.events(event)
+        said.end(generation.facts)
         self._finish(response, generation)
 
 
@@ -207,7 +229,7 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
 
     async def execute(
         self, prompt: Any, stream: bool, response: Any, conversation: Any
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[Any, None]:
         from concurrent.futures import ThreadPoolExecutor
 
         from . import console
@@ -217,20 +239,17 @@ class AsyncKVLlama(_Shared, llm.AsyncModel):
         thread = ThreadPoolExecutor(1, thread_name_prefix="kvllama")
         try:
             generation = await loop.run_in_executor(thread, self._generation, prompt)
-            pieces = iter(generation)
+            ours, said = iter(generation), Said(response)
             try:
-                while True:
-                    piece = await loop.run_in_executor(thread, next, pieces, None)
-                    if piece is None:
-                        break
-                    yield piece
+                while event := await loop.run_in_executor(thread, next, ours, None):
+                    for each in said.events(event):
+                        yield each
             finally:
                 generation.cancel()  # no effect once it has ended
-                await asyncio.shield(loop.run_in_executor(thread, pieces.close))
+                await asyncio.shield(loop.run_in_executor(thread, ours.close))
         finally:
             thread.shutdown(wait=False)
-        for event in called(response, generation.calls):
-            yield event
+        said.end(generation.facts)
         self._finish(response, generation)
 
 

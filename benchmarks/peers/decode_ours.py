@@ -54,7 +54,7 @@ class Decoder:
             self.session.step()
             for i, generation in enumerate(generations):
                 while generation.pieces:
-                    texts[i] += generation.pieces.popleft()
+                    texts[i] += generation.pieces.popleft().text
 
         while not all(g.is_answering for g in generations):
             step()

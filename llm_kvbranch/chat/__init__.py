@@ -5,6 +5,7 @@ out of what a model says. It does not know where tokens are stored or who comput
 """
 
 from .dialect import Dialect
+from .events import event_of, event_to_json
 from .history import message_text
 from .parts import Call, Event, Part
 from .reader import Reader
@@ -21,5 +22,7 @@ __all__ = [
     "Reader",
     "Rendering",
     "ToolStream",
+    "event_of",
+    "event_to_json",
     "message_text",
 ]

@@ -102,6 +102,14 @@ class AnswerReader:
             return False
         return bool(self._record.text) or (self._headed and not self._may_think)
 
+    @property
+    def may_answer(self) -> bool:
+        return not self._thinking and (self._headed or bool(self._record.text))
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._thinking
+
     def feed(self, text: str, control: bool) -> None:
         "Add the text of one token"
         begin = len(self._source.text)

@@ -136,6 +136,14 @@ class MessageReader:
         "Whether what comes now is the text of the answer"
         return self._state == "body" and self._kind == "text"
 
+    @property
+    def may_answer(self) -> bool:
+        return self.in_answer
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._state == "body" and self._kind == "reasoning"
+
     def feed(self, text: str, control: bool = False) -> Iterator[Said]:
         "Add the text of one token"
         if control:

@@ -74,6 +74,16 @@ class Reader:
         """
         return (self._messages or self._answer).in_answer
 
+    @property
+    def may_answer(self) -> bool:
+        "Whether the answer may begin here: neither thinking nor a header is open"
+        return (self._messages or self._answer).may_answer
+
+    @property
+    def is_thinking(self) -> bool:
+        "Whether thinking has begun and is not over; false in a header"
+        return (self._messages or self._answer).is_thinking
+
     def feed(self, text: str, control: bool = False) -> list[Event]:
         "Add the text of one token; ``control`` if it is a control token's name"
         self._n_feeds += 1

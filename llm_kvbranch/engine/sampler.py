@@ -98,6 +98,9 @@ class Sampler:
         "Draw a token from the logits at a batch index, and remember it"
         return int(self._llama.llama_sampler_sample(self._chain, context, index))
 
+    def constrain(self) -> None:
+        "The answer begins: what is drawn from now on must keep to the grammar"
+
     def accept(self, token: int) -> None:
         "Remember a token that was drawn before, from the same logits"
         self._llama.llama_sampler_accept(self._chain, token)

@@ -235,12 +235,22 @@ class Weights:
             piece = self._pieces[token] = self._piece(token)
         return piece
 
-    def _piece(self, token: int) -> bytes:
+    def control_text(self, token: int) -> str:
+        "How a chat template writes a control token; empty for all other tokens"
+        if self.piece(token):
+            return ""
+        return self.text(token)
+
+    def text(self, token: int) -> str:
+        "A token as a chat template writes it"
+        return self._piece(token, special=True).decode("utf-8", "replace")
+
+    def _piece(self, token: int, special: bool = False) -> bytes:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
             n = self._llama.llama_token_to_piece(
-                self.vocab, token, buffer, size, 0, False
+                self.vocab, token, buffer, size, 0, special
             )
             if n >= 0:
                 return buffer.raw[:n]

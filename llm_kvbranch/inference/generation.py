@@ -19,29 +19,39 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..chat import Call, Rendering, ToolStream
+from ..chat import Call, Event, Part, Reader, Rendering, message_text
 from ..engine import Feed, Sampler, Sampling
 from ..errors import ContextError
 from ..store import STORE_ERRORS, Entry, tokens_of
+from .answer import AnswerStream
 from .capture import NewState
 from .filling import Decoded, Feeds, Filling
 from .loaded import LoadedModel
 from .planning import Plan, Turn, answer_hash, covered, min_tokens, why_prefilled
 from .slots import HEADROOM, Slot
-from .text import TextStream
+
+_PROMPT_END = 64  # tokens of a prompt that show whether thinking has begun
+_QUOTED = 40  # characters that show where the last message ends among them
 
 
 @dataclass(frozen=True)
 class Resumed:
     """Where an answer to the same request stopped, in an engine that has ended.
 
-    ``tokens`` are those that it had generated, and whose text was sent. With a
-    ``finish_reason`` the answer ends there, with these ``calls``.
+    ``tokens`` are those that it had generated, and whose events were sent, with these
+    ``calls`` among them. With a ``finish_reason`` the answer ends there; ``ended_by``
+    is then the text of the token that ended it, None if it was cut off.
     """
 
     tokens: tuple[int, ...]
     finish_reason: str | None = None
     calls: tuple[Call, ...] = ()
+    ended_by: str | None = None
+
+    @property
+    def was_told(self) -> bool:
+        "Whether the end was sent as well; not if it was cancelled without an engine"
+        return self.finish_reason not in (None, "cancelled")
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,15 @@ class Runner(Protocol):
     def start(self, generation: Generation, /) -> None:
         "Begin to run a generation; raises what prevents that"
 
-    def next_piece(self, generation: Generation, /) -> str | None:
-        "The next piece of its text, None at its end"
+    def next_event(self, generation: Generation, /) -> Event | None:
+        "The next event of its answer, None at its end"
 
     def stop(self, generation: Generation, /) -> None:
         "End it, if it has not ended"
 
 
 class Generation:
-    """One answer: iterate over it for its text, then ``commit`` it.
+    """One answer: iterate over it for its events, then ``commit`` it.
 
     ``facts`` is complete when it has ended. Instead of iterating, a caller may
     ``start`` it, step the session, and empty ``pieces`` after each step.
@@ -105,14 +115,15 @@ class Generation:
         self.n_prompt = 0
         self.plan: Plan | None = None
         self.slot: Slot | None = None
-        self.pieces: deque[str] = deque()  # of text that nobody has taken yet
+        self.pieces: deque[Event] = deque()  # that nobody has taken yet
         self.feed: Feed | None = None  # what it needs decoded next
         self.ended = False
         self.error: BaseException | None = None
-        self.calls: list[Call] = []  # of tools
-        self.text = ""  # the whole answer, once finished
+        self.ended_by: str | None = None  # the text of the token that ended it
+        self.parts: list[Part] = []  # what it says, once finished
         self.generated = tokens_of()  # all tokens of the answer, with what a stop cuts
         self._sampler: Sampler | None = None
+        self._constrained = False
         self._cancelled = False
         self._started = 0.0
         self._running: Feeds[None] | None = None
@@ -145,6 +156,16 @@ class Generation:
         return self.feed.start != len(self.slot.tokens)
 
     @property
+    def text(self) -> str:
+        "The text of its answer, once finished"
+        return "".join(part.text for part in self.parts if part.kind == "text")
+
+    @property
+    def calls(self) -> list[Call]:
+        "The complete tool calls of its answer, once finished"
+        return [part.call for part in self.parts if part.call is not None]
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 
@@ -152,11 +173,11 @@ class Generation:
         "Stop as soon as possible; may be called from any thread"
         self._cancelled = True
 
-    def __iter__(self) -> Generator[str, None, None]:
+    def __iter__(self) -> Generator[Event, None, None]:
         try:
             self.session.start(self)
-            while piece := self.session.next_piece(self):
-                yield piece
+            while event := self.session.next_event(self):
+                yield event
         finally:
             self.session.stop(self)
 
@@ -226,62 +247,90 @@ class Generation:
 
     def _run(self) -> Feeds[None]:
         self._started = time.perf_counter()
-        model = self.model
+        model, resumed = self.model, self.request.resumed
         plan, slot = self._begin()
+        answer = self._answer_to(plan)
         expected = min(self.request.max_tokens or HEADROOM, 4 * HEADROOM)
         n_cells = max(min(self.n_ctx, self.n_prompt + expected), plan.chain.n_cells)
-        resumed = self.request.resumed
+        draws = resumed is None and answer.forced is None
         filling = yield from model.filler.fill(
-            slot, plan.tokens, plan.chain, n_cells, logits=resumed is None
+            slot, plan.tokens, plan.chain, n_cells, logits=draws
         )
         new_state = NewState(model, plan, slot, filling, self.facts)
         self._describe(plan, filling)
-        token, weights, generated = filling.token, model.engine.weights, self.generated
-        text, first, ended = TextStream(self.request.stop), 0.0, False
-        shown = ToolStream(_names(self.request.tools))
+        yield from self._generate(plan, slot, filling.token, answer)
         if resumed is not None:
-            ended = self._repeat(resumed, text, shown)
-            if not ended:
-                token = yield from self._next(slot, plan.tokens + generated)
-        n_before = len(generated)
+            answer.name_again(resumed.calls)
+        self.parts = answer.parts
+        yield from self._finish(plan, slot, new_state, answer)
+
+    def _generate(
+        self, plan: Plan, slot: Slot, token: int | None, answer: AnswerStream
+    ) -> Feeds[None]:
+        "Generate until the answer ends; ``token`` is its first one, if it was drawn"
+        weights, generated = self.model.engine.weights, self.generated
+        resumed = self.request.resumed
+        self._constrain(answer)
+        ended = resumed is not None and self._repeat(resumed, answer)
+        n_before, first = len(generated), 0.0
+        if token is None and not ended:
+            token = yield from self._next(slot, plan.tokens + generated, answer)
         while not (ended or self._cancelled or token is None or weights.is_eog(token)):
             generated.append(token)
-            piece = shown.feed(text.feed(weights.piece(token)))
+            self.pieces.extend(answer.feed(token))
+            self._constrain(answer)
             if not first:
                 first = time.perf_counter()
                 self.facts["ttft_ms"] = ms(first - self._started)
-            if piece:
-                self.pieces.append(piece)
-            ended = text.stopped or self._is_full(len(generated))
+            ended = answer.stopped or self._is_full(len(generated))
             if not ended:
-                token = yield from self._next(slot, plan.tokens + generated)
+                token = yield from self._next(slot, plan.tokens + generated, answer)
         if (n := len(generated) - n_before) > 1:
             rate = (n - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
-        if rest := shown.feed(text.end()) + shown.end():
-            self.pieces.append(rest)
-        self.text, self.calls = shown.text, shown.calls
-        if resumed is not None and resumed.calls:
-            self.calls = list(resumed.calls)  # their ids were sent
+        if not (ended or self._cancelled or token is None):
+            self.ended_by = weights.text(token)
+        events = answer.end(self.ended_by)
+        if resumed is None or not resumed.was_told:
+            self.pieces.extend(events)
         if self._cancelled:
             self.finish_reason = "cancelled"
-        elif self.calls:
+        elif answer.calls and self.ended_by is not None:
             self.finish_reason = "tool_calls"
-        tokens = self._spelling(plan, generated, text.text)
-        yield from self._finish(plan, slot, new_state, tokens)
 
-    def _repeat(self, resumed: Resumed, text: TextStream, shown: ToolStream) -> bool:
+    def _repeat(self, resumed: Resumed, answer: AnswerStream) -> bool:
         "Take over the tokens of an answer that stopped; True if it ends with them"
         assert self._sampler is not None
-        piece, ended = self.model.engine.weights.piece, False
+        ended = False
         for token in resumed.tokens:
             self._sampler.accept(token)
             self.generated.append(token)
-            shown.feed(text.feed(piece(token)))  # which was sent
-            ended = text.stopped or self._is_full(len(self.generated))
+            answer.feed(token)  # its events were sent
+            self._constrain(answer)
+            ended = answer.stopped or self._is_full(len(self.generated))
         if resumed.finish_reason is not None:
-            self.finish_reason, ended = resumed.finish_reason, True
+            self.finish_reason, self.ended_by = resumed.finish_reason, resumed.ended_by
+            ended = True
         return ended
+
+    def _constrain(self, answer: AnswerStream) -> None:
+        "Have the sampler keep to its grammar from where the answer begins"
+        if answer.has_begun and not self._constrained and self._sampler is not None:
+            self._constrained = True
+            self._sampler.constrain()
+
+    def _answer_to(self, plan: Plan) -> AnswerStream:
+        "What reads the answer's tokens"
+        model, request = self.model, self.request
+        weights, dialect = model.engine.weights, model.planner.chat.dialect
+        prompt = "".join(map(weights.text, plan.tokens[-_PROMPT_END:]))
+        reader = Reader(
+            dialect, request.rendering.tools, _after(request.messages[-1:], prompt)
+        )
+        budget, closing = request.thinking_budget, tokens_of()
+        if budget is not None and dialect.thinking is not None:
+            closing = weights.tokenize(dialect.thinking.close, special=True)
+        return AnswerStream(weights, reader, request.stop, budget, closing)
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
@@ -350,9 +399,11 @@ class Generation:
             with contextlib.suppress(*STORE_ERRORS):
                 self.model.planner.store.count_miss(reason)
 
-    def _next(self, slot: Slot, tokens: array[int]) -> Feeds[int | None]:
+    def _next(
+        self, slot: Slot, tokens: array[int], answer: AnswerStream
+    ) -> Feeds[int | None]:
         "Decode the last token and draw the next; None if cancelled or out of room"
-        model, token = self.model, None
+        model, token, forced = self.model, None, answer.forced
         while token is None and len(slot.tokens) < len(tokens):
             if self._cancelled:
                 return None
@@ -361,9 +412,12 @@ class Generation:
             except ContextError:
                 self.finish_reason = "context"
                 return None
-            token = yield from model.filler.decode(slot, tokens)
+            logits = forced is None
+            token = yield from model.filler.decode(slot, tokens, logits=logits)
         model.filler.token_decoded(slot)
-        return token
+        if forced is not None and self._sampler is not None:
+            self._sampler.accept(forced)
+        return token if forced is None else forced
 
     def _is_full(self, n_generated: int) -> bool:
         "Whether the answer may not get longer"
@@ -386,16 +440,17 @@ class Generation:
         return plan.tokens + generated[:n]
 
     def _finish(
-        self, plan: Plan, slot: Slot, new_state: NewState, tokens: array[int]
+        self, plan: Plan, slot: Slot, new_state: NewState, answer: AnswerStream
     ) -> Feeds[None]:
         "Make the slot end where the answer does, and note what is to be stored"
         model = self.model
+        tokens = self._spelling(plan, self.generated, answer.raw)
         model.slots.truncate(slot, len(tokens))
         if len(slot.tokens) < min(len(plan.chain.tokens), self.n_prompt):
             yield from model.filler.fill(slot, tokens, plan.chain, logits=False)
         yield from model.filler.decode(slot, tokens, logits=False)
         self.tokens = tokens
-        tip_hash = answer_hash(self.text, plan.input_hash, self.calls)
+        tip_hash = answer_hash(self.parts, plan.input_hash)
         model.planner.remember(
             Turn(tokens, self.n_prompt, plan.render, plan.input_hash, tip_hash)
         )
@@ -403,6 +458,8 @@ class Generation:
         start, nbytes = new_state.finish(tokens, tip_hash)
         self.facts.update(
             generated_tokens=self.n_generated,
+            thinking_tokens=answer.n_thinking or None,
+            thinking_cut=answer.is_over_budget or None,
             finish_reason=self.finish_reason,
             state_start=start,
             state_end=self.end,
@@ -410,8 +467,10 @@ class Generation:
         )
 
 
-def _names(tools: Sequence[dict[str, Any]]) -> list[str]:
-    return [str(tool["function"]["name"]) for tool in tools]
+def _after(last: Sequence[Any], prompt: str) -> str:
+    "What the template wrote after the last message, which may quote anything"
+    said = "".join(map(message_text, last)).rstrip()[-_QUOTED:]
+    return prompt.rpartition(said)[2] if said else prompt
 
 
 def ms(seconds: float) -> float:

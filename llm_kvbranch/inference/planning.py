@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..chat import Call, Chat, Rendering, message_text
+from ..chat import Chat, Part, Rendering, message_text
 from ..store import Chain, Entry, Hold, common_prefix, tokens_of
 from .nostore import NoStore, States
 from .resume import resumable
@@ -181,15 +181,19 @@ class Planner:
         return plan
 
     def ahead(
-        self, messages: Sequence[Any], text: str, rendering: Rendering = _PLAIN
+        self,
+        messages: Sequence[Any],
+        parts: Sequence[Part],
+        rendering: Rendering = _PLAIN,
     ) -> array[int]:
         """The tokens of messages, their answer, and what any next turn begins with.
 
-        ``text`` is the answer, which was just given; empty if that is not known.
+        ``parts`` are those of the answer, which was just given; empty if that is not
+        known.
         """
         import llm
 
-        messages = [*messages, llm.assistant(text)]
+        messages = [*messages, answer_message(parts)]
         index, answer = len(messages) - 1, chain_hashes(messages)[-1]
         turn = next((t for t in reversed(self._recent) if t.tip_hash == answer), None)
         if turn is None:
@@ -301,17 +305,22 @@ class Planner:
             n_prompt, tip_hash = candidate.n_prompt, candidate.tip_hash
             answer = candidate.tokens[n_prompt:]
         n, n_text = covered(answer, self.piece, text)
-        if text and not n and not self._begins(answer, text):
+        whole = tip_hash == tip and (n_text == len(text) or self._has(answer, text))
+        if whole:  # with thinking, tool calls, and control tokens at its end
+            n, n_text = len(answer), len(text)
+        elif text and not n and not self._begins(answer, text):
             return None
-        whole = tip_hash == tip and n_text == len(text)
-        if whole:
-            n = len(answer)  # with tool calls, and control tokens at its end
         if not isinstance(candidate, Entry):
             return _Known(index, candidate.tokens[: n_prompt + n], n_text, whole)
         known = self.store.chain(candidate).tokens[: n_prompt + n]
         if not known:
             return None  # a link of its chain is unknown
         return _Known(index, known, n_text, whole, candidate)
+
+    def _has(self, answer: array[int], text: str) -> bool:
+        "Whether an answer has a text, after its thinking perhaps"
+        spelled = b"".join(map(self.piece, answer)).decode("utf-8", "replace")
+        return text.strip() in spelled
 
     def _begins(self, answer: array[int], text: str) -> bool:
         "Whether a text ends inside the first token or character of an answer"
@@ -366,24 +375,37 @@ def chain_hashes(messages: Sequence[Any]) -> list[str]:
     return hashes
 
 
-def answer_hash(
-    text: str, input_hash: str | None, calls: Sequence[Call] = ()
-) -> str | None:
-    """The hash under which llm will log an answer of text and the calls after it.
+def answer_hash(parts: Sequence[Part], input_hash: str | None) -> str | None:
+    """The hash under which llm will log an answer of these parts.
 
     llm makes no message of an empty answer: its hash is the prompt's.
     """
     from llm.logs import message_hash
-    from llm.parts import Message, Part, TextPart, ToolCallPart
 
-    parts: list[Part] = [TextPart(text=text)] if text else []
-    for call in calls:
-        part = ToolCallPart(name=call.name, arguments=call.arguments)
-        part.tool_call_id = call.id
-        parts.append(part)
-    if not parts:
-        return input_hash
-    return message_hash(Message(role="assistant", parts=parts), input_hash)
+    message = answer_message(parts)
+    return message_hash(message, input_hash) if message.parts else input_hash
+
+
+def answer_message(parts: Sequence[Part]) -> Any:
+    "An answer as llm logs it: text and thinking that follow on one another are one"
+    from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart
+
+    said: list[Any] = []
+    for part in parts:
+        if part.call is not None:
+            call = part.call
+            said.append(
+                ToolCallPart(
+                    name=call.name, arguments=call.arguments, tool_call_id=call.id
+                )
+            )
+            continue
+        kind = ReasoningPart if part.kind == "reasoning" else TextPart
+        if said and type(said[-1]) is kind:
+            said[-1] = kind(text=said[-1].text + part.text)
+        elif part.text:
+            said.append(kind(text=part.text))
+    return Message(role="assistant", parts=said)
 
 
 def min_tokens(messages: Sequence[Any], limit: int, longest: Callable[[], int]) -> int:

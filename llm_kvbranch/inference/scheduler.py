@@ -1,7 +1,7 @@
 """Many clients, one engine: a thread that decodes for all of them.
 
 The idea: one thread owns a session. It admits waiting requests as slots become free,
-one of each client in turn, decodes a batch, and hands out the new text. Whatever else
+one of each client in turn, decodes a batch, and hands out what is new. Whatever else
 needs the session (storing a state, counting tokens) is done between two batches.
 
 The invariant: every ticket ends, and its listener is told so exactly once. Nothing
@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ..chat import Event
 from ..errors import BusyError, OverloadedError, UnavailableError
 from .generation import Generation, Request
 from .session import Session
@@ -28,14 +29,14 @@ from .session import Session
 Result = TypeVar("Result")
 _IDLE = 0.02  # seconds without a request before the next turn is read ahead
 _COURTESY = 0.001  # seconds that the event loop needs to send a few words
-Listener = Callable[["Ticket", list[str]], None]
+Listener = Callable[["Ticket", list[Event]], None]
 
 
 @dataclass(eq=False)
 class Ticket:
     """A request on its way; ``generation`` is its answer.
 
-    ``listener(ticket, pieces)`` is called in the engine's thread with new text, for
+    ``listener(ticket, events)`` is called in the engine's thread with what is new, for
     the last time when ``ended`` is true. ``error`` is then what it failed with, if it
     did.
     """
@@ -262,7 +263,7 @@ class Scheduler:
         self._end(ticket)
 
     def _hand_out(self) -> None:
-        """Give each listener its new text, and end the tickets that have ended.
+        """Give each listener what is new, and end the tickets that have ended.
 
         llama.cpp's threads take all processors again right after. So a first word is
         given a moment to be sent; otherwise it would arrive with the second.
@@ -270,15 +271,15 @@ class Scheduler:
         begun = False
         for ticket in list(self._running):
             generation = ticket.generation
-            pieces = list(generation.pieces)
+            events = list(generation.pieces)
             generation.pieces.clear()
-            begun = begun or (bool(pieces) and generation.n_generated == 1)
+            begun = begun or (bool(events) and generation.n_generated == 1)
             if generation.ended:
                 self._running.remove(ticket)
                 self._full_at = None
-                self._end(ticket, generation.error, pieces)
-            elif pieces:
-                _notify(ticket, pieces)
+                self._end(ticket, generation.error, events)
+            elif events:
+                _notify(ticket, events)
         if begun:
             time.sleep(_COURTESY)
 
@@ -286,7 +287,7 @@ class Scheduler:
         self,
         ticket: Ticket,
         error: BaseException | None = None,
-        pieces: list[str] | None = None,
+        events: list[Event] | None = None,
     ) -> None:
         facts, now = ticket.generation.facts, time.monotonic()
         ticket.error, ticket.ended = error, True
@@ -298,7 +299,7 @@ class Scheduler:
             facts.update(served=True, queue_ms=ticket.queue_ms)
             self._seconds += 0.2 * (now - ticket.started - self._seconds)
             self._ahead = ticket.generation
-        _notify(ticket, pieces or [])
+        _notify(ticket, events or [])
 
     def _give_up(self) -> None:
         "End everything that is running, waiting or to be called"
@@ -319,10 +320,10 @@ class Scheduler:
             future.set_exception(UnavailableError())
 
 
-def _notify(ticket: Ticket, pieces: list[str]) -> None:
+def _notify(ticket: Ticket, events: list[Event]) -> None:
     "Call a listener; one that fails, as when its event loop has ended, harms no other"
     with contextlib.suppress(Exception):
-        ticket.listener(ticket, pieces)
+        ticket.listener(ticket, events)
 
 
 def fulfil(future: Future[Any], function: Callable[[], Any]) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..chat import Chat
+from ..chat import Chat, Event
 from ..engine import Engine, Feed, Load, Settings, Weights
 from ..errors import KVBranchError
 from ..store import STORE_ERRORS, Store, fingerprint_of
@@ -73,8 +73,8 @@ class Session(LoadedModel):
             generation.close()
             self._forget_ended()
 
-    def next_piece(self, generation: Generation) -> str | None:
-        "The next piece of a running generation's text, None at its end"
+    def next_event(self, generation: Generation) -> Event | None:
+        "The next event of a running generation, None at its end"
         while True:
             with self.lock:
                 if generation.pieces:
@@ -88,7 +88,7 @@ class Session(LoadedModel):
     def step(self) -> None:
         """Decode one batch of what the running generations need.
 
-        Generations whose last text nobody has taken yet are left out: an answer that
+        Generations whose last events nobody has taken yet are left out: an answer that
         nobody reads is not computed. An error ends its generation, which keeps it;
         only KeyboardInterrupt and the like are raised.
         """
@@ -209,6 +209,7 @@ class Session(LoadedModel):
 
         with self.lock, contextlib.suppress(KVBranchError):
             tokens = self.planner.chat.encode([llm.user("A")])
+            _ = self.planner.chat.dialect  # learned now
             if self.running or self.slots.n_used():
                 return
             try:
@@ -230,8 +231,8 @@ class Session(LoadedModel):
                 return True
             if slot.busy or slot.tokens != generation.tokens:
                 return True
-            text = generation.text
-            tokens = self.planner.ahead(request.messages, text, request.rendering)
+            parts = generation.parts
+            tokens = self.planner.ahead(request.messages, parts, request.rendering)
             begin, end = len(slot.tokens), len(tokens)
             if not begin < end <= begin + self.engine.n_ctx - self.slots.n_used():
                 return True

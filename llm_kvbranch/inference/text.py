@@ -28,9 +28,14 @@ class TextStream:
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, data: bytes) -> str:
-        "Add bytes; returns the text that is certain now, possibly none"
+    def feed(self, data: bytes, stops: bool = True) -> str:
+        """Add bytes; returns the text that is certain now, possibly none.
+
+        Without ``stops``, stop strings are text like any other.
+        """
         self._held += self._decoder.decode(data)
+        if not stops:
+            return self.release()
         found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
@@ -38,9 +43,14 @@ class TextStream:
             return self._release(len(self._held))
         return self._release(len(self._held) - self._possible_stop())
 
-    def end(self) -> str:
-        "What was held back and is text after all; half a character is dropped"
+    def release(self) -> str:
+        "What was held back and is text after all; half a character is not"
         return self._release(len(self._held))
+
+    @property
+    def is_whole(self) -> bool:
+        "Whether the bytes so far end with a whole character"
+        return not self._decoder.getstate()[0]
 
     def _possible_stop(self) -> int:
         "How many characters at the end could begin a stop string"

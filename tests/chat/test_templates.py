@@ -154,7 +154,7 @@ FAMILIES = {
         "<|user|>", "<|end|>", "<|assistant|>", "<|end|>", more="<|system|>"
     ),
     "smollm2": chatml(),
-    "smollm3": chatml(writes=THINK, dated=True),
+    "smollm3": chatml(writes=THINK, dated=True, drops=True),
     "deepseek-r1": Family(
         "<｜User｜>",
         "",
@@ -210,6 +210,10 @@ class Vocab(FakeVocab):
     def piece(self, token):
         return self.texts.get(token) or super().piece(token)
 
+    def control_text(self, token):
+        names = {number: text for text, number in self.ids.items()}
+        return "" if self.piece(token) else names.get(token, "")
+
 
 def source(name: str) -> str:
     return (TEMPLATES / f"{name}.jinja").read_text()
@@ -228,8 +232,11 @@ def messages_of(name: str, turns) -> list[llm.Message]:
     ]
 
 
-def shown(name: str, turns, today: datetime.datetime = DAY) -> str:
-    "The template's rendering of the turns, control tokens in double brackets"
+def shown(name: str, turns, today: datetime.datetime = DAY, apart: bool = False) -> str:
+    """The template's rendering of the turns, control tokens in double brackets.
+
+    Thinking is text of the answer, or ``apart`` from it, as llm logs it.
+    """
     family = FAMILIES[name]
     hidden = {text: chr(0xF0000 + n) for n, text in enumerate(family.controls)}
 
@@ -244,8 +251,9 @@ def shown(name: str, turns, today: datetime.datetime = DAY) -> str:
         chat = {"role": role, "content": hide(text[0])}
         if role == "assistant":
             thought, said = text
-            if name == "gpt-oss":
+            if name == "gpt-oss" or apart:
                 chat = {"role": role, "content": hide(said or ""), "thinking": thought}
+                chat["reasoning_content"] = thought
             else:
                 chat["content"] = hide(family.raw(thought, said))
         chats.append(chat)
@@ -464,7 +472,7 @@ def wrote(name, root, text, messages, ended=True) -> Answer:
     script += [EOG] if ended else []
     session = session_of(name, root, script)
     answer = Answer(session, messages, max_tokens=len(script))
-    assert answer.text == text
+    assert list(answer.answer_tokens) == [t for t in script if t != EOG]
     assert answer.facts["finish_reason"] == ("stop" if ended else "length")
     return answer
 
@@ -531,7 +539,7 @@ class TestFollowUp:
         second = Answer(session_of(name, tmp_path / "b"), messages)
         assert second.facts["miss_reason"] == "no state of the last answer is stored"
         turns = [S, U, ("assistant", "Hm.", "Salt."), ("user", "Go on?")]
-        assert told(second) == shown(name, turns)
+        assert told(second) == shown(name, turns, apart=True)
         if name in THINKING:
             assert ("Hm." in told(second)) != family.drops
 

@@ -138,7 +138,7 @@ def ask(
     generation = session.generate(
         Request(messages=asked, sampling=GREEDY, max_tokens=n, **chosen)
     )
-    text = "".join(generation)
+    text = "".join(event.text for event in generation)
     return Turn(generation, text, [*asked, llm.assistant(text)])
 
 

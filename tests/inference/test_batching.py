@@ -47,7 +47,7 @@ class Served:
         self.session.step()
         for generation in self.texts:
             while generation.pieces:
-                self.texts[generation] += generation.pieces.popleft()
+                self.texts[generation] += generation.pieces.popleft().text
         return len(self.session.engine.decoded) - before
 
     def run(self, n_steps=10_000):
@@ -449,7 +449,7 @@ class TestDisturbance:
         crowd.check(good)
         assert "no token" in str(bad.error)
         with pytest.raises(RuntimeError, match="no token"):
-            crowd.session.next_piece(bad)
+            crowd.session.next_event(bad)
         assert all(not slot.busy for slot in crowd.session.slots._slots)
 
     def test_ctrl_c_while_tokens_are_drawn(self):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import llm
 import pytest
 
+from llm_kvbranch.chat import Event
 from llm_kvbranch.engine import Engine, Feed, Load, Settings, Weights
 from llm_kvbranch.inference import Request, Scheduler, Ticket
 from llm_kvbranch.inference import generation as one_answer
@@ -118,9 +119,9 @@ class Crowd:
             asked.leaves_at = self.random.randrange(self.full // 2)
         self.asked.append(asked)
 
-        def listen(ticket: Ticket, pieces: list[str]) -> None:
+        def listen(ticket: Ticket, events: list[Event]) -> None:
             try:
-                self._listen(asked, ticket, pieces)
+                self._listen(asked, ticket, events)
             except BaseException as error:  # the scheduler goes on without it
                 self._error = error
                 self._done.set()
@@ -129,10 +130,10 @@ class Crowd:
         if asked.leaves_at == 0:
             self._scheduler.cancel(asked.ticket)
 
-    def _listen(self, asked: Asked, ticket: Ticket, pieces: list[str]) -> None:
+    def _listen(self, asked: Asked, ticket: Ticket, events: list[Event]) -> None:
         "In the engine's thread: cancel, ask more, and look at the rows at the end"
-        asked.pieces += pieces
-        self._n_pieces += len(pieces)
+        asked.pieces += [event.text for event in events]
+        self._n_pieces += len(events)
         if asked.leaves_at is not None and len(asked.pieces) >= asked.leaves_at:
             self._scheduler.cancel(ticket)
         if ticket.ended:

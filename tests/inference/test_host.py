@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_kvbranch import errors
-from llm_kvbranch.chat import Call
+from llm_kvbranch.chat import Call, Part
 from llm_kvbranch.engine import Load, Rope, Sampling, Settings
 from llm_kvbranch.errors import (
     ContextError,
@@ -90,9 +90,9 @@ class Asked:
         self._done = threading.Event()
         self.answer = host.submit(request, self._listen)
 
-    def _listen(self, answer, piece):
+    def _listen(self, answer, events):
         assert not self.n_ends, "told something after the end"
-        self.pieces.append(piece)
+        self.pieces.append("".join(event.text for event in events))
         self.times.append(time.monotonic())
         if answer.ended:
             self.n_ends += 1
@@ -185,9 +185,9 @@ class TestAnswers:
     async def test_pieces(self, running):
         request = Request([llm.user("Tell me")], sampling=GREEDY, max_tokens=20)
         text, answers = "", set()
-        async for answer, piece in running.host.stream(request):
+        async for answer, event in running.host.stream(request):
             answers.add(answer)
-            text += piece
+            text += event.text if event is not None else ""
         (answer,) = answers
         assert answer.ended
         assert answer.facts["queue_ms"] >= 0
@@ -345,7 +345,9 @@ class TestEnds:
         with contextlib.closing(Store(root)) as store:
             (entry,) = store.entries()
         state = entry.state
-        assert state.tip_hash == answer_hash("", state.input_hash, calls)
+        assert state.tip_hash == answer_hash(
+            [Part("call", call=call) for call in calls], state.input_hash
+        )
 
     def test_stopped(self, running, monkeypatch):
         "SIGSTOP, or a machine that swaps: it is told to go on, and does"
@@ -435,11 +437,11 @@ class TestBlame:
             "import os\n"
             "from llm_kvbranch.inference.text import TextStream\n"
             "feed = TextStream.feed\n"
-            "def deadly(self, piece):\n"
+            "def deadly(self, piece, *more, **named):\n"
             "    self.n = getattr(self, 'n', 0) + 1\n"
             "    if self.n == 5 and self._stop == ('deadly',):\n"
             "        os.abort()\n"
-            "    return feed(self, piece)\n"
+            "    return feed(self, piece, *more, **named)\n"
             "TextStream.feed = deadly\n",
         )
         with hosted(toy_path) as running:
@@ -633,7 +635,9 @@ class TestWire:
             think="low",
             keep_thinking=True,
             thinking_budget=100,
-            resumed=Resumed((1, 2), "stop", (Call("1", "x", {"y": [1]}),)),
+            resumed=Resumed(
+                (1, 2), "stop", (Call("1", "x", {"y": [1]}),), "<|im_end|>"
+            ),
             number=5,
         )
         data = json.loads(wire.to_line(wire.request_to_json(request)))

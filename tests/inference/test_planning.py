@@ -8,6 +8,7 @@ import llm
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_kvbranch.chat import Part
 from llm_kvbranch.inference.planning import (
     answer_hash,
     chain_hashes,
@@ -78,8 +79,8 @@ class TestHashes:
         for message, ours in zip(messages, chain_hashes(messages), strict=True):
             folded = message_hash(message, folded)
             assert folded == ours
-        assert answer_hash("a", chain_hashes(messages)[1]) == folded
-        assert answer_hash("", "input") == "input"
+        assert answer_hash([Part("text", "a")], chain_hashes(messages)[1]) == folded
+        assert answer_hash([], "input") == "input"
 
 
 class TestReasons:

@@ -18,7 +18,7 @@ def run(data: bytes, cuts: list[int], stop: tuple[str, ...] = ()):
         shown += stream.feed(data[a:b])
         if stream.stopped:
             break
-    return shown + stream.end(), stream
+    return shown + stream.release(), stream
 
 
 class TestWholeCharacters:

@@ -25,6 +25,7 @@ from llm_kvbranch.inference.session import Session
 from llm_kvbranch.store.store import Store
 
 CONTROLS = {"<|im_start|>": 1, "<|im_end|>": 2}
+NAMES = {token: text for text, token in CONTROLS.items()}
 EOG = 2
 BYTE, PAIR = 100, 1000
 ROW = 16
@@ -68,6 +69,12 @@ class FakeVocab:
     def is_user_defined(self, token: int) -> bool:
         return False
 
+    def control_text(self, token: int) -> str:
+        return NAMES.get(token, "")
+
+    def text(self, token: int) -> str:
+        return self.control_text(token) or self.piece(token).decode("utf-8", "replace")
+
     def is_eog(self, token: int) -> bool:
         return token == EOG
 
@@ -79,6 +86,8 @@ class FakeSettings:
 
 
 class FakeSampler:
+    def constrain(self) -> None: ...
+
     def accept(self, token: int) -> None: ...
 
     def close(self) -> None: ...

@@ -605,7 +605,7 @@ class Home:
         generation = self.session.generate(
             Request(messages=list(messages), sampling=GREEDY, max_tokens=n)
         )
-        return generation, "".join(generation)
+        return generation, "".join(event.text for event in generation)
 
     def ask(self, prompt: str) -> Answer:
         self.read.clear()

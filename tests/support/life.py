@@ -11,6 +11,7 @@ import random
 
 import llm
 
+from llm_kvbranch.inference.planning import answer_message
 from llm_kvbranch.inference.session import Request
 
 from .fake import CONTROLS, FakeVocab, fake_session, oracle
@@ -28,10 +29,12 @@ class Answer:
         self.messages = messages
         self.before = len(session.engine.decoded)
         self.generation = session.generate(Request(messages=messages, **options))
-        self.text = "".join(self.generation)
+        events = list(self.generation)
+        self.text = "".join(each.text for each in events if each.kind == "text")
         self.facts = self.generation.facts
         self.n_decoded = len(session.engine.decoded) - self.before
-        self.chain = [*messages, *([llm.assistant(self.text)] if self.text else [])]
+        answer = answer_message(self.generation.parts)
+        self.chain = [*messages, *([answer] if answer.parts else [])]
         self.entry = self.log() if log else None
 
     def log(self):

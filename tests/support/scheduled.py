@@ -42,9 +42,9 @@ class Asked:
         request = Request(messages=[*before, user(text)], max_tokens=max_tokens)
         self.ticket = scheduler.submit(request, self.listen, client)
 
-    def listen(self, ticket, pieces):
+    def listen(self, ticket, events):
         assert not self.ends, "told something after the end"
-        self.pieces += pieces
+        self.pieces += [event.text for event in events]
         if ticket.ended:
             self.ends += 1
             self.done.set()

@@ -1,10 +1,10 @@
 """Looks after the engine's process, and the answers that it works on.
 
-The idea: the host knows each request, and the tokens whose text was sent. If the
+The idea: the host knows each request, and the tokens whose events were sent. If the
 process ends, it is started again, and each answer continues after these tokens. What
 it had stored is restored, the rest is read again.
 
-The invariant: every answer ends, and its listener is told so exactly once. No text is
+The invariant: every answer ends, and its listener is told so exactly once. No event is
 sent twice, and none is left out.
 
 This module does not know HTTP, llm's models or the log.
@@ -19,11 +19,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
+from ...chat import Event, event_of
 from ...errors import EngineError, KVBranchError, UnavailableError
 from ..generation import Request
 from .board import Work
@@ -112,25 +113,25 @@ class Host:
 
     async def stream(
         self, request: Request, client: str = ""
-    ) -> AsyncGenerator[tuple[HostedAnswer, str], None]:
-        """Pieces of an answer, with the answer; the first piece is empty.
+    ) -> AsyncGenerator[tuple[HostedAnswer, Event | None], None]:
+        """The events of an answer, with the answer; the first time without an event.
 
         Closing the generator cancels the request.
         """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[list[Event], bool]] = asyncio.Queue()
 
-        def listen(answer: HostedAnswer, piece: str) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, (piece, answer.ended))
+        def listen(answer: HostedAnswer, events: list[Event]) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (events, answer.ended))
 
         answer = self.submit(request, listen, client)
         try:
-            yield answer, ""
+            yield answer, None
             ended = False
             while not ended:
-                piece, ended = await queue.get()
-                if piece:
-                    yield answer, piece
+                events, ended = await queue.get()
+                for event in events:
+                    yield answer, event
             if answer.error is not None:
                 raise answer.error
         finally:
@@ -280,24 +281,28 @@ class Host:
                 if answer is self._tested:
                     self._test_next()
             answer.slot_id = message.get("slot", answer.slot_id)
-            piece = message.get("piece", "")
+            said = [event_of(each) for each in message.get("events", ())]
+            events = [event for event in said if event is not None]
             if "error" in message:
-                self._end(answer, error_of(message["error"]), piece)
+                self._end(answer, error_of(message["error"]), events)
             elif "facts" in message:
                 answer.complete(message)
-                self._end(answer, None, piece)
-            elif piece:
-                answer.notify(piece)
+                self._end(answer, None, events)
+            elif events:
+                answer.notify(events)
 
     def _end(
-        self, answer: HostedAnswer, error: Exception | None = None, piece: str = ""
+        self,
+        answer: HostedAnswer,
+        error: Exception | None = None,
+        events: Sequence[Event] = (),
     ) -> None:
         self._answers.pop(answer.number, None)
         self._suspects.forget(answer.number)
         answer.error, answer.ended = error, True
         if answer is self._tested:
             self._test_next()
-        answer.notify(piece)
+        answer.notify(list(events))
 
     def _test_next(self) -> None:
         self._tested = self._held.popleft() if self._held else None
@@ -369,7 +374,7 @@ class Host:
     def _compute_again(self, called: Called, answer: HostedAnswer) -> None:
         "Read an answer that had ended in an earlier process, to store its state"
 
-        def ended(again: HostedAnswer, piece: str) -> None:
+        def ended(again: HostedAnswer, events: list[Event]) -> None:
             if again.ended and again.error is not None:
                 called.settle(error=again.error)
             elif again.ended:
@@ -377,7 +382,7 @@ class Host:
                 self._send_call(called)
 
         request = answer.again(next(self._numbers))
-        again = HostedAnswer(request, ended, answer.client)
+        again = answer.copy(request, ended)
         weakref.finalize(again, self._dropped.append, request.number)
         self._answers[again.number] = again
         self._submit(again)

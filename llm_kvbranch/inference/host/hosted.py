@@ -1,7 +1,7 @@
 """An answer, or the result of a call, that the engine's process owes.
 
-The invariant: what was sent of an answer is known as text and as tokens, so that
-another process can continue it.
+The invariant: what was sent of an answer is known as tokens and calls, so that another
+process can continue it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...chat import Call
+from ...chat import Call, Event
 from ..generation import Request, Resumed
 from .process import EngineProcess
 
-Listener = Callable[["HostedAnswer", str], None]
+Listener = Callable[["HostedAnswer", list[Event]], None]
 
 
 @dataclass(eq=False)
 class HostedAnswer:
     """An answer of the engine's process.
 
-    ``listener(answer, piece)`` is called in a thread of the host's with new text, for
-    the last time when ``ended`` is true. ``facts``, ``calls`` and ``finish_reason`` are
-    then known, or ``error`` is what it failed with. ``slot_id`` is the sequence of its
-    slot while it runs.
+    ``listener(answer, events)`` is called in a thread of the host's with what is new,
+    for the last time when ``ended`` is true. ``facts`` and ``finish_reason`` are then
+    known, or ``error`` is what it failed with. ``calls`` are those that were sent, and
+    ``ended_by`` is the text of the token that ended the answer. ``slot_id`` is the
+    sequence of its slot while it runs.
     """
 
     request: Request
@@ -36,6 +37,7 @@ class HostedAnswer:
     facts: dict[str, Any] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     finish_reason: str = "stop"
+    ended_by: str | None = None
     slot_id: int | None = None
     cancelled: bool = False
     ended: bool = False
@@ -55,12 +57,28 @@ class HostedAnswer:
         if not self.tokens:
             return self.request
         reason = "cancelled" if self.cancelled else None
-        return replace(self.request, resumed=Resumed(tuple(self.tokens), reason))
+        return replace(self.request, resumed=self._resumed(reason))
 
     def again(self, number: int) -> Request:
         "The request of an answer that has ended, to have its rows in memory again"
-        resumed = Resumed(tuple(self.tokens), self.finish_reason, tuple(self.calls))
+        resumed = self._resumed(self.finish_reason)
         return replace(self.request, resumed=resumed, number=number)
+
+    def copy(self, request: Request, listener: Listener) -> HostedAnswer:
+        "The same answer, to be read once more for another request"
+        return HostedAnswer(
+            request,
+            listener,
+            self.client,
+            calls=list(self.calls),
+            finish_reason=self.finish_reason,
+            ended_by=self.ended_by,
+            tokens=list(self.tokens),
+        )
+
+    def _resumed(self, finish_reason: str | None) -> Resumed:
+        tokens, calls = tuple(self.tokens), tuple(self.calls)
+        return Resumed(tokens, finish_reason, calls, self.ended_by)
 
     def complete(self, message: dict[str, Any]) -> None:
         "Take over the facts of its end"
@@ -68,15 +86,18 @@ class HostedAnswer:
         if self.n_restarts and self.facts:
             self.facts["ttft_ms"] = self.ttft_ms  # how long the client really waited
             self.facts["restarts"] = self.n_restarts
-        self.finish_reason = message["finish_reason"]
-        self.calls = [Call(**call) for call in message["calls"]]
+        self.finish_reason, self.ended_by = (
+            message["finish_reason"],
+            message["ended_by"],
+        )
 
-    def notify(self, piece: str) -> None:
+    def notify(self, events: list[Event]) -> None:
         "Call the listener; ignore its errors, as when its event loop has ended"
-        if piece and self.ttft_ms is None:
+        self.calls += [event.call for event in events if event.call is not None]
+        if events and self.ttft_ms is None:
             self.ttft_ms = round((time.monotonic() - self.asked) * 1000, 2)
         with contextlib.suppress(Exception):
-            self.listener(self, piece)
+            self.listener(self, events)
 
 
 @dataclass(eq=False)

@@ -1,8 +1,8 @@
 """What a host and its engine's process say to each other: lines of JSON.
 
 The events of an answer are those of the protocol by which other processes use a running
-server (client.py): pieces of text, then facts, name and calls, or an error. They also
-have the tokens, so that another process can continue an answer.
+server (client.py): text, thinking and calls, then facts, or an error. With them come
+the tokens, so that another process can continue an answer.
 
 This module does not know how lines get there, or processes.
 """
@@ -90,8 +90,8 @@ def request_of(data: dict[str, Any]) -> Request:
     resumed = data["resumed"]
     if resumed is not None:
         calls = tuple(Call(**call) for call in resumed["calls"])
-        tokens, reason = tuple(resumed["tokens"]), resumed["finish_reason"]
-        resumed = Resumed(tokens, reason, calls)
+        given = {**resumed, "tokens": tuple(resumed["tokens"]), "calls": calls}
+        resumed = Resumed(**given)
     return Request(
         **{
             **data,

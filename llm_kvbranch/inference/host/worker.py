@@ -19,9 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Any, BinaryIO
 
+from ...chat import Event, event_to_json
 from ...errors import KVBranchError, report
 from ...store import prune
 from ..generation import Generation
@@ -222,25 +222,25 @@ class _Listener:
         self._number = number
         self._send = send
 
-    def __call__(self, ticket: Ticket, pieces: list[str]) -> None:
+    def __call__(self, ticket: Ticket, events: list[Event]) -> None:
         generation = ticket.generation
         tokens = generation.generated[self.n_sent :].tolist()
         self.n_sent += len(tokens)
-        event: dict[str, Any] = {
+        message: dict[str, Any] = {
             "id": self._number,
-            "piece": "".join(pieces),
+            "events": [event_to_json(event) for event in events],
             "tokens": tokens,
             "slot": generation.slot.seq if generation.slot is not None else None,
         }
         if ticket.error is not None:
-            event["error"] = _told(ticket.error)
+            message["error"] = _told(ticket.error)
         elif ticket.ended:
-            event |= {
+            message |= {
                 "facts": generation.facts,
                 "finish_reason": generation.finish_reason,
-                "calls": [asdict(call) for call in generation.calls],
+                "ended_by": generation.ended_by,
             }
-        self._send(event)
+        self._send(message)
 
 
 def _told(error: BaseException) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from .openai import (
     about,
     chunk,
     completion,
+    delta,
     finish_reason,
     json_schema_of,
     messages_of,
-    tool_calls,
     tools_of,
     usage,
 )
@@ -93,7 +93,7 @@ def _requests(call: Call, **fields: Any) -> list[AnswerRequest]:
 
 async def _whole(call: Call, answers: list[Answer]) -> Any:
     async def work() -> None:
-        async for _ in merged([answer.pieces() for answer in answers]):
+        async for _ in merged([answer.events() for answer in answers]):
             pass
 
     await call.finish(work())
@@ -106,19 +106,17 @@ async def _events(call: Call, answers: list[Answer]) -> AsyncGenerator[Event]:
     model = call.server.model.model_id
     make = functools.partial(chunk, answers, model, int(time.time()))
     begun: set[int] = set()
-    async for i, piece in merged([answer.pieces() for answer in answers]):
+    n_calls = [0] * len(answers)
+    async for i, event in merged([answer.events() for answer in answers]):
         answer = answers[i]
-        delta: dict[str, Any]
+        said = delta(event, n_calls[i])
+        n_calls[i] += "tool_calls" in said
         if i not in begun:
             begun.add(i)
-            delta = {"role": "assistant", "content": piece}
-        else:
-            delta = {"content": piece} if piece else {}
-        if not piece and (calls := tool_calls(answer)):
-            delta = {**delta, "tool_calls": calls}
-        each = {"index": i, "delta": delta, "finish_reason": None}
+            said = {"role": "assistant", **(said or {"content": ""})}
+        each = {"index": i, "delta": said, "finish_reason": None}
         more: dict[str, Any] = {}
-        if not piece:
+        if event is None:
             each["finish_reason"] = finish_reason(answer.facts)
             more = about(answer)
         slot = answer.slot_id

@@ -1,7 +1,7 @@
 """The protocol of client.py: answers for other processes of the same user.
 
-The idea: the other process gets text and facts, logs the answer itself, and then says
-so; only then is the state stored.
+The idea: the other process gets an answer's events and facts, logs the answer itself,
+and then says so; only then is the state stored.
 
 The invariant: a request names no file and no address. llm reads an attachment's path
 when it hashes a message, so there are none here; nor are there settings of the model.
@@ -15,13 +15,13 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Optional, Union
 
 import llm
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ...chat import event_to_json
 from ...inference import HostedAnswer
 from ...model import request_of
 from ...models import KVLlamaOptions
@@ -130,17 +130,16 @@ async def run(call: Call) -> Any:
     async def events() -> AsyncGenerator[Event]:
         last = None
         stream = server.host.stream(request, call.client)
-        async with contextlib.aclosing(stream) as pieces:
-            async for answer, piece in pieces:
+        async with contextlib.aclosing(stream) as said:
+            async for answer, event in said:
                 last = answer
-                if piece:
-                    yield {"piece": piece}
+                if event is not None:
+                    yield event_to_json(event)
         if last is None or not last.facts:
             raise RequestError(400, "The answer was cancelled before it began")
         yield {
             "facts": last.facts,
             "name": server.host.name,
-            "calls": [asdict(call) for call in last.calls],
             "ticket": _keep(server.uncommitted, last),
         }
 

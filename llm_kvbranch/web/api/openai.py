@@ -13,6 +13,7 @@ import llm
 from ..errors import RequestError
 
 if TYPE_CHECKING:
+    from ...chat import Call, Event
     from ..serving import Answer
     from .schemas import ChatMessage, ChatRequest
 
@@ -23,6 +24,8 @@ _FACTS = (
     "resident_tokens",
     "prefilled_tokens",
     "generated_tokens",
+    "thinking_tokens",
+    "thinking_cut",
     "miss_reason",
     "restore_ms",
     "prefill_ms",
@@ -76,7 +79,11 @@ def _message(message: ChatMessage, param: str, name: str) -> Any:
 
 
 def _assistant(message: ChatMessage, text: str, param: str) -> Any:
-    parts: list[Any] = [llm.parts.TextPart(text=text)] if text else []
+    parts: list[Any] = []
+    if message.reasoning_content:
+        parts.append(llm.parts.ReasoningPart(text=message.reasoning_content))
+    if text:
+        parts.append(llm.parts.TextPart(text=text))
     for call in message.tool_calls or ():
         try:
             arguments = json.loads(call.function.arguments or "{}")
@@ -120,10 +127,12 @@ def usage(answers: list[Answer]) -> dict[str, Any]:
     facts = [answer.facts for answer in answers]
     prompt = facts[0].get("prompt_tokens", 0)
     generated = sum(each.get("generated_tokens", 0) for each in facts)
+    thinking = sum(each.get("thinking_tokens") or 0 for each in facts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
+        "completion_tokens_details": {"reasoning_tokens": thinking},
         "prompt_tokens_details": {"cached_tokens": facts[0].get("restored_tokens", 0)},
     }
 
@@ -149,7 +158,10 @@ def chunk(
 def choice(answer: Answer, index: int) -> dict[str, Any]:
     "A choice of a whole answer"
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    if calls := tool_calls(answer):
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        calls = [_tool_call(call, i) for i, call in enumerate(answer.calls)]
         message = {**message, "content": answer.text or None, "tool_calls": calls}
     return {
         "index": index,
@@ -160,16 +172,23 @@ def choice(answer: Answer, index: int) -> dict[str, Any]:
     }
 
 
-def tool_calls(answer: Answer) -> list[dict[str, Any]]:
-    return [
-        {
-            "index": i,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
-        }
-        for i, call in enumerate(answer.calls)
-    ]
+def delta(event: Event | None, n_calls: int) -> dict[str, Any]:
+    "What an event adds to a message that has some calls already"
+    if event is None:
+        return {}
+    if event.call is not None:
+        return {"tool_calls": [_tool_call(event.call, n_calls)]}
+    name = "reasoning_content" if event.kind == "reasoning" else "content"
+    return {name: event.text}
+
+
+def _tool_call(call: Call, index: int) -> dict[str, Any]:
+    return {
+        "index": index,
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+    }
 
 
 def about(answer: Answer) -> dict[str, Any]:

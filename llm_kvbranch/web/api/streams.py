@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 Event = dict[str, Any] | str  # sent as JSON, or as it is
+Item = TypeVar("Item")
 QUIET = 5.0  # seconds without an event, after which a keep-alive is sent
 
 
@@ -105,31 +106,33 @@ class EventStream:
         )
 
 
-async def merged(sources: list[AsyncIterator[str]]) -> AsyncIterator[tuple[int, str]]:
-    """Pieces of several sources as they come, each with the number of its source.
+async def merged(
+    sources: list[AsyncIterator[Item]],
+) -> AsyncIterator[tuple[int, Item | None]]:
+    """Items of several sources as they come, each with the number of its source.
 
-    An empty piece ends a source. Raises the first error of any of them.
+    None ends a source. Raises the first error of any of them.
     """
-    queue: asyncio.Queue[tuple[int, str, Exception | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Item | None, Exception | None]] = asyncio.Queue()
 
     async def pump(i: int) -> None:
         error: Exception | None = None
         try:
-            async for piece in sources[i]:
-                queue.put_nowait((i, piece, None))
+            async for item in sources[i]:
+                queue.put_nowait((i, item, None))
         except Exception as failure:
             error = failure
-        queue.put_nowait((i, "", error))
+        queue.put_nowait((i, None, error))
 
     tasks = [asyncio.ensure_future(pump(i)) for i in range(len(sources))]
     left = len(tasks)
     try:
         while left:
-            i, piece, error = await queue.get()
+            i, item, error = await queue.get()
             if error is not None:
                 raise error
-            left -= not piece
-            yield i, piece
+            left -= item is None
+            yield i, item
     finally:
         for task in tasks:
             task.cancel()

@@ -1,9 +1,9 @@
 """Answers, from the model to the client and into the log.
 
-The idea: each answer is a task of its own. The client reads its pieces; a client that
+The idea: each answer is a task of its own. The client reads its events; a client that
 disconnects cancels it, and the text so far is still logged.
 
-The invariant: an answer is logged, and its state stored, before ``pieces`` ends.
+The invariant: an answer is logged, and its state stored, before ``events`` ends.
 
 This module does not know HTTP or the formats of requests.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlite_utils
 
-from ...chat import Call
+from ...chat import Call, Event
 from ...errors import KVBranchError
 from ...inference import HostedAnswer
 from ...log import Branch, History, branching
@@ -45,9 +45,9 @@ class AnswerRequest:
 
 
 class Answer:
-    """One answer: ``pieces`` of text, then ``facts`` about it.
+    """One answer: ``events`` as it is generated, then ``facts`` about it.
 
-    ``error`` is set if it failed.
+    ``text`` and ``reasoning`` are what it said so far. ``error`` is set if it failed.
     """
 
     def __init__(self, server: Server, datasette: Any, request: AnswerRequest):
@@ -56,8 +56,9 @@ class Answer:
         self.error: BaseException | None = None
         self.thread_id: str | None = None
         self.text = ""
+        self.reasoning = ""
         self._datasette = datasette
-        self._queue: asyncio.Queue[str | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self.response = self._prompt()
         self._task = asyncio.get_running_loop().create_task(self._run())
         server.keep(self._task)
@@ -109,10 +110,10 @@ class Answer:
     def slot_id(self) -> int | None:
         return self._hosted.slot_id if self._hosted is not None else None
 
-    async def pieces(self) -> AsyncIterator[str]:
-        "Text as it is generated; raises the error if the answer failed"
-        while (piece := await self._queue.get()) is not None:
-            yield piece
+    async def events(self) -> AsyncIterator[Event]:
+        "What it says, as it is generated; raises the error if the answer failed"
+        while (event := await self._queue.get()) is not None:
+            yield event
         if self.error is not None:
             raise self.error
 
@@ -125,10 +126,9 @@ class Answer:
 
     async def _run(self) -> None:
         try:
-            async for piece in self.response:
-                self.text += piece
-                self._queue.put_nowait(piece)
-            if self.server.log and (self.text or self._is_whole()):
+            async for event in self.response.astream_events():
+                self._said(event)
+            if self.server.log and (self.text or self.reasoning or self._is_whole()):
                 await self._log()
             self.error = getattr(self.response, "failure", None)
         except asyncio.CancelledError:
@@ -138,6 +138,18 @@ class Answer:
             self.error = error
         finally:
             self._queue.put_nowait(None)
+
+    def _said(self, event: Any) -> None:
+        "Pass an event of llm's on; the two of a call as one"
+        if event.type == "text":
+            self.text += event.chunk
+        elif event.type == "reasoning":
+            self.reasoning += event.chunk
+        elif event.type == "tool_call_args":
+            call = next(c for c in self.calls if c.id == event.tool_call_id)
+            self._queue.put_nowait(Event("call", call=call))
+        if event.type in ("text", "reasoning"):
+            self._queue.put_nowait(Event(event.type, event.chunk))
 
     def _is_whole(self) -> bool:
         return self.facts.get("finish_reason") not in (None, "cancelled")

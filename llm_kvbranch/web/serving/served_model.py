@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from ...errors import KVBranchError
 from ...inference import Host, HostedAnswer, Opening
-from ...model import AsyncKVLlama, called, describe, request_of, tools_of
+from ...model import AsyncKVLlama, Said, describe, request_of, tools_of
 from ...models import (
     KVLlamaOptions,
     catalog,
@@ -45,24 +45,25 @@ class ServedModel(AsyncKVLlama):
         chosen = choose(prompt.options, self.settings)
         request = request_of(prompt, chosen, self.host.sampling, tools_of(prompt))
         client = getattr(conversation, "client", "")
-        answering, said = self.host.stream(request, client), False
-        async with contextlib.aclosing(answering) as pieces:
+        answering, said = self.host.stream(request, client), Said(response)
+        has_begun = False
+        async with contextlib.aclosing(answering) as events:
             try:
-                async for answer, piece in pieces:
+                async for answer, event in events:
                     response.hosted = answer
-                    if piece:
-                        said = True
-                        yield piece
+                    if event is not None:
+                        has_begun = True
+                        for each in said.events(event):
+                            yield each
             except KVBranchError as error:
-                if not said:
+                if not has_begun:
                     raise
                 response.failure = error  # when what was sent is logged
                 self._describe_failed(response)
                 return
         if not response.hosted.facts:
             raise KVBranchError("The answer was cancelled before it began")
-        for event in called(response, response.hosted.calls):
-            yield event
+        said.end(response.hosted.facts)
         describe(response, response.hosted.facts, self.host.name)
 
     def _describe_failed(self, response: Any) -> None:
