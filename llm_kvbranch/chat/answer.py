@@ -40,8 +40,12 @@ class Marks:
         self._begun = {mark[:n] for mark in marks for n in range(1, len(mark))}
         self._longest = max(map(len, marks), default=0)
 
-    def find(self, text: str, at: int) -> re.Match[str] | None:
-        return self._pattern.search(text, at)
+    def find(self, source: Source, at: int) -> re.Match[str] | None:
+        "The next mark, unless it may become a longer one"
+        found = self._pattern.search(source.text, at)
+        if found and not source.done and source.text[found.start() :] in self._begun:
+            return None
+        return found
 
     def begun(self, text: str, at: int) -> int:
         "Where at the end of a text a mark may have begun; its length if none has"
@@ -79,6 +83,8 @@ class AnswerReader:
         thinking = dialect.thinking or _THINKING
         open, close = thinking.open.strip(), thinking.close.strip()
         self._thinking = self._trim = thinking.starts_open(prompt)
+        if self._thinking and thinking.is_spoken:
+            self._record.add("reasoning", thinking.open, 0, 0)
         self._may_think = dialect.thinking is not None and not thinking.is_over(prompt)
         heads = [(head.strip(), "head") for head in dialect.heads]
         self._headed = not heads or any(head in prompt for head, _ in heads)
@@ -86,6 +92,7 @@ class AnswerReader:
         forms = [*dialect.forms, *known.TAGGED, *known.WHOLE] if self._offered else []
         self._forms = [form for form in forms if not form.whole]
         self._whole = [form for form in forms if form.whole]
+        self._quotable = " ".join(form.marks for form in forms)
         calls = [(form.trigger, "call") for form in self._forms]
         closers = [(word, "closer") for form in self._forms for word in form.closers]
         around = [(close, "close"), (open, "open"), *heads]
@@ -115,7 +122,8 @@ class AnswerReader:
         begin = len(self._source.text)
         self._starts.append(begin)
         self._source.text += text
-        if control and text:
+        # One that would be part of a call is quoted where there is no call
+        if control and text and text not in self._quotable:
             self._hidden.append((begin, begin + len(text)))
         self._read()
 
@@ -148,7 +156,7 @@ class AnswerReader:
 
     def _think(self) -> bool:
         "Read thinking, up to its end or to what may be a call"
-        found = self._in_thinking.find(self._source.text, self._seen)
+        found = self._in_thinking.find(self._source, self._seen)
         if found is None:
             return self._until_mark("reasoning", self._in_thinking)
         kind, at = self._in_thinking.kinds[found[0]], found.start()
@@ -177,7 +185,7 @@ class AnswerReader:
     def _say(self) -> bool:
         "Read the answer, up to the next mark"
         text = self._source.text
-        found = self._in_answer.find(text, self._seen)
+        found = self._in_answer.find(self._source, self._seen)
         if self._fresh:
             begin = self._skip(self._at)
             if begin == len(text):
@@ -221,10 +229,7 @@ class AnswerReader:
         "Give out what is before a mark that may have begun; more text is needed"
         text = self._source.text
         self._seen = end = marks.begun(text, max(self._at, self._seen))
-        if self._offered or kind == "reasoning":
-            # White space before a mark is left out
-            end = self._at + len(text[self._at : end].rstrip())
-        self._give(kind, end)
+        self._give(kind, end, trim=bool(self._offered) or kind == "reasoning")
         return False
 
     def _try_forms(self, forms: Sequence[Form], at: int) -> None:
@@ -268,12 +273,12 @@ class AnswerReader:
             return False
         found = [*self._nested, *attempts.calls]
         at = self._skip(attempts.end)
-        mark = self._in_answer.find(text, at)
+        mark = self._in_answer.find(self._source, at)
         while (
             mark and mark.start() == at and self._in_answer.kinds[mark[0]] == "closer"
         ):
             at = self._skip(mark.end())
-            mark = self._in_answer.find(text, at)
+            mark = self._in_answer.find(self._source, at)
         if at == len(text) or self._in_answer.begun(text, at) == at:
             if not self._source.done:
                 return False
@@ -311,11 +316,15 @@ class AnswerReader:
         self._trim = True
 
     def _give(self, kind: Kind, end: int, trim: bool = False) -> None:
-        "Give out text as far as a place, without control tokens"
-        begin, self._at = self._at, max(end, self._at)
-        text = self._visible(begin, end)
+        """Give out text as far as a place, without control tokens.
+
+        With ``trim`` the white space before that place is held back.
+        """
+        begin = self._at
         if trim:
-            text = text.rstrip()
+            end = begin + len(self._source.text[begin:end].rstrip())
+        self._at = max(end, begin)
+        text = self._visible(begin, end)
         if not text:
             return
         self._trim = False

@@ -16,7 +16,7 @@ import string
 from dataclasses import dataclass
 
 from .formats import Form
-from .learning import form_of
+from .learning import form_of, shortened
 from .named import Messages, messages_of
 from .probes import (
     ANSWER,
@@ -41,6 +41,11 @@ class Thinking:
     open: str
     close: str
 
+    @property
+    def is_spoken(self) -> bool:
+        "Whether it begins with words of its own in the prompt, not with a tag"
+        return UNIT.search(self.open) is None
+
     def starts_open(self, prompt: str) -> bool:
         "Whether a prompt ends inside thinking"
         return prompt.rfind(self.open.strip()) > prompt.rfind(self.close.strip())
@@ -55,7 +60,7 @@ class Dialect:
     """What is known of how a model writes.
 
     ``heads`` and ``tails`` are around the text of an answer. ``forms`` are those of
-    its calls.
+    its calls, first the one that the template writes.
     """
 
     thinking: Thinking | None = None
@@ -97,11 +102,12 @@ def _learn(source: str, render: Render) -> Dialect:
     heads, tails = _around_text(probe, thinking)
     around = (thinking.open.strip(), thinking.close.strip()) if thinking else ()
     form = form_of(probe, (*around, *heads, *tails))
+    forms = [form, shortened(form)] if form else []
     return Dialect(
         thinking,
         heads,
         tails,
-        (form,) if form else (),
+        tuple(form for form in forms if form),
         short_ids=_asks_short_ids(probe),
     )
 

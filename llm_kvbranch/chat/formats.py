@@ -108,6 +108,15 @@ class Form:
         return words[0].partition(ANY)[0] if words else ""
 
     @property
+    def marks(self) -> str:
+        "All that is written around names and values"
+        how = self.arguments
+        inner = (how.key, how.value, how.end) if isinstance(how, Tagged) else ()
+        quote = how.quote if isinstance(how, Bare) else ""
+        parts = (self.begin, self.before, self.middle, *inner, quote)
+        return " ".join((*parts, self.after, self.between, self.end))
+
+    @property
     def closers(self) -> tuple[str, ...]:
         "What may be left over behind a call"
         return tuple(w for w in (self.after + " " + self.end).split() if len(w) > 3)
@@ -125,6 +134,9 @@ class Found:
 
 
 Offered = Mapping[str, Schema]
+# Brackets around a list, which white space may come before and behind
+_LIST = re.compile(r"(?<=[^\[])(\[)\s*$")
+_LIST_END = re.compile(r"^\s*\]")
 _NAME = re.compile(r"[\w.:/-]{0,128}")
 _KEY = re.compile(r"[^<>\n\"]{0,128}")
 
@@ -137,7 +149,7 @@ def calls(
     Raises Mismatch where the text is something else; the scanner then stands behind
     the last call. Among several calls there may be some of tools not in ``offered``.
     """
-    yield from scanner.mark(form.begin)
+    yield from scanner.mark(_LIST.sub(r" \1 ", form.begin))
     while True:
         behind = scanner.at
         try:
@@ -160,7 +172,8 @@ def _is_end(form: Form, scanner: Scanner) -> Reading[bool]:
     "Read what ends all calls, if that comes next and not another call"
     start = scanner.at
     following = (form.between + form.before).strip() or form.arguments.opening
-    if not (yield from scanner.choose((form.end, following))):
+    end = _LIST_END.sub("] ", form.end)
+    if not (yield from scanner.choose((end, following))):
         return True
     scanner.at = start
     return False

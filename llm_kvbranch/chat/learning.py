@@ -93,6 +93,14 @@ def form_of(probe: Probe, others: tuple[str, ...] = ()) -> Form | None:
     return form
 
 
+def shortened(form: Form) -> Form | None:
+    "The same without each call's first and last tag, which models may leave out"
+    before, after = form.before.split(), form.after.split()
+    if not isinstance(form.arguments, Tagged) or min(len(before), len(after)) < 2:
+        return None
+    return replace(form, before=" ".join(before[1:]), after=" ".join(after[:-1]))
+
+
 def _begin(text: str, start: int, others: tuple[str, ...]) -> int:
     "Where calls begin in a text: behind other tags"
     while True:
