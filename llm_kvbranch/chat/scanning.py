@@ -25,6 +25,7 @@ Reading = Generator[None, None, T]
 # Stands in a mark for a number or an id, which is read and kept
 ANY = "\ue010"
 
+_WORD = re.compile(r"```|(?:(?!```)\S)+")  # around a fence there may be white space
 _SPACE = re.compile(r"\s*")
 _ANY = re.compile(r"[\w.:-]{0,128}")
 _STRING_END = re.compile(r'[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*', re.DOTALL)
@@ -116,7 +117,7 @@ class Scanner:
 
     def mark(self, mark: str) -> Reading[None]:
         "A template's own text; its white space may be missing or more"
-        for word in mark.split():
+        for word in _WORD.findall(mark):
             yield from self.skip()
             yield from self.exact(word)
 

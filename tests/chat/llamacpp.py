@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.peers import tools as peers
 from llm_kvbranch.chat import template
-from llm_kvbranch.chat.dialect import Dialect, learn
+from llm_kvbranch.chat.dialect import Dialect, Thinking, learn
 from llm_kvbranch.chat.reader import Reader
 from llm_kvbranch.errors import ChatError
 
@@ -267,7 +267,8 @@ def dialect_of(name: str) -> Dialect:
 def prompt(case: Case) -> str:
     """What the template writes between the last question and the answer.
 
-    For an answer that is continued, what it has so far comes after that.
+    For an answer that is continued, what it has so far comes after that, as the model
+    wrote it.
     """
     history = case.messages[:-1] if case.continues else case.messages
     marked = [*history[:-1], {**history[-1], "content": history[-1]["content"] + _MARK}]
@@ -277,20 +278,20 @@ def prompt(case: Case) -> str:
         begun = rendered(replace(case, tools=[]), marked).partition(_MARK)[2]
     if not case.continues:
         return begun
-    last = dict(case.messages[-1])
+    last = case.messages[-1]
+    thinking = dialect_of(case.template).thinking or Thinking("<think>", "</think>")
     if case.continues == ANSWER:
-        last["content"] += _MARK
-    else:
-        last["reasoning_content"] = last["thinking"] = last["thinking"] + _MARK
-    with contextlib.suppress(ChatError):
-        parts = rendered(case, [*marked, last], ask=False).split(_MARK)
-        if len(parts) == 3:
+        content = last["content"] + _MARK
+        shown = [*marked, {**last, "content": content}]
+        parts = rendered(case, shown, ask=False).split(_MARK)
+        if len(parts) == 3 and not thinking.starts_open(parts[1]):
             return parts[1]
-    # The template drops thinking: as it was written
-    thinking = dialect_of(case.template).thinking
-    if thinking and not thinking.starts_open(begun):
+    if not thinking.starts_open(begun):
         begun += thinking.open
-    return begun + case.messages[-1]["reasoning_content"]
+    begun += last["reasoning_content"]
+    return (
+        begun + thinking.close + last["content"] if case.continues == ANSWER else begun
+    )
 
 
 @functools.cache
@@ -322,8 +323,7 @@ def expected(case: Case) -> Said:
 
 def answer_of(case: Case, feed: str) -> list[tuple[str, bool]]:
     "An answer in pieces, without the token that ends it"
-    fed = pieces(case.text, feed)
-    return fed[:-1] if fed and fed[-1][0] == ending(case) else fed
+    return pieces(case.text.removesuffix(ending(case) or ""), feed)
 
 
 def read(

@@ -221,9 +221,12 @@ def as_logged(reader: Reader) -> llm.Message:
 def history(case: Case) -> tuple[str, str] | None:
     """The answer and what follows it: as rendered from the log, and the ideal one.
 
-    The ideal one has what llama.cpp makes of the answer. None if the template refuses.
+    The ideal one has what llama.cpp makes of the answer. None if the template refuses,
+    or llama.cpp was not asked to separate the thinking that there is.
     """
     reader = read(case, ended_by=llamacpp.ending(case))
+    if reader.reasoning and not case.separates:
+        return None
     messages, ids = [USER, as_logged(reader)], [call.id for call in reader.calls]
     said, made = case.expected, []
     for n, (name, arguments) in enumerate(case.complete_calls):
@@ -247,11 +250,12 @@ def history(case: Case) -> tuple[str, str] | None:
         messages.append(llm.Message(role="tool", parts=results))
     messages.append(llm.user("Go on?"))
     chats.append({"role": "user", "content": "Go on?"})
+    source = llamacpp.templates()[case.template]
     values: dict[str, Any] = {}
-    if "enable_thinking" in llamacpp.templates()[case.template]:
+    if re.search(r"(?<![.\w])enable_thinking\b(?!=)", source):
         values["enable_thinking"] = case.thinks
     vocab = Vocab(case.template)
-    chat = Chat(vocab, llamacpp.templates()[case.template])
+    chat = Chat(vocab, source)
     try:
         ideal = _render(case.template)(
             chats,

@@ -19,8 +19,8 @@ from .cplusplus import Program, Unreadable, tokens_of
 from .llamacpp import FEEDS, Case, answer_of, ending, read
 
 # At least so many cases are understood, of those in llama-cpp-python 0.3.36
-CALLS = {"rule": 118, "tags": 103, "text": 84}  # of 268
-THINKING = {"rule": 121, "tags": 120, "text": 122}  # of 174
+CALLS = 250  # of 268
+THINKING = 167  # of 174
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,8 @@ class TestCases:
 
     @pytest.mark.parametrize("feed", FEEDS)
     def test_calls_are_understood_and_none_is_wrong(self, cases, feed):
-        assert total(feed)["calls"] >= CALLS[feed]
+        assert total(feed)["calls"] >= CALLS
+        assert total(feed)["wrong"] == 0
 
     @pytest.mark.parametrize("feed", FEEDS)
     def test_no_call_where_none_is_expected(self, cases, feed):
@@ -96,9 +97,8 @@ class TestCases:
 
     @pytest.mark.parametrize("feed", FEEDS)
     def test_thinking_is_told_from_the_answer(self, cases, feed):
-        assert total(feed)["thinking"] >= THINKING[feed]
+        assert total(feed)["thinking"] >= THINKING
 
-    @pytest.mark.xfail(reason="calls that are cut off are read as complete ones")
     @pytest.mark.parametrize("feed", FEEDS)
     def test_no_beginning_has_a_call_that_is_not_complete(self, cases, feed):
         "Whether it was cut off there, or the model ended it there"
