@@ -10,7 +10,8 @@ from .history import message_text
 from .parts import Call, Event, Part
 from .reader import Reader
 from .rendering import Rendering
-from .template import Chat
+from .splice import Own
+from .template import Chat, Known
 from .toolcalls import ToolStream
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Chat",
     "Dialect",
     "Event",
+    "Known",
+    "Own",
     "Part",
     "Reader",
     "Rendering",

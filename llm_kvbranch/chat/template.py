@@ -155,7 +155,8 @@ class Chat:
         if "reasoning" in kinds and not whole:
             return None  # the known tokens have its text only
         known = Known(Own(index, whole=whole), prefix, rest=rest)
-        return self.splice(messages, [known], rendering)
+        spliced = self.splice(messages, [known], rendering)
+        return spliced[0] if spliced is not None else None
 
     def splice(
         self,
@@ -163,12 +164,12 @@ class Chat:
         known: Sequence[Known],
         rendering: Rendering = _PLAIN,
         read: tuple[int, array[int]] | None = None,
-    ) -> array[int] | None:
+    ) -> tuple[array[int], int] | None:
         """Token ids of a prompt in which parts of answers are known, in order.
 
-        ``read`` is the number of its first messages that were read before, and what
-        was read: where the template writes the same now, those ids are kept. Returns
-        None if nothing can be spliced.
+        Also returns where the last of these parts ends. ``read`` is the number of its
+        first messages that were read before, and what was read: where the template
+        writes the same now, those ids are kept. None if nothing can be spliced.
         """
         messages = [self._separated(message) for message in messages]
         render = self._renderer(rendering)
@@ -185,8 +186,10 @@ class Chat:
                 return None
             else:
                 tokens = same
+        end = 0
         for n, each in enumerate(known):
             tokens += each.tokens
+            end = len(tokens)
             text = self._controls.cut(each.rest) + texts[n + 1]
             if n + 1 < len(known):
                 text += self._controls.cut(known[n + 1].lead)
@@ -198,7 +201,34 @@ class Chat:
             ):
                 del new[0]  # the answer was cut right after the token that ends it
             tokens += new
-        return tokens
+        return tokens, end
+
+    def takes_back(
+        self,
+        messages: Sequence[Any],
+        own: Own,
+        written: str,
+        rendering: Rendering = _PLAIN,
+    ) -> bool:
+        """Whether thinking was begun before an answer's own part, and now is not.
+
+        ``written`` is what the answer has before that part. Templates open thinking
+        for a model, or open and close it, and later leave that out.
+        """
+        thinking = self.dialect.thinking
+        render = self._renderer(rendering)
+        texts = splicing.around(render, self._controls.begins, messages, [own])
+        if thinking is None or texts is None or not thinking.open.strip():
+            return False
+        mark, before = thinking.open.strip(), render(messages[: own.index])
+        return (before + written).count(mark) > texts[0].count(mark)
+
+    def spell(self, tokens: array[int]) -> str:
+        "The text of tokens, with that of control tokens"
+        vocab, data = self.vocab, b""
+        for token in tokens:
+            data += vocab.piece(token) or vocab.control_text(token).encode()
+        return data.decode("utf-8", "replace")
 
     def keeping(
         self,

@@ -11,12 +11,16 @@ This module does not know how tokens are decoded or drawn.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..chat import Call, Event, Part, Reader
+from ..chat import Call, Chat, Event, Part, Reader, Rendering, message_text
 from .text import TextStream
+
+_PROMPT_END = 64  # tokens of a prompt that show whether thinking has begun
+_QUOTED = 40  # characters that show where the last message ends among them
 
 
 class Spelling(Protocol):
@@ -120,3 +124,17 @@ class AnswerStream:
         if self.n_thinking >= self._budget and self._text.is_whole:
             self.is_over_budget = True
             self._forced.extend(self._closing)
+
+
+def reader_after(
+    chat: Chat, rendering: Rendering, messages: Sequence[Any], prompt: array[int]
+) -> Reader:
+    "What reads an answer to messages, which are the tokens of the prompt"
+    begun = _after(messages[-1:], chat.spell(prompt[-_PROMPT_END:]))
+    return Reader(chat.dialect, rendering.tools, begun)
+
+
+def _after(last: Sequence[Any], prompt: str) -> str:
+    "What the template wrote after the last message, which may quote anything"
+    said = "".join(map(message_text, last)).rstrip()[-_QUOTED:]
+    return prompt.rpartition(said)[2] if said else prompt

@@ -19,19 +19,19 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..chat import Call, Event, Part, Reader, Rendering, message_text
+from ..chat import Call, Event, Part, Rendering
 from ..engine import Feed, Sampler, Sampling
 from ..errors import ContextError
 from ..store import STORE_ERRORS, Entry, tokens_of
-from .answer import AnswerStream
+from .answer import AnswerStream, reader_after
+from .assembly import DROPPED
 from .capture import NewState
 from .filling import Decoded, Feeds, Filling
 from .loaded import LoadedModel
-from .planning import Plan, Turn, answer_hash, covered, min_tokens, why_prefilled
+from .planning import Plan, min_tokens, why_prefilled
+from .readback import covered
 from .slots import HEADROOM, Slot
-
-_PROMPT_END = 64  # tokens of a prompt that show whether thinking has begun
-_QUOTED = 40  # characters that show where the last message ends among them
+from .turns import Turn, answer_hash
 
 
 @dataclass(frozen=True)
@@ -323,9 +323,9 @@ class Generation:
         "What reads the answer's tokens"
         model, request = self.model, self.request
         weights, dialect = model.engine.weights, model.planner.chat.dialect
-        prompt = "".join(map(weights.text, plan.tokens[-_PROMPT_END:]))
-        reader = Reader(
-            dialect, request.rendering.tools, _after(request.messages[-1:], prompt)
+        reader = reader_after(
+            *(model.planner.chat, request.rendering),
+            *(request.messages, plan.tokens),
         )
         budget, closing = request.thinking_budget, tokens_of()
         if budget is not None and dialect.thinking is not None:
@@ -342,7 +342,9 @@ class Generation:
             request.messages, self.n_ctx, lambda: model.engine.weights.longest_piece
         )
         self._check_length(n_least, "at least ")
-        plan = self.plan = model.plan(request.messages, request.rendering)
+        plan = self.plan = model.plan(
+            request.messages, request.rendering, request.keep_thinking
+        )
         if plan.hold is not None:
             # Released when the answer is stored, or nobody can store it any more
             weakref.finalize(self, plan.hold.release_later)
@@ -378,6 +380,7 @@ class Generation:
             restored_tokens=reused,
             resident_tokens=filling.resident,
             prefilled_tokens=self.n_prompt - reused,
+            reread_tokens=max(0, plan.n_known - reused) if plan.drops else None,
             imported_tokens=sum(
                 s.end - s.start for s in plan.chain.segments if s.entry.state.origin
             )
@@ -393,7 +396,7 @@ class Generation:
         # Files that could not be used were counted when they were found
         if (
             reason
-            and reason != plan.choice
+            and reason not in (plan.choice, DROPPED)
             and not (filling.misses or plan.without_store)
         ):
             with contextlib.suppress(*STORE_ERRORS):
@@ -465,12 +468,6 @@ class Generation:
             state_end=self.end,
             state_bytes=nbytes,
         )
-
-
-def _after(last: Sequence[Any], prompt: str) -> str:
-    "What the template wrote after the last message, which may quote anything"
-    said = "".join(map(message_text, last)).rstrip()[-_QUOTED:]
-    return prompt.rpartition(said)[2] if said else prompt
 
 
 def ms(seconds: float) -> float:

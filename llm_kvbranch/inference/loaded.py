@@ -22,7 +22,8 @@ from ..errors import ChatError, KVBranchError, StateError
 from ..store import STORE_ERRORS, Entry, Store, is_damage
 from .filling import Filler
 from .nostore import NoStore
-from .planning import Plan, Planner, covered
+from .planning import Plan, Planner
+from .readback import covered
 from .slots import Slots
 
 Result = TypeVar("Result")
@@ -69,7 +70,12 @@ class LoadedModel:
         store = self.planner.store
         return None if isinstance(store, NoStore) else store
 
-    def plan(self, messages: Sequence[Any], rendering: Rendering | None = None) -> Plan:
+    def plan(
+        self,
+        messages: Sequence[Any],
+        rendering: Rendering | None = None,
+        keep_thinking: bool = False,
+    ) -> Plan:
         """Plan a prompt, and hold the files that its plan uses.
 
         Raises ChatError when the model cannot take the messages, tools or values.
@@ -84,7 +90,7 @@ class LoadedModel:
         is_rebuilt = False
         for _ in range(4):
             try:
-                plan = self.planner.plan(messages, rendering)
+                plan = self.planner.plan(messages, rendering, keep_thinking)
                 plan.hold = self.planner.store.hold(plan.chain)
             except STORE_ERRORS as error:
                 failure = error if is_rebuilt else self._rebuild(error)
@@ -92,18 +98,18 @@ class LoadedModel:
                     is_rebuilt = True
                     continue
                 self.warn(f"{failure}. This answer is computed without stored state")
-                return self._plan_without_store(messages, rendering)
+                return self._plan_without_store(messages, rendering, keep_thinking)
             if plan.hold is not None or not plan.chain.segments:
                 return plan
             # A file was deleted or replaced in the meantime: plan again
         return plan
 
     def _plan_without_store(
-        self, messages: Sequence[Any], rendering: Rendering
+        self, messages: Sequence[Any], rendering: Rendering, keep_thinking: bool
     ) -> Plan:
         "A plan for this prompt only: the store may be usable again for the next one"
         with self.lock, self.planner.no_store():
-            plan = self.planner.plan(messages, rendering)
+            plan = self.planner.plan(messages, rendering, keep_thinking)
         plan.without_store = True
         plan.miss_reason = "the state store cannot be read"
         return plan
@@ -119,7 +125,9 @@ class LoadedModel:
             if store is not None and store.nbytes() + nbytes > store.budget():
                 for request in self.waiting():
                     with contextlib.suppress(KVBranchError, *STORE_ERRORS):
-                        plan = self.planner.plan(request.messages, request.rendering)
+                        plan = self.planner.plan(
+                            request.messages, request.rendering, request.keep_thinking
+                        )
                         if (hold := store.hold(plan.chain)) is not None:
                             held.enter_context(hold)
             yield

@@ -16,19 +16,21 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 from ..chat import Chat, Event
 from ..engine import Engine, Feed, Load, Settings, Weights
 from ..errors import KVBranchError
-from ..store import STORE_ERRORS, Store, fingerprint_of
+from ..store import STORE_ERRORS, Store, common_prefix, fingerprint_of
 from . import batching
 from .batching import Pace, interruptible
 from .filling import Decoded
 from .generation import Generation, Request
 from .loaded import LoadedModel
 from .planning import Planner
+from .slots import Slot
 
 
 class Session(LoadedModel):
@@ -221,30 +223,47 @@ class Session(LoadedModel):
         """While nobody waits, decode what any turn after an answer begins with.
 
         That is the end of the answer's turn and the beginning of the user's, a quarter
-        of the tokens of a short question. False if ``stop`` became true before the end.
-        Not done where a sequence can only be continued from snapshots: a branch would
-        have to go back further.
+        of the tokens of a short question; and, where the template drops the answer's
+        thinking, the answer's words without it. False if ``stop`` became true before
+        the end. Not done where a sequence can only be continued from snapshots: a
+        branch would have to go back further.
         """
         slot, request = generation.slot, generation.request
         with self.lock:
             if not self.engine.cuts_anywhere or generation.calls or slot is None:
                 return True
-            if slot.busy or slot.tokens != generation.tokens:
+            if slot.busy:
                 return True
-            parts = generation.parts
-            tokens = self.planner.ahead(request.messages, parts, request.rendering)
-            begin, end = len(slot.tokens), len(tokens)
-            if not begin < end <= begin + self.engine.n_ctx - self.slots.n_used():
-                return True
+            tokens = self.planner.ahead(
+                request.messages,
+                generation.parts,
+                request.rendering,
+                request.keep_thinking,
+            )
+            begun = common_prefix(generation.tokens, tokens)
+            if slot.tokens != generation.tokens and not (
+                len(slot.tokens) >= begun > 0
+                and slot.tokens == tokens[: len(slot.tokens)]
+            ):
+                return True  # it holds another prompt by now
+            target = self.slots.for_next_turn(slot, tokens) if tokens else None
+            return target is None or self._decode_ahead(target, tokens, stop)
+
+    def _decode_ahead(
+        self, slot: Slot, tokens: array[int], stop: Callable[[], bool]
+    ) -> bool:
+        "Decode what a slot lacks, unless ``stop`` becomes true; False if it did"
+        most = self.engine.settings.n_batch
+        while (begin := len(slot.tokens)) < len(tokens):
+            more = tokens[begin : begin + most]
             try:
-                feed = Feed(slot.seq, begin, tokens[begin:], logits=False)
-                self.engine.decode([feed], stop)
-                slot.append(tokens[begin:])
-                slot.ahead = end - begin
+                self.engine.decode([Feed(slot.seq, begin, more, logits=False)], stop)
             except (KVBranchError, KeyboardInterrupt):  # stop raises the latter
                 self.slots.truncate(slot, begin)
                 return not stop()
-            return True
+            slot.append(more)
+            slot.ahead += len(more)
+        return True
 
 
 def _is_given_up(batch: list[tuple[Generation, Feed]]) -> bool:

@@ -143,6 +143,40 @@ class Slots:
             self.truncate(slot, min(held, len(slot.tokens)))
         slot.busy, slot.reserved = False, 0
 
+    def for_next_turn(self, slot: Slot, tokens: array[int]) -> Slot | None:
+        """The idle slot in which to read ahead tokens that may differ from a slot's.
+
+        It has what the slot has of them, and there is room for the rest. A slot that
+        differs stays as it is, if another is empty or has little else than tokens of
+        the same conversation. None if there is no room, or nothing to read.
+        """
+        same = common_prefix(slot.tokens, tokens)
+        if same == len(slot.tokens):
+            return slot if self._has_room(len(tokens) - same) else None
+        others = [
+            (n, other)
+            for other in self._slots
+            if other is not slot and not other.busy and not other.waiting
+            if 2 * (n := common_prefix(other.tokens, tokens)) >= len(other.tokens)
+        ]
+        for n, other in sorted(others, key=lambda each: -each[0]):
+            if n == len(tokens):
+                return None  # it was read before
+            freed = len(other.tokens) - n
+            if self._has_room(len(tokens) - max(n, same) - freed):
+                self.truncate(other, n)
+                self.share_prefix(other, tokens)
+                other.used = slot.used
+                return other
+        if not self._has_room(len(tokens) - len(slot.tokens)):
+            return None
+        self.hand_over(slot, same)
+        self.truncate(slot, same)
+        return slot
+
+    def _has_room(self, n: int) -> bool:
+        return n <= self.engine.n_ctx - self.n_used()
+
     # -- rows ------------------------------------------------------------
 
     def share_prefix(self, slot: Slot, tokens: array[int]) -> int:

@@ -31,6 +31,7 @@ from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Load
 from llm_kvbranch.engine.weights import Weights
 from llm_kvbranch.errors import ChatError
+from llm_kvbranch.inference.assembly import DROPPED
 from llm_kvbranch.inference.planning import Planner
 from llm_kvbranch.inference.session import Session
 from llm_kvbranch.store.store import Store
@@ -478,8 +479,15 @@ def wrote(name, root, text, messages, ended=True) -> Answer:
 
 
 def goes_on(name, root, answer, question="Go on?") -> Answer:
-    "The follow-up in a later process: exact, and only the new turn is prefilled"
-    after = Answer(session_of(name, root), [*answer.chain, llm.user(question)])
+    """The follow-up in a later process: exact, and only the new turn is prefilled.
+
+    Thinking that the template drops is kept.
+    """
+    after = Answer(
+        session_of(name, root),
+        [*answer.chain, llm.user(question)],
+        keep_thinking=FAMILIES[name].drops,
+    )
     tokens, known = after.generation.plan.tokens, answer.generation.tokens
     assert tokens[: len(known)] == known
     assert after.facts["miss_reason"] is None
@@ -496,6 +504,12 @@ def told(answer, known=None) -> str:
 
 
 QUESTION = [llm.system("Be brief."), llm.user("What is the sea?")]
+QUESTION_TURNS = [S, U]
+
+
+def spelled_apart(vocab, text) -> array[int]:
+    "The tokens that ``wrote`` generates for a text: byte by byte"
+    return array("i", [t for byte in text for t in vocab.tokenize(byte, special=True)])
 
 
 @pytest.mark.usefixtures("no_fsync")
@@ -552,6 +566,33 @@ class TestFollowUp:
         dates = shown(name, [U]), shown(name, [U], NEXT_DAY)
         assert told(second).startswith(dates[0])
         assert (dates[0] != dates[1]) == (name in DATED)
+
+
+@pytest.mark.usefixtures("no_fsync")
+@pytest.mark.parametrize("name", THINKING)
+class TestThinking:
+    "Fails if thinking that the template drops is in a prompt, or tokens are new ones"
+
+    def test_after_each_answer(self, name, tmp_path, today):
+        "The answer's own tokens stay, and what is read again is said"
+        family, turns, chain = FAMILIES[name], [*QUESTION_TURNS], QUESTION
+        for said in ("Salt.", "Rain.", "Sun."):
+            answer = wrote(name, tmp_path, family.raw("Hm.", said), chain)
+            turns += [("assistant", "Hm.", said), ("user", "Go on?")]
+            after = Answer(
+                session_of(name, tmp_path), [*answer.chain, llm.user("Go on?")]
+            )
+            chain = after.messages
+            assert told(after) == shown(name, turns, apart=True)
+            tokens = after.generation.plan.tokens
+            own = spelled_apart(answer.session.engine.weights, said)
+            assert own.tobytes() in tokens.tobytes()
+            if family.drops:
+                assert after.facts["miss_reason"] == DROPPED
+                assert 0 < after.facts["reread_tokens"] < 16
+            else:
+                assert after.facts["miss_reason"] is None
+                assert after.facts["reread_tokens"] is None
 
 
 class TestChannels:

@@ -37,7 +37,7 @@ from llm_kvbranch.chat import message_text
 from llm_kvbranch.engine import Engine, Feed, Load, Weights, lib
 from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import ContextError, StateError
-from llm_kvbranch.inference.planning import covered
+from llm_kvbranch.inference.readback import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
 from llm_kvbranch.inference.session import (
     Generation,

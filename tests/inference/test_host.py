@@ -41,7 +41,7 @@ from llm_kvbranch.inference.host import process as host_process
 from llm_kvbranch.inference.host import wire
 from llm_kvbranch.inference.host.board import Board, Work
 from llm_kvbranch.inference.host.suspects import Suspects
-from llm_kvbranch.inference.planning import answer_hash
+from llm_kvbranch.inference.turns import answer_hash
 from llm_kvbranch.store import Store, verify
 
 from ..support import synth

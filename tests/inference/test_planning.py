@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_kvbranch.chat import Part
-from llm_kvbranch.inference.planning import (
-    answer_hash,
-    chain_hashes,
-    covered,
-    min_tokens,
-)
+from llm_kvbranch.inference.planning import min_tokens
+from llm_kvbranch.inference.readback import covered
+from llm_kvbranch.inference.turns import answer_hash, chain_hashes
 
 from ..support.fake import BYTE, FakeVocab, fake_session
 from ..support.life import Answer, user

@@ -35,7 +35,7 @@ from typing import Any
 import pytest
 
 from llm_kvbranch.engine import Engine
-from llm_kvbranch.inference.planning import covered
+from llm_kvbranch.inference.readback import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
 from llm_kvbranch.log.history import History, open_log
 from llm_kvbranch.store.chain import Chain, Entry

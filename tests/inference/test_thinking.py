@@ -1,0 +1,307 @@
+"""Long conversations with models that think, as their own templates write them.
+
+The idea: a scripted model thinks and answers, turn after turn, byte by byte. What each
+prompt must be is stated by another rendering of the template, with a character in place
+of each answer, and the answer's own token ids in place of that character.
+
+The templates come with llama.cpp, and are read from llama-cpp-python's source
+distribution.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import llm
+import pytest
+
+from llm_kvbranch.chat import Chat
+from llm_kvbranch.engine import Feed, Load
+from llm_kvbranch.inference.assembly import DROPPED
+from llm_kvbranch.inference.generation import Request
+from llm_kvbranch.inference.planning import Planner
+from llm_kvbranch.inference.scheduler import Scheduler
+from llm_kvbranch.inference.session import Session
+from llm_kvbranch.inference.turns import answer_message
+from llm_kvbranch.store.store import Store
+
+from ..chat import llamacpp
+from ..support.fake import EOG, FakeEngine, FakeSettings, FakeVocab
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_fsync")]
+
+CONTROL = re.compile(r"<\|[^|<>]+\|>|<｜[^｜<>]+｜>|\[gMASK\]|<sop>")
+N_TURNS = 10
+
+
+@dataclass(frozen=True)
+class Family:
+    "How a model writes its answers, and what its template is given"
+
+    template: str
+    writes: str
+    ends: str
+    values: dict[str, object] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "Qwen3": Family(
+        "Qwen-Qwen3-0.6B", "<think>\n{thought}\n</think>\n\n{said}", "<|im_end|>"
+    ),
+    "Qwen3.5": Family("Qwen3.5-4B", "{thought}\n</think>\n\n{said}", "<|im_end|>"),
+    "DeepSeek V3.1": Family(
+        "deepseek-ai-DeepSeek-V3.1",
+        "{thought}</think>{said}",
+        "<｜end▁of▁sentence｜>",
+        {"thinking": True},
+    ),
+    "GLM 4.6": Family("GLM-4.6", "\n<think>{thought}</think>\n{said}", "<|user|>"),
+    "gpt-oss": Family(
+        "openai-gpt-oss-120b",
+        "<|channel|>analysis<|message|>{thought}<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>{said}",
+        "<|return|>",
+    ),
+    "LFM2.5": Family("LFM2.5-8B-A1B", "<think>{thought}</think>{said}", "<|im_end|>"),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+class Vocab(FakeVocab):
+    "Bytes, pairs of bytes, and what looks like a control token in a template"
+
+    def __init__(self, family: Family):
+        super().__init__()
+        self.chat_template = llamacpp.templates()[family.template]
+        found = [family.ends, *CONTROL.findall(self.chat_template), "<|constrain|>"]
+        self.ids = {text: EOG + n for n, text in enumerate(dict.fromkeys(found))}
+        self.names = {number: text for text, number in self.ids.items()}
+        self.control_texts, self.eos_text = tuple(self.ids), family.ends
+
+    def tokenize(self, text, special, bos=False):
+        tokens = array("i")
+        parts = re.split(f"({CONTROL.pattern})", text) if special else [text]
+        for part in parts:
+            if special and part in self.ids:
+                tokens.append(self.ids[part])
+            else:
+                tokens += super().tokenize(part, special=False)
+        return tokens
+
+    def control_text(self, token):
+        return self.names.get(token, "")
+
+    def by_bytes(self, text) -> array[int]:
+        "How a model writes a text, which is not how this vocabulary would read it"
+        tokens = array("i")
+        for part in re.split(f"({CONTROL.pattern})", text):
+            for piece in [part] if part in self.ids else part:
+                tokens += self.tokenize(piece, special=True)
+        return tokens
+
+
+class Scripted(FakeEngine):
+    "Generates given tokens, and then ends"
+
+    def __init__(self, vocab: Vocab, **options):
+        super().__init__(**options)
+        self.weights = vocab
+        self.script: list[int] = []
+
+    def sample(self, sampler, index):
+        return self.script.pop(0) if self.script else EOG
+
+
+class Conversation:
+    "What was said so far; each turn may be another process"
+
+    def __init__(self, family: Family, root: Path, **options):
+        self.family, self.root, self.options = family, root, options
+        self.vocab = Vocab(family)
+        self.messages: list[llm.Message] = []
+        self.ideal: list[dict[str, object]] = []
+        self.own: list[array[int]] = []  # the tokens of each answer's text
+        self.before = array("i")  # of the last prompt and answer
+
+    def session(self, n_seq: int = 3) -> Session:
+        engine = Scripted(self.vocab, settings=FakeSettings(n_seq=n_seq))
+        planner = Planner(
+            Chat(engine.weights),
+            engine.weights.piece,
+            Store(self.root),
+            "fake",
+            engine.cuts_anywhere,
+        )
+        return Session(engine, planner, print, Load(Path("fake.gguf")))
+
+    def ask(self, session: Session, question: str, thought: str, said: str):
+        "The generation that answers a question"
+        generation = session.generate(self.request(session, question, thought, said))
+        list(generation)
+        generation.commit(f"r{len(self.messages)}")
+        return generation
+
+    def request(self, session, question: str, thought: str, said: str) -> Request:
+        raw = self.family.writes.format(thought=thought, said=said)
+        session.engine.script = list(self.vocab.by_bytes(raw))
+        self.messages.append(llm.user(question))
+        self.ideal.append({"role": "user", "content": question})
+        return Request(
+            messages=list(self.messages),
+            max_tokens=500,
+            values=self.family.values,
+            **self.options,
+        )
+
+    def answered(self, generation, thought: str, said: str) -> None:
+        kinds = [(part.kind, part.text) for part in generation.parts]
+        assert kinds == [("reasoning", thought), ("text", said)]
+        self.messages.append(answer_message(generation.parts))
+        self.ideal.append(
+            {
+                "role": "assistant",
+                "content": chr(0xF0000 + len(self.own)),
+                "reasoning_content": thought,
+                "thinking": thought,
+            }
+        )
+        self.own.append(self.vocab.by_bytes(said))
+        self.before = generation.tokens
+
+    def expected(self) -> array[int]:
+        "The template's rendering of the ideal history, with the answers' own tokens"
+        environment = jinja2.Environment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = json.dumps
+        source = re.sub(
+            r"{%- (end)?generation -%}", "{#- -#}", self.vocab.chat_template
+        )
+        text = environment.from_string(source).render(
+            messages=self.ideal,
+            add_generation_prompt=True,
+            bos_token="",
+            eos_token=self.vocab.eos_text,
+            strftime_now=lambda form: "2026-03-01",
+            raise_exception=pytest.fail,
+            **self.family.values,
+        )
+        tokens = array("i")
+        for part in re.split("([\U000f0000-\U000f00ff])", text):
+            if part[:1] >= "\U000f0000":
+                tokens += self.own[ord(part) - 0xF0000]
+            else:
+                tokens += self.vocab.tokenize(part, special=True)
+        return tokens
+
+
+def turns():
+    for n in range(N_TURNS):
+        yield (
+            f"Question {n}?",
+            f"Hm, {n * n} perhaps.",
+            f"It is {n}, no doubt. " + f"{n} it is, I say. " * 4 + "So.",
+        )
+
+
+class TestTenTurns:
+    "Fails if a prompt is not what the template writes, or an answer is tokenised again"
+
+    def test_in_a_process_each(self, family, tmp_path):
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        for question, thought, said in turns():
+            generation = talk.ask(talk.session(), question, thought, said)
+            plan, facts = generation.plan, generation.facts
+            assert plan.tokens == talk.expected()
+            if talk.own:
+                assert facts["miss_reason"] == DROPPED
+                # The answer's words, and what the template writes before them
+                words = len(talk.own[-1])
+                assert words <= facts["reread_tokens"] <= words + 12
+            talk.answered(generation, thought, said)
+
+    def test_keep_thinking(self, family, tmp_path):
+        talk = Conversation(family, tmp_path, keep_thinking=True, date="2026-03-01")
+        for question, thought, said in turns():
+            generation = talk.ask(talk.session(), question, thought, said)
+            known = talk.before
+            assert generation.plan.tokens[: len(known)] == known
+            assert generation.facts["restored_tokens"] == len(known)
+            assert generation.facts["miss_reason"] is None
+            talk.answered(generation, thought, said)
+
+    def test_the_same_as_without_a_store(self, family, tmp_path):
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        for question, thought, said in turns():
+            generation = talk.ask(talk.session(), question, thought, said)
+            talk.answered(generation, thought, said)
+            rows = generation.session.engine.rows[generation.slot.seq]
+            assert rows == decoded(generation.tokens)
+
+
+@pytest.mark.parametrize("n_seq", [3, 1])
+class TestReadAhead:
+    "Fails if idle time is wasted, or what is read ahead harms what follows"
+
+    def test_a_follow_up_reads_its_question_only(self, family, tmp_path, n_seq):
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        session = talk.session(n_seq)
+        scheduler = Scheduler(session)
+        try:
+            for question, thought, said in turns():
+                request = talk.request(session, question, thought, said)
+                ended = threading.Event()
+                ticket = scheduler.submit(
+                    request, lambda t, _, ended=ended: t.ended and ended.set()
+                )
+                assert ended.wait(10)
+                assert ticket.error is None
+                generation = ticket.generation
+                assert generation.plan.tokens == talk.expected()
+                scheduler.call(generation.commit, f"r{len(talk.own)}").result(5)
+                if talk.own:
+                    facts = generation.facts
+                    assert facts["miss_reason"] is None
+                    assert facts["reread_tokens"] == 0
+                    # With what the template writes after any question
+                    assert facts["prefilled_tokens"] < len(question) / 2 + 24
+                    assert facts["prefilled_tokens"] < len(said)
+                talk.answered(generation, thought, said)
+                idle(session, generation)
+                for slot in session.slots.all():
+                    rows = session.engine.rows.get(slot.seq, [])
+                    assert rows == (decoded(slot.tokens) if slot.tokens else [])
+        finally:
+            scheduler.stop()
+
+
+def idle(session: Session, generation) -> None:
+    "Wait until what the next turn begins with is in memory"
+    request = generation.request
+    with session.lock:
+        tokens = session.planner.ahead(
+            request.messages, generation.parts, request.rendering
+        )
+    deadline = time.monotonic() + 5
+    while all(slot.tokens != tokens for slot in session.slots.all()):
+        assert time.monotonic() < deadline, "it is not read ahead"
+        time.sleep(0.005)
+
+
+def decoded(tokens: array[int]) -> list[bytes]:
+    "The rows of tokens that were decoded in one go"
+    engine = FakeEngine(settings=FakeSettings(n_batch=1 << 30))
+    engine.reserve(1 << 30)
+    engine.decode([Feed(0, 0, tokens)])
+    return engine.rows[0]
