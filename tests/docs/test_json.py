@@ -279,7 +279,9 @@ def send_all(home: Path, toy: Path, found: Outputs) -> None:
         for body in ({"starred": True, "note": "Good"}, {"note": None}):
             to.change("/-/kvbranch/mark", id=branch, **body)
         to.change("/-/kvbranch/mark", id=first, note="The first")
-        to.change("/-/kvbranch/prune", id=other, what="state")
+        for verb in ("pin", "unpin"):  # pinned state is kept
+            Homes(home)("llm", "kvbranch", "store", verb, other)
+            to.change("/-/kvbranch/prune", id=other, what="state")
         to.get("/v1/models")
         with pytest.MonkeyPatch.context() as patch:  # the same model: it is asked there
             patch.setenv("LLM_KVBRANCH_MODEL", str(toy))

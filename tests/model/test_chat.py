@@ -27,6 +27,7 @@ pytestmark = pytest.mark.model
 
 PROMPT = "\n> "
 SHORT = ("-o", "temperature", "0", "-o", "max_tokens", "10")
+LONG = ("-o", "temperature", "0", "-o", "max_tokens", "300")
 
 
 class Images:
@@ -111,10 +112,11 @@ class TestErrors:
 
     def test_a_server_that_dies_while_it_answers(self, user_path, tmp_path) -> None:
         shell = Shell(user_path)
-        with Serving(tmp_path, "--port", "0") as server, chat(shell, *SHORT) as one:
+        with Serving(tmp_path, "--port", "0") as server, chat(shell, *LONG) as one:
             first = ask(one, "Hi")
-            one.type("Count from one to a thousand in words.")
+            one.type("la " * 12)  # and so the model does, up to its limit
             one.read_until("\n")
+            one.read_until(" ")  # the answer has begun
             server.kill()
             said = one.read_until(PROMPT)
             (line,) = [x for x in said.splitlines() if x.startswith("Error: ")]
