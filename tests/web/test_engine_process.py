@@ -68,6 +68,11 @@ class Stream(threading.Thread):
         return "".join(self.pieces)
 
     @property
+    def is_running(self) -> bool:
+        "Whether its answer has begun and is not complete"
+        return bool(self.pieces) and self.is_alive()
+
+    @property
     def pause(self) -> float:
         "The longest time between two pieces, in seconds"
         return max(b - a for a, b in zip(self.times, self.times[1:], strict=False))
@@ -131,25 +136,31 @@ def check_store(server: Server, ids: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_hits", "max_tokens"), [(4, 30), pytest.param(40, 150, marks=pytest.mark.slow)]
+    ("n_hits", "max_tokens", "longest"),
+    [(4, 30, 1.0), pytest.param(40, 150, 4.0, marks=pytest.mark.slow)],
 )
-def test_answers_go_on_whatever_ends_the_engine(tmp_path, n_hits, max_tokens, capsys):
+def test_answers_go_on_whatever_ends_the_engine(
+    tmp_path, n_hits, max_tokens, longest, capsys
+):
     """Half of the answers have words that a grammar forces, and must have just these.
 
     In the others several tokens are often as likely, and processors compute other bits
-    for other batches: there each token must be among the likeliest.
+    for other batches: there each token must be among the likeliest. A signal is sent
+    ``longest`` seconds at most after the one before, while an answer is streamed.
     """
     seed = random.randrange(1 << 32)
     chance, done, n_sent = random.Random(seed), [], Counter()
+    names = list(SIGNALS) * (n_hits // len(SIGNALS))
+    chance.shuffle(names)
     with Server(settings(tmp_path / "disturbed")) as server:
         disturbed = server
         watcher = Watcher(server)
         while n_sent.total() < n_hits:
             streams = streamed(server, len(done), max_tokens)
             while any(each.is_alive() for each in streams):
-                time.sleep(chance.uniform(0.1, 4))
-                name = chance.choice(SIGNALS)
-                if n_sent.total() < n_hits:
+                time.sleep(chance.uniform(0.1, longest))
+                if n_sent.total() < n_hits and any(each.is_running for each in streams):
+                    name = names[n_sent.total()]
                     n_sent[name] += hit(server.process.pid, getattr(signal, name))
             done.append(streams)
         watcher.over.set()
