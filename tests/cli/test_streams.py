@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,23 @@ def write(home: Path) -> tuple[str, str]:
 @functools.cache
 def done(stdout: str | None = None, *environment: tuple[str, str]) -> dict[str, Any]:
     "How every call of the table ends; made once for all tests of this process"
+    return run(CALLS, stdout, environment)
+
+
+def run(
+    names: Iterable[str], stdout: str | None, environment: Iterable[tuple[str, str]]
+) -> dict[str, forks.Done]:
+    "How some calls of the table end"
+    names = list(names)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         first, last = write(home)
         calls = [
-            ["kvbranch", *(c.replace("ID", last).replace("FIRST", first)).split()]
-            for c in CALLS.values()
+            ["kvbranch", *CALLS[n].replace("ID", last).replace("FIRST", first).split()]
+            for n in names
         ]
         ended = forks.run(home, calls, stdout, **{**HERE, **dict(environment)})
-        return dict(zip(CALLS, ended, strict=True))
+        return dict(zip(names, ended, strict=True))
 
 
 def test_the_table_has_every_command() -> None:
@@ -142,7 +151,7 @@ def without_ids(ended: forks.Done) -> str:
 
 
 def test_a_tree_in_another_locale_is_plainer() -> None:
-    shown = done(None, *LATIN.items())["tree"].stdout.decode("latin-1")
+    shown = run(["tree"], None, LATIN.items())["tree"].stdout.decode("latin-1")
     assert '* Why is thé sky "blue" - ??' in shown
     assert "\n|- " in shown
     assert "\n`- " in shown

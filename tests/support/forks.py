@@ -68,6 +68,8 @@ def run(
 def _main() -> None:
     import llm.cli  # noqa: F401
 
+    from llm_kvbranch import log, model  # noqa: F401
+    from llm_kvbranch import store as states  # noqa: F401
     from llm_kvbranch.cli import ask, doctor, keep, models, share, show, store  # noqa: F401
 
     asked = json.loads(Path(sys.argv[1]).read_text())

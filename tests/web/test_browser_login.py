@@ -200,8 +200,10 @@ def test_the_browser_is_led_to_the_link_unseen(tmp_path):
 def test_the_spy_would_see_a_link():
     link = "http://127.0.0.1/-/kvbranch/login?token=x"
     with contextlib.ExitStack() as stack:
-        for command in (["sh", "-c", "sleep 30; :", link], ["python3", "-c", SPY]):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for command in (["sh", "-c", "read _", link], ["python3", "-c", SPY]):
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             stack.callback(process.communicate)
             stack.callback(process.kill)
         assert process.stdout.readline() == "link\n"

@@ -272,7 +272,7 @@ def attacked(serving, attack, seconds):
 @pytest.mark.model
 def test_a_thousand_without_a_key(limited):
     "Their owner is answered all the time"
-    assert max(attacked(limited, "silent", 15)) < 2
+    assert max(attacked(limited, "silent", 12)) < 2
     assert limited.stop()[0] == 0
     assert len(limited.errors) < 20
 
