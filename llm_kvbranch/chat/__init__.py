@@ -1,7 +1,8 @@
 """Messages to tokens and back, by the model's own chat template.
 
-Owns rendering, splicing known tokens into a rendered prompt, and reading tool calls
-out of what a model says. It does not know where tokens are stored or who computes them.
+Owns rendering, splicing known tokens into a rendered prompt, and reading what a model
+says: thinking, text and tool calls. It does not know where tokens are stored or who
+computes them.
 """
 
 from .dialect import Dialect
@@ -12,7 +13,6 @@ from .reader import Reader
 from .rendering import Rendering
 from .splice import Own
 from .template import Chat, Known
-from .toolcalls import ToolStream
 
 __all__ = [
     "Call",
@@ -24,7 +24,6 @@ __all__ = [
     "Part",
     "Reader",
     "Rendering",
-    "ToolStream",
     "event_of",
     "event_to_json",
     "message_text",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from . import known
@@ -64,7 +65,7 @@ class AnswerReader:
         self._record = record
         self._source = Source()
         self._starts: list[int] = []  # of each feed, in the text
-        self._hidden: list[tuple[int, int]] = []  # control tokens, in the text
+        self._hidden: deque[tuple[int, int]] = deque()  # control tokens, in the text
         self._at = 0  # what comes before was given out, or left out
         self._seen = 0  # no mark begins before
         self._since = 0  # where the current stretch of text or thinking began
@@ -164,7 +165,9 @@ class AnswerReader:
             self._give("reasoning", at, trim=True)
             self._nested_at = at
             self._try_forms(self._forms, at)
-        elif kind == "call" or (kind == "open" and at > self._at):
+        elif kind == "call" or (
+            kind == "open" and self._source.text[self._since : at].strip()
+        ):
             self._seen = at + 1
         else:
             self._give("reasoning", at, trim=True)
@@ -334,8 +337,9 @@ class AnswerReader:
 
     def _visible(self, begin: int, end: int) -> str:
         text, at = "", begin
-        for first, last in self._hidden:
-            if at <= first < end:
+        while self._hidden and self._hidden[0][0] < end:
+            first, last = self._hidden.popleft()
+            if first >= at:
                 text += self._source.text[at:first]
                 at = last
         return text + self._source.text[at:end]

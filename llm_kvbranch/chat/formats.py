@@ -150,10 +150,12 @@ def calls(
     the last call. Among several calls there may be some of tools not in ``offered``.
     """
     yield from scanner.mark(_LIST.sub(r" \1 ", form.begin))
+    first = True
     while True:
         behind = scanner.at
         try:
-            yield (yield from _call(form, scanner, offered))
+            yield (yield from _call(form, scanner, offered, first))
+            first = False
             behind = scanner.at
             if not form.end and not form.whole:
                 return
@@ -190,18 +192,20 @@ def _is_over(scanner: Scanner) -> Reading[bool]:
     return False
 
 
-def _call(form: Form, scanner: Scanner, offered: Offered) -> Reading[Found]:
+def _call(
+    form: Form, scanner: Scanner, offered: Offered, first: bool
+) -> Reading[Found]:
     how, id = form.arguments, ""
+    only = offered if form.whole and first else None
     scanner.kept.clear()
     yield from scanner.skip()
     begin = scanner.at
     yield from scanner.mark(form.before)
     yield from scanner.skip()
     if isinstance(how, Object):
-        only = offered if form.whole else None
         name, arguments, id = yield from _object(how, scanner, only)
     else:
-        name = yield from _name(form, scanner, offered)
+        name = yield from _name(form, scanner, offered, only)
         yield from scanner.mark(form.middle)
         arguments = yield from _arguments(form, scanner, offered.get(name, {}))
     if name not in offered and not form.end:
@@ -230,16 +234,20 @@ def _after(form: Form, scanner: Scanner) -> Reading[None]:
             raise
 
 
-def _name(form: Form, scanner: Scanner, offered: Offered) -> Reading[str]:
+def _name(
+    form: Form, scanner: Scanner, offered: Offered, only: Offered | None
+) -> Reading[str]:
     middle = form.middle.split()
     stop = middle[0].partition(ANY)[0] if middle else ""
-    while form.whole:  # most answers are not a call: say so at once
+    while only is not None:  # most answers are not a call: say so at once
         text = scanner.source.text[scanner.at :]
-        if not any(name.startswith(text) for name in offered):
+        if not any(name.startswith(text) for name in only):
+            if not any(text.startswith(name) for name in only):
+                raise Mismatch
             break
         yield from scanner.more()
     name = yield from scanner.run(_NAME, stop)
-    if not name or (name not in offered and not form.end):
+    if not name or (name not in offered and (only is not None or not form.end)):
         raise Mismatch
     return name
 
@@ -276,12 +284,16 @@ def _object(
     values: dict[str, Any] = {}
     yield from scanner.exact("{")
     while (yield from scanner.item("}", not values)):
-        key = yield from scanner.key()
+        yield from scanner.skip()
+        key = yield from scanner.string()
+        kind = kinds.get(key)
+        if how.name and (kind is None or kind in values):
+            raise Mismatch
+        yield from scanner.mark(":")
         char = yield from scanner.skip()
         if not how.name and not values:
             values = {"name": key, "arguments": (yield from scanner.object())}
             continue
-        kind = kinds.get(key)
         if kind is None or kind in values:
             raise Mismatch
         if key == "function" and char == "{":

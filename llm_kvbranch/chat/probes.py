@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from .history import Arguments
+
+_SECONDS = 10.0  # that all renderings of a template may take together
 
 # Renders messages, as chat templates take them, with other values of the template
 Render = Callable[..., str]
@@ -65,6 +68,7 @@ class Probe:
 
     def __init__(self, render: Render):
         self._render = render
+        self._until = time.monotonic() + _SECONDS
         self.prompt = ""
         for self._settings in _SETTINGS:
             prompt = self._show([], add_generation_prompt=True)
@@ -89,6 +93,8 @@ class Probe:
 
     def _show(self, answers: list[dict[str, Any]], **values: Any) -> str | None:
         messages = [{"role": "user", "content": QUESTION}, *answers]
+        if time.monotonic() > self._until:
+            return None
         try:
             text = self._render(messages, **self._settings, **values)
         except Exception:  # a template may raise anything
