@@ -94,9 +94,9 @@ class TestUserDefinedTokens:
 
     @pytest.mark.parametrize("patience", [0, 20_000])
     def test_short_and_long_texts(self, weights: Weights, patience: int) -> None:
-        chat = Chat(weights, TEMPLATE)
-        chat._controls._patience = patience
         for text in WRITTEN:
+            chat = Chat(weights, TEMPLATE)
+            chat._controls._patience = patience
             tokens = chat.encode([llm.user(f"a{text}")])
             assert not set(tokens) & set(ids(weights, WRITTEN))
             assert f"a{text}" in spelled(weights, tokens)
