@@ -13,6 +13,7 @@ import datetime
 import functools
 import json
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ChatError
@@ -51,14 +52,18 @@ def _raise_exception(message: str) -> None:
     raise _Rejected(message)
 
 
-def _none_if_undefined(value: Any) -> None:
+def _plain(value: Any) -> list[Any] | None:
+    "What JSON has for a variable that is not set, and for what a filter returns"
     from jinja2 import Undefined
 
+    if isinstance(value, Iterator):
+        return list(value)
     if not isinstance(value, Undefined):
         raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    return None
 
 
-def _tojson(
+def to_json(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
@@ -72,7 +77,7 @@ def _tojson(
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
-        default=_none_if_undefined,
+        default=_plain,
     )
     return text.replace(json.dumps(CUT)[1:-1], CUT)
 
@@ -138,7 +143,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", Generation],
     )
-    environment.filters["tojson"] = guarded("tojson", _tojson)
+    environment.filters["tojson"] = guarded("tojson", to_json)
     environment.globals["raise_exception"] = _raise_exception
     # Without tools, Hugging Face passes none, llama.cpp leaves it undefined: be both
     environment.tests["none"] = lambda v: v is None or isinstance(v, Undefined)

@@ -154,6 +154,12 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         tree.set_environment(self)
         return tree
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        "Lists may change: templates write to their own, and to copies of messages"
+        if attr in ("append", "pop") and type(obj) is list:
+            return True
+        return super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _check_product(operator, left, right)
         return _measure(super().call_binop(context, operator, left, right))

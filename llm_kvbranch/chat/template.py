@@ -28,13 +28,14 @@ import xxhash
 from ..errors import ChatError
 from . import samples
 from . import splice as splicing
+from .capabilities import Capabilities, with_descriptions
 from .controls import Controls, Vocabulary
 from .dialect import Dialect, learn
-from .effort import Effort
-from .history import Arguments, message_text, to_chat
-from .jinja import CUT, render, undefined, variables
+from .history import Arguments, chats_of, message_text
+from .jinja import CUT, render
 from .rendering import NO_DATE, Rendering
 from .splice import Own, shared
+from .variables import Variables
 
 # For a model without a template; llama.cpp's default too
 CHATML = (
@@ -55,16 +56,6 @@ _CHANNELS = re.compile(
 
 
 _PLAIN = Rendering()
-_BUDGET = "thinking_budget"  # Seed-OSS's
-
-# Variables that the messages and the model decide
-_OURS = frozenset(
-    (
-        *("messages", "tools", "functions", "custom_tools", "available_tools"),
-        *("add_generation_prompt", "continue_final_message", "bos_token", "eos_token"),
-        *("strftime_now", "raise_exception"),
-    )
-)
 _NEAR = 4096  # characters before a difference in which to look for a control token
 
 
@@ -92,7 +83,8 @@ class Chat:
     @property
     def takes_tools(self) -> bool:
         "Whether the template tells the model about tools"
-        return "tools" in self.source
+        tools = self._takes.tools
+        return "tools" in self.source if tools is None else tools
 
     @functools.cached_property
     def dialect(self) -> Dialect:
@@ -100,17 +92,25 @@ class Chat:
         return learn(self.source, self._show)
 
     @functools.cached_property
-    def _effort(self) -> Effort:
-        return Effort(self.source, self._show)
+    def _takes(self) -> Capabilities:
+        return Capabilities(self._show)
+
+    @functools.cached_property
+    def _variables(self) -> Variables:
+        return Variables(self.source, self._show)
+
+    def folds_system(self, messages: Sequence[Any]) -> bool:
+        "Whether a system prompt is put into a question, since the template takes none"
+        return any(m.role == "system" for m in messages) and self._takes.folds_system
 
     def check(self, rendering: Rendering) -> None:
         "Raise ChatError for what the template cannot be told"
-        self._values(rendering)
+        self._variables.chosen(rendering)
 
     def render_id(self, rendering: Rendering = _PLAIN) -> str:
         "An id of template, tools and values: with equal ids, messages render alike"
         about: list[Any] = [self.source, list(rendering.tools)]
-        if values := self._values(rendering):
+        if values := self._variables.chosen(rendering):
             about.append(values)
         settings = json.dumps(about, sort_keys=True)
         return xxhash.xxh3_64_hexdigest(settings.encode())
@@ -243,8 +243,9 @@ class Chat:
         now = datetime.datetime.now()
 
         def render(messages: Sequence[Any]) -> str:
-            chats = [chat for message in messages for chat in self._safe(message)]
-            return self._render(chats, rendering, now)
+            separated = [self._separated(message) for message in messages]
+            chats = chats_of(separated, self._takes)
+            return self._render([self._safe(chat) for chat in chats], rendering, now)
 
         return render
 
@@ -273,10 +274,15 @@ class Chat:
         rendering: Rendering,
         now: datetime.datetime,
     ) -> str:
-        values = {**self._dates(rendering, now), **self._values(rendering)}
-        values = _map_text(self._controls.cut, values)
-        if rendering.tools:
-            values["tools"] = _map_text(self._controls.cut, list(rendering.tools))
+        given, cut = self._variables, self._controls.cut
+        tools = list(rendering.tools)
+        if tools and self._takes.needs_descriptions:
+            tools = with_descriptions(tools)
+        values = {
+            **given.dates(rendering.date, now),
+            **_map_text(cut, given.chosen(rendering)),
+            **given.tools(_map_text(cut, tools)),
+        }
         values["add_generation_prompt"] = True
         values["bos_token"] = self.vocab.bos_text
         values["eos_token"] = self.vocab.eos_text
@@ -285,44 +291,12 @@ class Chat:
         except ChatError:
             if rendering.date != NO_DATE:
                 raise
-            values["strftime_now"] = now.strftime
+            values |= given.dates(None, now)
             render(self.source, messages=chats, **values)
             raise ChatError(
                 "The model's chat template has no date of its own: set date to today, "
                 "or to a day like 2026-01-31"
             ) from None
-
-    def _values(self, rendering: Rendering) -> dict[str, Any]:
-        "The variables that a rendering sets; raises ChatError for unknown ones"
-        read, may_set = variables(self.source)
-        for name in rendering.values:
-            if name in _OURS:
-                raise ChatError(f"chat_template_kwargs cannot set {name}")
-            if name not in read:
-                known = ", ".join(each for each in may_set if each not in _OURS)
-                raise ChatError(
-                    f"The model's chat template does not read {name}. It reads "
-                    f"{known or 'nothing that chat_template_kwargs can set'}"
-                )
-        values: dict[str, Any] = {}
-        if rendering.thinking_budget is not None and _BUDGET in read:
-            values[_BUDGET] = rendering.thinking_budget
-        if rendering.think is not None:
-            values |= self._effort.values(rendering.think)
-        return {**values, **rendering.values}
-
-    def _dates(self, rendering: Rendering, now: datetime.datetime) -> dict[str, Any]:
-        "The variables with which templates write a date"
-        read = variables(self.source)[0]
-        if rendering.date == NO_DATE:
-            return {"strftime_now": undefined()}
-        if rendering.date is None:
-            return {"strftime_now": now.strftime}
-        day = datetime.datetime.fromisoformat(rendering.date)
-        values: dict[str, Any] = {"strftime_now": day.strftime}
-        if "date_string" in read:  # of Llama 3.x
-            values["date_string"] = day.strftime("%d %b %Y")
-        return values
 
     def _show(self, messages: list[dict[str, Any]], **values: Any) -> str:
         "A conversation of our own, as the template writes it"
@@ -331,7 +305,10 @@ class Chat:
                 function = call["function"]
                 function["arguments"] = Arguments(function["arguments"])
         bos, eos = self.vocab.bos_text, self.vocab.eos_text
-        values = {"bos_token": bos, "eos_token": eos, **values}
+        given = self._variables
+        values |= given.tools(values.get("tools") or [])
+        dates = given.dates(None, datetime.datetime.now())
+        values = {"bos_token": bos, "eos_token": eos, **dates, **values}
         return render(self.source, messages=messages, **values)
 
     def _samples(self) -> str:
@@ -358,13 +335,11 @@ class Chat:
                 tokens += self.vocab.tokenize(part, special=True)
         return tokens
 
-    def _safe(self, message: Any) -> list[dict[str, Any]]:
+    def _safe(self, chat: dict[str, Any]) -> dict[str, Any]:
         "A message for the template, whose text cannot become control tokens"
-        chats = to_chat(self._separated(message))
-        safe: list[dict[str, Any]] = _map_text(self._controls.cut, chats)
-        if message.role == "assistant":
-            for chat, given in zip(safe, chats, strict=True):
-                chat["content"] = self._controls.cut(given["content"], self._looked_for)
+        safe: dict[str, Any] = _map_text(self._controls.cut, chat)
+        if chat["role"] == "assistant" and isinstance(chat["content"], str):
+            safe["content"] = self._controls.cut(chat["content"], self._looked_for)
         return safe
 
     @functools.cached_property

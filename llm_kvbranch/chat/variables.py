@@ -1,0 +1,81 @@
+"""The variables that a template is given: by options, for the date, for old templates.
+
+The invariant: what a template does not read is refused, and nothing here replaces what
+the messages decide.
+
+This module does not know messages.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ChatError
+from .effort import Effort
+from .jinja import to_json, undefined, variables
+from .rendering import NO_DATE, Rendering
+
+_BUDGET = "thinking_budget"  # Seed-OSS's
+
+# Variables that the messages and the model decide
+_OURS = frozenset(
+    (
+        *("messages", "tools", "functions", "custom_tools", "available_tools"),
+        *("add_generation_prompt", "continue_final_message", "bos_token", "eos_token"),
+        *("strftime_now", "raise_exception"),
+    )
+)
+
+
+class Variables:
+    "Those of one template; ``show`` renders messages with values of variables"
+
+    def __init__(self, source: str, show: Callable[..., str]):
+        self._source = source
+        self._show = show
+
+    @functools.cached_property
+    def _effort(self) -> Effort:
+        return Effort(self._source, self._show)
+
+    def chosen(self, rendering: Rendering) -> dict[str, Any]:
+        "Those that a rendering sets; raises ChatError for unknown ones"
+        read, may_set = variables(self._source)
+        for name in rendering.values:
+            if name in _OURS:
+                raise ChatError(f"chat_template_kwargs cannot set {name}")
+            if name not in read:
+                known = ", ".join(each for each in may_set if each not in _OURS)
+                raise ChatError(
+                    f"The model's chat template does not read {name}. It reads "
+                    f"{known or 'nothing that chat_template_kwargs can set'}"
+                )
+        values: dict[str, Any] = {}
+        if rendering.thinking_budget is not None and _BUDGET in read:
+            values[_BUDGET] = rendering.thinking_budget
+        if rendering.think is not None:
+            values |= self._effort.values(rendering.think)
+        return {**values, **rendering.values}
+
+    def dates(self, date: str | None, now: datetime.datetime) -> dict[str, Any]:
+        "Those with which templates write a date"
+        read = variables(self._source)[0]
+        if date == NO_DATE:
+            return {"strftime_now": undefined()}
+        day = now if date is None else datetime.datetime.fromisoformat(date)
+        values: dict[str, Any] = {"strftime_now": day.strftime}
+        if "datetime" in read:  # of firefunction
+            values["datetime"] = day.strftime("%b %d %Y")
+        if "date_string" in read and date is not None:  # of Llama 3.x
+            values["date_string"] = day.strftime("%d %b %Y")
+        return values
+
+    def tools(self, tools: list[dict[str, Any]]) -> dict[str, Any]:
+        "Those with which templates write tools"
+        values: dict[str, Any] = {"tools": tools} if tools else {}
+        if "functions" in variables(self._source)[0]:  # of firefunction
+            values["functions"] = to_json(tools, indent=2) if tools else ""
+        return values
