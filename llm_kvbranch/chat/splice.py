@@ -109,9 +109,11 @@ def _around(
 
 
 def _supplied(message: Any, own: Own) -> Any:
-    "A message without that of which the template has nothing to say"
+    "A message without those parts of which the template need not write anything"
+    from llm.parts import TextPart
+
     if own.unfinished:
-        return replace(message, parts=[])
+        return replace(message, parts=[TextPart(text="-")])  # as if it had a text
     if own.whole:
         parts = [p for p in message.parts if p.to_dict()["type"] != "tool_call"]
         return replace(message, parts=parts)

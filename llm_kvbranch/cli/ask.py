@@ -267,7 +267,7 @@ def _check_place(history: History, response_id: str, place: Place) -> None:
     if place.words is None and place.range is None:
         return
     try:
-        place.find(history.response(response_id).text)
+        place.find(history.response(response_id))
     except AmbiguousExcerptError as error:
         raise HistoryError(
             f"{error.what}, choose one with --occurrence: {error.matches}"

@@ -14,12 +14,12 @@ import datetime
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import llm
 
-from ..errors import HistoryError
+from ..errors import AmbiguousExcerptError, HistoryError
 from . import excerpt as excerpts
 from .history import History, Logged
 from .text import FOCUS, FRESH, message_text, quoting
@@ -30,7 +30,8 @@ class Branch:
     """What to ask after which messages, and where that branched from.
 
     ``thread_id`` is the thread to continue, None for a new one. ``start`` and
-    ``end`` are the excerpt's range of characters in the parent's answer.
+    ``end`` are the excerpt's range of characters in the parent's answer, None if it is
+    in the thinking before that.
     """
 
     parent: Logged
@@ -45,15 +46,60 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Spot:
+    "The range [start, end) of a response's text or, if it ``is_thought``, its thinking"
+
+    text: str
+    start: int
+    end: int
+    is_thought: bool = False
+
+    @property
+    def words(self) -> str:
+        return self.text[self.start : self.end]
+
+    @property
+    def range(self) -> tuple[int | None, int | None]:
+        "As a branch has it"
+        return (None, None) if self.is_thought else (self.start, self.end)
+
+
+@dataclass(frozen=True)
 class Place:
-    "A part of an answer: its words, or its range of characters [start, end)"
+    """A part of an answer: its words, or its range of characters [start, end).
+
+    Words may also be in the thinking that comes before the answer.
+    """
 
     words: str | None = None
     occurrence: int | None = None
     range: tuple[int, int] | None = None
 
-    def find(self, text: str) -> tuple[int, int] | None:
-        "Its range in an answer, None for an empty place; raises HistoryError"
+    def find(self, parent: Logged) -> Spot | None:
+        "Where it is in a response, None for an empty place; raises HistoryError"
+        try:
+            found = self._find(parent.text)
+        except AmbiguousExcerptError:
+            raise
+        except HistoryError:
+            if spot := self._find_thought(parent.thinking):
+                return spot
+            raise
+        return None if found is None else Spot(parent.text, *found)
+
+    def _find_thought(self, thinking: str) -> Spot | None:
+        "Where its words are in some thinking, None if they are not"
+        if self.words is None or not thinking:
+            return None
+        try:
+            found = excerpts.find(thinking, self.words, self.occurrence, "thinking")
+        except AmbiguousExcerptError:
+            raise
+        except HistoryError:
+            return None
+        return Spot(thinking, *found, is_thought=True)
+
+    def _find(self, text: str) -> tuple[int, int] | None:
         if self.words is not None and self.range is not None:
             raise HistoryError("Give an excerpt or a range, not both")
         if self.range is not None:
@@ -78,20 +124,35 @@ def continue_(history: History, reference: str, prompt: str) -> Branch:
 def branch(history: History, reference: str, prompt: str, place: Place) -> Branch:
     "A fork after a response, whose answer is cut at the end of the place, if any"
     parent = history.response(reference)
-    found = place.find(parent.text)
-    if found is None:
+    spot = place.find(parent)
+    if spot is None:
         return Branch(parent, "branch", parent.messages, prompt, mode="reuse_kv")
-    start, end = found
+    start, end = spot.range
     return Branch(
         parent,
         "branch",
-        [*parent.sent, llm.assistant(parent.text[:end])],
+        [*parent.sent, _cut(parent, spot)],
         prompt,
         mode="reuse_kv",
-        excerpt=parent.text[start:end],
+        excerpt=spot.words,
         start=start,
         end=end,
     )
+
+
+def _cut(parent: Logged, spot: Spot) -> Any:
+    "The answer up to the end of a part of it: its thinking, and its text after that"
+    kind, left, parts = "reasoning" if spot.is_thought else "text", spot.end, []
+    for part in (part for message in parent.answered for part in message.parts):
+        if (of := part.to_dict()["type"]) == kind:
+            left -= len(text := part.text[:left])
+            # What a provider knows of a part holds for the whole of it
+            parts.append(part if text == part.text else type(part)(text=text))
+        elif of == "reasoning":
+            parts.append(part)
+        if not left:
+            break
+    return llm.assistant(*parts)
 
 
 def fresh(
@@ -109,11 +170,11 @@ def fresh(
     returns the last n tokens of a text.
     """
     parent = history.response(reference)
-    found = place.find(parent.text) or (0, len(parent.text))
-    start, end = found
+    spot = place.find(parent) or Spot(parent.text, 0, len(parent.text))
     if n_tokens:
-        start = end - len(tail(parent.model, parent.text[:end], n_tokens))
-    quoted = parent.text[start:end]
+        n = len(tail(parent.model, spot.text[: spot.end], n_tokens))
+        spot = replace(spot, start=spot.end - n)
+    quoted, (start, end) = spot.words, spot.range
     if not quoted.strip():
         raise HistoryError(f"Response {parent.id} has no text to quote")
     return Branch(
@@ -137,11 +198,10 @@ def last_words(text: str, n: int) -> str:
 def focus(history: History, reference: str, prompt: str, place: Place) -> Branch:
     "A fork that keeps the whole answer and asks about a quoted part of it"
     parent = history.response(reference)
-    found = place.find(parent.text)
-    if found is None:
+    spot = place.find(parent)
+    if spot is None:
         raise HistoryError("focus needs an excerpt or a range of the answer")
-    start, end = found
-    quoted = parent.text[start:end]
+    quoted, (start, end) = spot.words, spot.range
     return Branch(
         parent,
         "focus",

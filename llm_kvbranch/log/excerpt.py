@@ -37,8 +37,10 @@ _AROUND = 24  # characters shown on each side of a match
 _MOST_TEXT, _MOST_EXCERPT = 100_000, 200
 
 
-def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, int]:
-    """The (start, end) of an excerpt in a text.
+def find(
+    text: str, excerpt: str, occurrence: int | None = None, where: str = "answer"
+) -> tuple[int, int]:
+    """The (start, end) of an excerpt in a text, which is called what ``where`` says.
 
     ``occurrence`` counts from 1 and is required if there are several. Raises
     HistoryError, which lists the matches or shows the nearest text.
@@ -52,13 +54,13 @@ def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, i
     if not matches:
         near = _nearest(text, excerpt)
         raise HistoryError(
-            "The answer does not contain that excerpt"
+            f"The {where} does not contain that excerpt"
             + (f". The nearest text is: {near}" if near else "")
         )
     if occurrence is not None:
         if not 1 <= occurrence <= len(matches):
             raise HistoryError(
-                f"The answer contains that excerpt {_times(len(matches))}, "
+                f"The {where} contains that excerpt {_times(len(matches))}, "
                 f"there is no occurrence {occurrence}"
             )
         return matches[occurrence - 1]
@@ -67,7 +69,7 @@ def find(text: str, excerpt: str, occurrence: int | None = None) -> tuple[int, i
             f"{n}: {_show(text, *match)}" for n, match in enumerate(matches[:9], 1)
         )
         raise AmbiguousExcerptError(
-            f"The answer contains that excerpt {_times(len(matches))}", shown
+            f"The {where} contains that excerpt {_times(len(matches))}", shown
         )
     return matches[0]
 

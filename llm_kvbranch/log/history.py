@@ -112,6 +112,12 @@ class Logged:
         "The text of the answer"
         return "".join(map(message_text, self.answered))
 
+    @property
+    def thinking(self) -> str:
+        "What the model thought before or between the text of the answer"
+        parts = (p.to_dict() for message in self.answered for p in message.parts)
+        return "".join(p["text"] for p in parts if p["type"] == "reasoning")
+
 
 def new_thread_id() -> str:
     from llm.utils import monotonic_ulid

@@ -15,12 +15,13 @@ import re
 import threading
 import time
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jinja2
 import llm
 import pytest
+from llm.parts import ReasoningPart
 
 from llm_kvbranch.chat import Chat
 from llm_kvbranch.engine import Feed, Load
@@ -29,7 +30,7 @@ from llm_kvbranch.inference.generation import Request
 from llm_kvbranch.inference.planning import Planner
 from llm_kvbranch.inference.scheduler import Scheduler
 from llm_kvbranch.inference.session import Session
-from llm_kvbranch.inference.turns import answer_message
+from llm_kvbranch.inference.turns import answer_message, chain_hashes
 from llm_kvbranch.store.store import Store
 
 from ..chat import llamacpp
@@ -248,6 +249,102 @@ class TestTenTurns:
             talk.answered(generation, thought, said)
             rows = generation.session.engine.rows[generation.slot.seq]
             assert rows == decoded(generation.tokens)
+
+
+class TestCut:
+    "Fails if a branch inside an answer does not continue from its very tokens"
+
+    THOUGHT, SAID = "Hm, salt or sweet? Salt.", "It is salt water, no doubt."
+
+    def first(self, family, tmp_path) -> tuple[Conversation, object]:
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        generation = talk.ask(
+            talk.session(), "What is the sea?", self.THOUGHT, self.SAID
+        )
+        return talk, generation
+
+    def plan(self, talk, answer, question="Why?", **more):
+        messages = [*talk.messages[:1], answer, llm.user(question)]
+        request = Request(
+            messages=messages, values=talk.family.values, date="2026-03-01", **more
+        )
+        return talk.session().planner.plan(
+            request.messages, request.rendering, request.keep_thinking
+        )
+
+    @pytest.mark.parametrize("n", [1, 9, len(THOUGHT)])
+    def test_inside_a_thought(self, family, tmp_path, n):
+        "It goes on from the thought as it stands, and the turn is ended"
+        talk, generation = self.first(family, tmp_path)
+        plan = self.plan(talk, llm.assistant(ReasoningPart(self.THOUGHT[:n])))
+        whole = family.writes.format(thought=self.THOUGHT, said=self.SAID)
+        begin = whole.index(self.THOUGHT) + n
+        known = generation.tokens[: generation.n_prompt]
+        known += talk.vocab.by_bytes(whole[:begin])
+        assert plan.tokens[: len(known)] == known
+        assert plan.n_known == len(known)
+        assert plan.miss_reason is None
+        assert len(plan.chain.tokens) >= len(known)
+        after = Chat(talk.vocab).spell(plan.tokens[len(known) :])
+        assert "Why?" in after
+        assert self.THOUGHT[n:] not in after or n == len(self.THOUGHT)
+
+    def test_inside_the_text(self, family, tmp_path):
+        talk, _ = self.first(family, tmp_path)
+        for thought in ([ReasoningPart(self.THOUGHT)], []):
+            plan = self.plan(talk, llm.assistant(*thought, self.SAID[:10]))
+            talk.own = [talk.vocab.by_bytes(self.SAID[:10])]
+            talk.ideal[1:] = [
+                {
+                    "role": "assistant",
+                    "content": chr(0xF0000),
+                    "reasoning_content": self.THOUGHT,
+                    "thinking": self.THOUGHT,
+                },
+                {"role": "user", "content": "Why?"},
+            ]
+            assert plan.tokens == talk.expected()
+            assert plan.miss_reason is None
+
+    def test_inside_the_text_with_keep_thinking(self, family, tmp_path):
+        talk, generation = self.first(family, tmp_path)
+        n = len(generation.tokens) - len(self.SAID) + 10
+        for thought in ([ReasoningPart(self.THOUGHT)], []):
+            answer = llm.assistant(*thought, self.SAID[:10])
+            plan = self.plan(talk, answer, keep_thinking=True)
+            assert plan.tokens[:n] == generation.tokens[:n]
+            assert plan.n_known == n
+
+    def test_a_client_that_leaves_out_the_thinking(self, family, tmp_path):
+        "The answer's text still is its own tokens"
+        talk, generation = self.first(family, tmp_path)
+        with_it = self.plan(talk, answer_message(generation.parts))
+        without = self.plan(talk, llm.assistant(self.SAID))
+        assert without.tokens == with_it.tokens
+        assert without.miss_reason is None
+
+
+class TestEarlierLogs:
+    "Fails if answers that were logged with their thinking as text are not continued"
+
+    def test_everything_is_kept(self, family, tmp_path):
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        session = talk.session()
+        generation = talk.ask(session, "What is the sea?", "Hm.", "Salt.")
+        text = b"".join(map(talk.vocab.piece, generation.tokens[generation.n_prompt :]))
+        answer = llm.assistant(text.decode())
+        state = session.store.get("r1").state
+        tip = chain_hashes([*talk.messages, answer])[-1]
+        rows = session.engine.capture(0, state.start, state.end)
+        session.store.put(replace(state, tip_hash=tip), rows)
+        again = talk.session()
+        plan = again.planner.plan(
+            [*talk.messages, answer, llm.user("Why?")],
+            Request(messages=(), values=family.values, date="2026-03-01").rendering,
+        )
+        assert plan.tokens[: len(generation.tokens)] == generation.tokens
+        assert plan.n_known == len(generation.tokens)
+        assert plan.miss_reason is None
 
 
 @pytest.mark.parametrize("n_seq", [3, 1])

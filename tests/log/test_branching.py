@@ -11,6 +11,7 @@ import sqlite_utils
 from click.testing import CliRunner
 from llm import cli as llm_cli
 from llm.logs import LogStore
+from llm.parts import ReasoningPart, StreamEvent, TextPart
 
 from llm_kvbranch import model as model_module
 from llm_kvbranch.log import branching
@@ -163,6 +164,78 @@ class TestBranch:
         ok("kvbranch", "last", "Why?", "-s", "Be brief")
         chain = log.chain(log.turns()[-1])
         assert chain[:2] == [("system", "Be brief"), ("user", "What is the sea?")]
+
+
+class Thinker(llm.Model):
+    "Thinks before it answers"
+
+    model_id = "thinker"
+    can_stream = True
+    thought, said = "Salt or sweet? Salt, I think.", "It is salt water."
+
+    def execute(self, prompt, stream, response, conversation):
+        yield StreamEvent("reasoning", self.thought)
+        yield StreamEvent("text", self.said)
+
+
+class TestThinking:
+    "Fails if one cannot branch inside a thought, or a branch forgets what was thought"
+
+    @pytest.fixture(autouse=True)
+    def thinker(self, run, ok, monkeypatch):
+        get_model = llm.get_model
+
+        def with_thinker(name=None, **options):
+            return Thinker() if name == "thinker" else get_model(name, **options)
+
+        monkeypatch.setattr(llm, "get_model", with_thinker)
+        monkeypatch.setattr(llm_cli, "get_model", with_thinker)
+        ok("-m", "thinker", "What is the sea?")
+
+    def cut(self, log):
+        "The parts of the answer that the last response continues"
+        tip = log.turns()[-1]["tip_message_hash"]
+        answer = LogStore(log.db).load_chain(tip)[-3]
+        assert answer.role == "assistant"
+        return [(type(part), part.text) for part in answer.parts]
+
+    def test_words_of_a_thought(self, ok, log):
+        ok("kvbranch", "last", "--excerpt", "or sweet", "Why?")
+        assert self.cut(log) == [(ReasoningPart, "Salt or sweet")]
+        branch = log.db["kvbranch_branches"].get(log.turns()[-1]["id"])
+        assert branch["excerpt"] == "or sweet"
+        assert (branch["start"], branch["end"]) == (None, None)
+
+    def test_the_answer_comes_first(self, ok, log):
+        ok("kvbranch", "last", "--excerpt", "salt", "Why?")
+        thought = (ReasoningPart, Thinker.thought)
+        assert self.cut(log) == [thought, (TextPart, "It is salt")]
+
+    def test_a_focus_quotes_it(self, ok, log):
+        ok("kvbranch", "focus", "last", "--excerpt", "I think", "Sure?")
+        prompt = log.chain(log.turns()[-1])[-2][1]
+        assert prompt == "About this part of your answer:\n\n> I think\n\nSure?"
+
+    def test_a_fresh_start_quotes_it(self, ok, log):
+        asked = ("--excerpt", "or sweet", "--mode", "fresh", "Why?")
+        ok("kvbranch", "last", *asked)
+        assert log.chain(log.turns()[-1])[0][1].startswith(
+            "About this text:\n\n> or sweet"
+        )
+
+    def test_a_range_is_of_the_answer(self, ok, log):
+        ok("kvbranch", "branch", "last", "--range", "0:2", "Why?")
+        assert self.cut(log)[-1] == (TextPart, "It")
+
+    def test_words_that_occur_several_times(self, run, ok, log):
+        said = run("kvbranch", "last", "--excerpt", "Salt", "Why?").output
+        assert "Error: The thinking contains that excerpt 2 times" in said
+        ok("kvbranch", "last", "--excerpt", "Salt", "--occurrence", "2", "Why?")
+        assert self.cut(log) == [(ReasoningPart, "Salt or sweet? Salt")]
+
+    def test_words_that_are_in_neither(self, run):
+        said = run("kvbranch", "last", "--excerpt", "pepper", "Why?").output
+        assert "Error: The answer does not contain that excerpt" in said
 
 
 class TestFresh:

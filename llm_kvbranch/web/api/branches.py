@@ -156,9 +156,9 @@ async def _tail(call: Call, parent_id: str, place: Place, n: int) -> str:
     "The last n tokens before the end of a place in an answer"
 
     def before(history: History) -> str:
-        text = history.response(parent_id).text
-        found = place.find(text)
-        return text[: found[1]] if found else text
+        parent = history.response(parent_id)
+        spot = place.find(parent)
+        return spot.text[: spot.end] if spot else parent.text
 
     text = await call.read(before)
     return await asyncio.wrap_future(call.server.host.tail(text, n))
