@@ -74,7 +74,9 @@ def placing(command: Callable[..., None]) -> Callable[..., None]:
     "The options that select part of an answer"
     for option in reversed(
         [
-            click.option("--excerpt", help="Text from the answer"),
+            click.option(
+                "--excerpt", help="Text from the answer, or from its thinking"
+            ),
             click.option(
                 "--occurrence",
                 type=click.IntRange(1),

@@ -28,6 +28,7 @@ FACTS = (
     "restored_tokens",
     "resident_tokens",
     "prefilled_tokens",
+    "reread_tokens",
     "generated_tokens",
     "finish_reason",
     "imported_tokens",

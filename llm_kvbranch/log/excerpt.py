@@ -54,7 +54,7 @@ def find(
     if not matches:
         near = _nearest(text, excerpt)
         raise HistoryError(
-            f"The {where} does not contain that excerpt"
+            "The answer does not contain that excerpt"
             + (f". The nearest text is: {near}" if near else "")
         )
     if occurrence is not None:

@@ -34,6 +34,7 @@ VERBS = "`llm kvbranch branch`, `focus`, `continue`, `retry`"
 # Documented, but not to be had from a toy on this machine, or in a moment
 UNSEEN = {
     ("`llm kvbranch show`", "resolved_model", "null"),
+    ("`llm kvbranch show`", "reread_tokens", "integer"),  # no model here thinks
     ("`llm kvbranch store`", "hit_rate", "null"),
     ("`llm kvbranch store`", "threads[].thread_id", "null"),
     ("`llm kvbranch store verify`", "states", "null"),
