@@ -123,7 +123,22 @@ class History:
         for token in answer:
             stream.feed(token)
         stream.end()
+        for part in stream.parts:
+            if part.kind == "call":
+                part.begin = self._opening(answer, part.begin)
         return stream.parts
+
+    def _opening(self, answer: array[int], begin: int) -> int:
+        "Where what opens a list of calls begins, if a call at a position has it before"
+        before = self._chat.spell(answer[:begin]).rstrip()
+        for form in self._chat.dialect.forms:
+            n, opening = begin, form.begin.strip()
+            if not opening or not before.endswith(opening):
+                continue
+            while n and len(self._chat.spell(answer[n:begin]).strip()) < len(opening):
+                n -= 1
+            return n
+        return begin
 
 
 def _answer(turn: Turn | Entry) -> array[int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import jinja2
 import llm
 import pytest
-from llm.parts import ReasoningPart
+from llm.parts import ReasoningPart, ToolResultPart
 
 from llm_kvbranch.chat import Chat
 from llm_kvbranch.engine import Feed, Load
@@ -50,27 +50,48 @@ class Family:
     writes: str
     ends: str
     values: dict[str, object] = field(default_factory=dict)
+    calls: str = ""  # how it calls a tool
 
 
 FAMILIES = {
     "Qwen3": Family(
-        "Qwen-Qwen3-0.6B", "<think>\n{thought}\n</think>\n\n{said}", "<|im_end|>"
+        "Qwen-Qwen3-0.6B",
+        "<think>\n{thought}\n</think>\n\n{said}",
+        "<|im_end|>",
+        calls='<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',
     ),
-    "Qwen3.5": Family("Qwen3.5-4B", "{thought}\n</think>\n\n{said}", "<|im_end|>"),
+    "Qwen3.5": Family(
+        "Qwen3.5-4B",
+        "{thought}\n</think>\n\n{said}",
+        "<|im_end|>",
+        calls="<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n"
+        "</function>\n</tool_call>",
+    ),
     "DeepSeek V3.1": Family(
         "deepseek-ai-DeepSeek-V3.1",
         "{thought}</think>{said}",
         "<｜end▁of▁sentence｜>",
         {"thinking": True},
     ),
-    "GLM 4.6": Family("GLM-4.6", "\n<think>{thought}</think>\n{said}", "<|user|>"),
+    "GLM 4.6": Family(
+        "GLM-4.6",
+        "\n<think>{thought}</think>\n{said}",
+        "<|user|>",
+        calls="<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n"
+        "</tool_call>",
+    ),
     "gpt-oss": Family(
         "openai-gpt-oss-120b",
         "<|channel|>analysis<|message|>{thought}<|end|>"
         "<|start|>assistant<|channel|>final<|message|>{said}",
         "<|return|>",
     ),
-    "LFM2.5": Family("LFM2.5-8B-A1B", "<think>{thought}</think>{said}", "<|im_end|>"),
+    "LFM2.5": Family(
+        "LFM2.5-8B-A1B",
+        "<think>{thought}</think>{said}",
+        "<|im_end|>",
+        calls="<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
+    ),
 }
 
 
@@ -182,6 +203,16 @@ class Conversation:
 
     def expected(self) -> array[int]:
         "The template's rendering of the ideal history, with the answers' own tokens"
+        tokens = array("i")
+        for part in re.split("([\U000f0000-\U000f00ff])", self.rendered()):
+            if part[:1] >= "\U000f0000":
+                tokens += self.own[ord(part) - 0xF0000]
+            else:
+                tokens += self.vocab.tokenize(part, special=True)
+        return tokens
+
+    def rendered(self, **more) -> str:
+        "The same by text, with a character for each answer that has one"
         environment = jinja2.Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -189,7 +220,7 @@ class Conversation:
         source = re.sub(
             r"{%- (end)?generation -%}", "{#- -#}", self.vocab.chat_template
         )
-        text = environment.from_string(source).render(
+        return environment.from_string(source).render(
             messages=self.ideal,
             add_generation_prompt=True,
             bos_token="",
@@ -197,14 +228,8 @@ class Conversation:
             strftime_now=lambda form: "2026-03-01",
             raise_exception=pytest.fail,
             **self.family.values,
+            **more,
         )
-        tokens = array("i")
-        for part in re.split("([\U000f0000-\U000f00ff])", text):
-            if part[:1] >= "\U000f0000":
-                tokens += self.own[ord(part) - 0xF0000]
-            else:
-                tokens += self.vocab.tokenize(part, special=True)
-        return tokens
 
 
 def turns():
@@ -249,6 +274,89 @@ class TestTenTurns:
             talk.answered(generation, thought, said)
             rows = generation.session.engine.rows[generation.slot.seq]
             assert rows == decoded(generation.tokens)
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "F",
+        "parameters": {
+            "type": "object",
+            "properties": {"x": {"type": "integer", "description": "X"}},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n].calls])
+class TestToolRounds:
+    "Fails if thinking between calls is lost, or stays when the next question comes"
+
+    def test_two_rounds_and_two_questions(self, name, tmp_path):
+        family = FAMILIES[name]
+        talk = Conversation(family, tmp_path, date="2026-03-01", tools=(TOOL,))
+        for number in range(3):
+            calls = [f"First {number}.", f"Second {number}."]
+            self.asked(talk, llm.user(f"Question {number}?"))
+            for n, thought in enumerate(calls):
+                generation = self.check(talk, thought, family.calls)
+                (call,) = generation.calls
+                assert (call.name, call.arguments) == ("f", {"x": 1})
+                result = ToolResultPart("f", f"Result {n}", call.id)
+                self.asked(talk, llm.tool_message(result))
+            self.check(talk, f"Third {number}.", f"It is {number}.")
+
+    def asked(self, talk, message) -> None:
+        talk.messages.append(message)
+        (part,) = message.parts
+        chat = {"role": message.role, "content": getattr(part, "output", "")}
+        if message.role == "tool":
+            chat["tool_call_id"] = part.tool_call_id
+        else:
+            chat["content"] = part.text
+        talk.ideal.append(chat)
+
+    def check(self, talk, thought: str, said: str):
+        "The next answer; its prompt is the template's, of the answers' own tokens"
+        session, family = talk.session(), talk.family
+        raw = family.writes.format(thought=thought, said=said)
+        session.engine.script = list(talk.vocab.by_bytes(raw))
+        generation = session.generate(
+            Request(messages=list(talk.messages), max_tokens=500, **talk.options)
+        )
+        list(generation)
+        generation.commit(f"r{len(talk.messages)}")
+        plan, chat = generation.plan, Chat(talk.vocab)
+        assert chat.spell(plan.tokens) == talk.rendered(tools=[TOOL])
+        data = plan.tokens.tobytes()
+        for own in talk.own:
+            assert own.tobytes() in data
+        for own in self.thoughts:
+            is_shown = chat.spell(own) in chat.spell(plan.tokens)
+            assert (own.tobytes() in data) == is_shown
+        if talk.messages[-1].role == "tool":  # all that came before is kept
+            assert generation.facts["restored_tokens"] == len(talk.before)
+            assert plan.tokens[: len(talk.before)] == talk.before
+            assert generation.facts["miss_reason"] is None
+        elif talk.own:
+            assert generation.facts["miss_reason"] == DROPPED
+        chats = {"role": "assistant", "content": said}
+        if said == family.calls:
+            function = {"name": "f", "arguments": {"x": 1}}
+            chats = {"role": "assistant", "content": ""}
+            chats["tool_calls"] = [{"type": "function", "function": function}]
+        chats["reasoning_content"] = chats["thinking"] = thought
+        talk.ideal.append(chats)
+        talk.own.append(talk.vocab.by_bytes(said))
+        self.thoughts.append(talk.vocab.by_bytes(thought))
+        talk.messages.append(answer_message(generation.parts))
+        talk.before = generation.tokens
+        return generation
+
+    @pytest.fixture(autouse=True)
+    def no_thoughts(self):
+        self.thoughts: list[array[int]] = []
 
 
 class TestCut:
