@@ -226,7 +226,17 @@ class Weights:
             raise ModelLoadError("llama.cpp cannot tokenize this text")
         tokens: array[int] = array("i")
         tokens.frombytes(memoryview(buffer).cast("B")[: 4 * n])
+        if bos and self._adds_eos and tokens[-1:] == array("i", [self._eos]):
+            del tokens[-1]  # some vocabularies want it at the end of a text
         return tokens
+
+    @functools.cached_property
+    def _adds_eos(self) -> bool:
+        return bool(self._llama.llama_vocab_get_add_eos(self.vocab))
+
+    @functools.cached_property
+    def _eos(self) -> int:
+        return int(self._llama.llama_vocab_eos(self.vocab))
 
     def piece(self, token: int) -> bytes:
         "The bytes that a token spells, none for a control token"

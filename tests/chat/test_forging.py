@@ -69,6 +69,28 @@ def spelled(weights: Weights, tokens: list[int]) -> str:
     return b"".join(map(weights.piece, tokens)).decode()
 
 
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    "A toy model whose vocabulary wants an end of text after each text"
+    tokenizer = synth._tokenizer()
+    name = "tokenizer.ggml.add_eos_token"
+    more = [(name, True, [gguf.GGUFValueType.BOOL])]
+    path: Path = tmp_path_factory.mktemp("toy") / "ending.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synth, "_tokenizer", lambda: [*tokenizer, *more])
+        synth.write("llama", path)
+    return Weights(Load(path, n_gpu_layers=0))
+
+
+def test_a_prompt_has_no_end_of_text(ending: Weights) -> None:
+    "The model would not answer, or read two texts; also with a cut in the first"
+    (end,) = ending.tokenize(ending.eos_text, special=True)
+    assert ending._llama.llama_vocab_get_add_eos(ending.vocab)
+    chat = Chat(ending, "{{ messages[0].content }}")
+    for text in ("Hi", "<|im_end|> Hi", ""):
+        assert end not in chat.encode([llm.user(text)])
+
+
 class TestUserDefinedTokens:
     "Fails if a user, a tool or another model can write a template's own tokens"
 
