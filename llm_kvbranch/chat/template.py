@@ -19,7 +19,7 @@ import functools
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from .history import Arguments, chats_of, message_text
 from .jinja import CUT, render
 from .rendering import NO_DATE, Rendering
 from .splice import Own, shared
-from .variables import Variables
+from .variables import Variables, other_dates
 
 # For a model without a template; llama.cpp's default too
 CHATML = (
@@ -56,7 +56,7 @@ _CHANNELS = re.compile(
 
 
 _PLAIN = Rendering()
-_NEAR = 4096  # characters before a difference in which to look for a control token
+_NEAR = 4096  # characters around a difference that are looked at
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,22 @@ class Chat:
         for token in tokens:
             data += vocab.piece(token) or vocab.control_text(token).encode()
         return data.decode("utf-8", "replace")
+
+    def on_other_dates(
+        self, messages: Sequence[Any], rendering: Rendering = _PLAIN
+    ) -> Iterator[tuple[str, array[int]]]:
+        """How the prompt began if it was rendered with another date: (date, tokens).
+
+        Nothing if the template writes no date.
+        """
+        text, now = self._renderer(rendering)(messages), datetime.datetime.now()
+        for date in other_dates(rendering.date, now):
+            other = self._renderer(replace(rendering, date=date))(messages)
+            if other != text:
+                begin = other[: shared(text, other) + _NEAR]
+                yield date or str(now.date()), self._first(begin)
+            elif date is not None:
+                return
 
     def keeping(
         self,

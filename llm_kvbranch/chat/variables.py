@@ -18,6 +18,7 @@ from .effort import Effort
 from .jinja import to_json, undefined, variables
 from .rendering import NO_DATE, Rendering
 
+_DAYS = 7  # to look back on
 _BUDGET = "thinking_budget"  # Seed-OSS's
 
 # Variables that the messages and the model decide
@@ -28,6 +29,12 @@ _OURS = frozenset(
         *("strftime_now", "raise_exception"),
     )
 )
+
+
+def other_dates(date: str | None, now: datetime.datetime) -> list[str | None]:
+    "Dates with which an earlier prompt may have been rendered, the latest first"
+    days = [str((now - datetime.timedelta(n)).date()) for n in range(1, _DAYS + 1)]
+    return [each for each in (*([] if date is None else [None]), *days) if each != date]
 
 
 class Variables:

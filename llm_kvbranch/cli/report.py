@@ -33,6 +33,7 @@ FACTS = (
     "finish_reason",
     "imported_tokens",
     "miss_reason",
+    "system_prompt",
     "restore_ms",
     "prefill_ms",
     "ttft_ms",

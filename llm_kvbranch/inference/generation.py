@@ -388,6 +388,9 @@ class Generation:
             generated_tokens=0,
             device=self.model.engine.weights.placement,
             miss_reason=reason,
+            system_prompt="in the first question"
+            if self.model.planner.chat.folds_system(self.request.messages)
+            else None,
             restore_ms=ms(filling.restore_ms / 1e3),
             prefill_ms=ms(filling.prefill_ms / 1e3),
             ttft_ms=None,

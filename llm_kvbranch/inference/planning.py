@@ -33,6 +33,7 @@ from .turns import History, Turn, answer_message
 _MAX_RECENT = 64  # turns of this process whose token ids are kept in memory
 _TWO_TEXTS = ("A", "1")  # no token begins both
 _SUSPICIOUS = 16  # characters for each token that fits: longer prompts are estimated
+_MORE = 16  # known tokens by which another date must be better
 _PLAIN = Rendering()
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
@@ -165,6 +166,8 @@ class Planner:
             plan.n_known = plan.n_read = len(tokens)
             plan.miss_reason, plan.drops = None, False
             plan.lack = self._why_no_state(asked, plan)
+        elif reason is None and not isinstance(self.store, NoStore):
+            plan.miss_reason = self._why_another_date(messages, rendering, plan)
         self._choose(plan)
         return plan
 
@@ -293,6 +296,16 @@ class Planner:
         if theirs.get("model") != ours.get("model"):
             changed.insert(0, f"{theirs.get('name')} is now {ours.get('name')}")
         return f"the state was made with other settings: {', '.join(changed)}"
+
+    def _why_another_date(
+        self, messages: Sequence[Any], rendering: Rendering, plan: Plan
+    ) -> str | None:
+        "A reason if more were known with another date in the prompt"
+        at = len(plan.chain.tokens)
+        for date, tokens in self.chat.on_other_dates(messages, rendering):
+            if len(self.stored(tokens, []).tokens) > at + _MORE:
+                return f"the chat template writes the date, and {date} was stored"
+        return None
 
     def _fields(self, fingerprint: str) -> dict[str, str]:
         fields = self.store.describe(fingerprint)

@@ -35,6 +35,7 @@ VERBS = "`llm kvbranch branch`, `focus`, `continue`, `retry`"
 UNSEEN = {
     ("`llm kvbranch show`", "resolved_model", "null"),
     ("`llm kvbranch show`", "reread_tokens", "integer"),  # no model here thinks
+    ("`llm kvbranch show`", "system_prompt", "string"),  # all templates take one here
     ("`llm kvbranch store`", "hit_rate", "null"),
     ("`llm kvbranch store`", "threads[].thread_id", "null"),
     ("`llm kvbranch store verify`", "states", "null"),
