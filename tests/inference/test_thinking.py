@@ -51,6 +51,11 @@ class Family:
     ends: str
     values: dict[str, object] = field(default_factory=dict)
     calls: str = ""  # how it calls a tool
+    writes_call: str = ""  # the whole of such an answer, if not like any other
+
+    def raw(self, thought: str, said: str) -> str:
+        form = self.writes_call if said == self.calls else ""
+        return (form or self.writes).format(thought=thought, said=said)
 
 
 FAMILIES = {
@@ -85,6 +90,9 @@ FAMILIES = {
         "<|channel|>analysis<|message|>{thought}<|end|>"
         "<|start|>assistant<|channel|>final<|message|>{said}",
         "<|return|>",
+        calls=' to=functions.f<|channel|>commentary json<|message|>{"x": 1}',
+        writes_call="<|channel|>analysis<|message|>{thought}<|end|>"
+        "<|start|>assistant{said}<|call|>",
     ),
     "LFM2.5": Family(
         "LFM2.5-8B-A1B",
@@ -123,6 +131,9 @@ class Vocab(FakeVocab):
 
     def control_text(self, token):
         return self.names.get(token, "")
+
+    def is_eog(self, token):
+        return token in (EOG, self.ids.get("<|call|>"))
 
     def by_bytes(self, text) -> array[int]:
         "How a model writes a text, which is not how this vocabulary would read it"
@@ -299,6 +310,8 @@ class TestToolRounds:
         for number in range(3):
             calls = [f"First {number}.", f"Second {number}."]
             self.asked(talk, llm.user(f"Question {number}?"))
+            if family.writes_call:  # its template takes such calls apart, later on
+                self.rewritten = max(0, len(talk.own) - 1)
             for n, thought in enumerate(calls):
                 generation = self.check(talk, thought, family.calls)
                 (call,) = generation.calls
@@ -320,7 +333,7 @@ class TestToolRounds:
     def check(self, talk, thought: str, said: str):
         "The next answer; its prompt is the template's, of the answers' own tokens"
         session, family = talk.session(), talk.family
-        raw = family.writes.format(thought=thought, said=said)
+        raw = family.raw(thought, said)
         session.engine.script = list(talk.vocab.by_bytes(raw))
         generation = session.generate(
             Request(messages=list(talk.messages), max_tokens=500, **talk.options)
@@ -330,7 +343,7 @@ class TestToolRounds:
         plan, chat = generation.plan, Chat(talk.vocab)
         assert chat.spell(plan.tokens) == talk.rendered(tools=[TOOL])
         data = plan.tokens.tobytes()
-        for own in talk.own:
+        for own in talk.own[self.rewritten :]:
             assert own.tobytes() in data
         for own in self.thoughts:
             is_shown = chat.spell(own) in chat.spell(plan.tokens)
@@ -357,6 +370,7 @@ class TestToolRounds:
     @pytest.fixture(autouse=True)
     def no_thoughts(self):
         self.thoughts: list[array[int]] = []
+        self.rewritten = 0  # answers of which the template rewrites what was called
 
 
 class TestCut:
