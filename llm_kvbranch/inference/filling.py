@@ -107,11 +107,13 @@ class Filler:
         chain: Chain,
         n_cells: int = 0,
         logits: bool = True,
+        mark: int | None = None,
     ) -> Feeds[Filling]:
         """Make the slot hold exactly the tokens.
 
         ``chain`` says which of them are stored. Room for ``n_cells`` tokens is made
-        in the slot. With ``logits`` a token is drawn after the last one. Raises
+        in the slot. With ``logits`` a token is drawn after the last one. ``mark`` is
+        where other prompts will continue from, if not from the last token. Raises
         ContextError when there is no room.
         """
         filling = Filling()
@@ -133,7 +135,7 @@ class Filler:
                 started = time.perf_counter()
                 self._restore_whole(slot, tokens, chain, filling)
                 filling.restore_ms += _ms_since(started)
-            filling.token = yield from self.prefill(slot, tokens, filling, logits)
+            filling.token = yield from self.prefill(slot, tokens, filling, logits, mark)
         finally:
             slot.target = None
         return filling
@@ -275,7 +277,12 @@ class Filler:
         return token
 
     def prefill(
-        self, slot: Slot, tokens: array[int], filling: Filling, logits: bool = True
+        self,
+        slot: Slot,
+        tokens: array[int],
+        filling: Filling,
+        logits: bool = True,
+        mark: int | None = None,
     ) -> Feeds[int | None]:
         """The same for a prompt.
 
@@ -283,6 +290,7 @@ class Filler:
         snapshots where prompts that begin alike could continue from.
         """
         token, first, worth = None, len(slot.tokens), _WORTH_WAITING
+        last = len(tokens) - 1 if mark is None else mark
         while token is None and (begin := len(slot.tokens)) < len(tokens):
             if self._is_prefilled_elsewhere(slot, tokens, worth):
                 worth = 1  # having waited, wait for all of it
@@ -293,11 +301,11 @@ class Filler:
                 continue
             stop = len(tokens)
             if not self.engine.cuts_anywhere:
-                stop = slot.snapshots.next_stop(begin, first, len(tokens))
+                stop = slot.snapshots.next_stop(begin, first, len(tokens), last)
             end = min(begin + self.engine.settings.n_batch, stop)
             token = yield from self._feed(slot, tokens, end, filling, logits)
             if len(slot.tokens) == stop < len(tokens):
-                self._take_snapshot(slot, stop == len(tokens) - 1)
+                self._take_snapshot(slot, stop == last)
         return token
 
     def _feed(

@@ -254,7 +254,7 @@ class Generation:
         n_cells = max(min(self.n_ctx, self.n_prompt + expected), plan.chain.n_cells)
         draws = resumed is None and answer.forced is None
         filling = yield from model.filler.fill(
-            slot, plan.tokens, plan.chain, n_cells, logits=draws
+            slot, plan.tokens, plan.chain, n_cells, draws, plan.mark
         )
         new_state = NewState(model, plan, slot, filling, self.facts)
         self._describe(plan, filling)

@@ -35,6 +35,7 @@ _TWO_TEXTS = ("A", "1")  # no token begins both
 _SUSPICIOUS = 16  # characters for each token that fits: longer prompts are estimated
 _MORE = 16  # known tokens by which another date must be better
 _PLAIN = Rendering()
+_HEADER = 16  # tokens that a template writes before an answer, at most
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
 
@@ -46,11 +47,12 @@ class Plan:
     ``n_known`` is how many tokens belong to known turns, which should not have to be
     prefilled; ``n_read`` of them were read before in this order, and for the others the
     reason is that the template ``drops`` thinking. ``known_hash`` is the input hash of
-    the turn that the prompt continues.
-    ``hold`` keeps the chain's files from being deleted. For ``why_prefilled``:
-    ``miss_reason`` says why a known turn was not recognised, ``choice`` that
-    prefilling was preferred, ``lack`` why a known turn has no state. ``without_store``
-    says that the store failed: nothing is read from or written to it for this prompt.
+    the turn that the prompt continues. ``hold`` keeps the chain's files from being
+    deleted. For ``why_prefilled``: ``miss_reason`` says why a known turn was not
+    recognised, ``choice`` that prefilling was preferred, ``lack`` why a known turn has
+    no state. ``without_store`` says that the store failed: nothing is read from or
+    written to it for this prompt.
+    ``mark`` is where the next turn will continue from if the template drops thinking.
     """
 
     tokens: array[int]
@@ -66,6 +68,7 @@ class Plan:
     without_store: bool = False
     n_read: int = 0
     drops: bool = False
+    mark: int | None = None
 
 
 def why_prefilled(plan: Plan, lost: Sequence[str], n_reused: int) -> str | None:
@@ -153,7 +156,7 @@ class Planner:
         seen = self.store.by_hash("input_hash", [last], self.fingerprint)
         also = [a.entry for a in (known, assembled and assembled.base) if a and a.entry]
         plan = Plan(tokens, self.stored(tokens[:-1], [*seen, *also]), render, last)
-        plan.miss_reason = reason
+        plan.miss_reason, plan.mark = reason, self._mark(tokens)
         if known is not None and assembled is not None:
             index = known.index
             plan.known_hash = history.hashes[index - 1] if index else None
@@ -216,6 +219,18 @@ class Planner:
             *(self.chat, messages, rendering),
             *(history.known, history.written, keep_thinking),
         ).assemble(last)
+
+    def _mark(self, tokens: array[int]) -> int | None:
+        """Where the last turn begins: up to there, the next prompt is the same.
+
+        After that, the template may have opened thinking, which it leaves out later.
+        """
+        if self.cuts_anywhere or self.chat.dialect.thinking is None:
+            return None
+        for at in range(len(tokens) - 1, max(0, len(tokens) - _HEADER), -1):
+            if self.chat.vocab.control_text(tokens[at]):
+                return at
+        return None
 
     def _choose(self, plan: Plan) -> None:
         "Leave out what is sooner prefilled than restored, by measured rates"

@@ -2,7 +2,7 @@
 
 The idea: layers with a sliding window, and recurrent layers, remember more than the
 rows of the tokens, and cannot go back. So snapshots of what they remember are taken on
-the way: at the end of a prompt and of an answer, and at intervals between, which grow
+the way: near the end of a prompt, at that of an answer, and at intervals, which grow
 with the bytes that snapshots take. A sequence can be continued from any snapshot. With
 a sliding window of W tokens it can also be continued from anywhere between two
 snapshots that are at most W apart: the later one holds all that came in between.
@@ -42,12 +42,15 @@ class Snapshots:
         "Whether to take a snapshot at a position of an answer"
         return position % self.grid == 0
 
-    def next_stop(self, at: int, begin: int, end: int) -> int:
-        "Where to stop next, after ``at``, while prefilling a prompt [begin, end)"
+    def next_stop(self, at: int, begin: int, end: int, last: int) -> int:
+        """Where to stop next, after ``at``, while prefilling a prompt [begin, end).
+
+        ``last`` is where other prompts will continue from.
+        """
         grid = max(self.grid, PROMPT_GRID)
         stop = at - at % grid + grid
-        if end - 1 - begin >= _WORTH and at < end - 1:
-            stop = min(stop, end - 1)
+        if last - begin >= _WORTH and at < last:
+            stop = min(stop, last)
         return min(stop, end)
 
     def add(self, position: int, data: bytearray, keep: bool = False) -> None:

@@ -167,14 +167,15 @@ class Conversation:
         self.own: list[array[int]] = []  # the tokens of each answer's text
         self.before = array("i")  # of the last prompt and answer
 
-    def session(self, n_seq: int = 3) -> Session:
-        engine = Scripted(self.vocab, settings=FakeSettings(n_seq=n_seq))
+    def session(self, n_seq: int = 3, **kind) -> Session:
+        engine = Scripted(self.vocab, settings=FakeSettings(n_seq=n_seq), **kind)
         planner = Planner(
             Chat(engine.weights),
             engine.weights.piece,
             Store(self.root),
             "fake",
             engine.cuts_anywhere,
+            engine.window,
         )
         return Session(engine, planner, print, Load(Path("fake.gguf")))
 
@@ -266,6 +267,20 @@ class TestTenTurns:
                 # The answer's words, and what the template writes before them
                 words = len(talk.own[-1])
                 assert words <= facts["reread_tokens"] <= words + 12
+            talk.answered(generation, thought, said)
+
+    @pytest.mark.parametrize("kind", [{"recurrent": True}, {"window": 8}])
+    def test_where_a_sequence_cannot_go_back(self, family, tmp_path, kind):
+        "It continues from before the answer, not from before the question"
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        more = "Tell me all about it, in as many words as you like, please. " * 4
+        for question, thought, said in turns():
+            session = talk.session(**kind)
+            generation = talk.ask(session, question + more, thought, said)
+            assert generation.plan.tokens == talk.expected()
+            if talk.own:
+                new = len(talk.own[-1]) + len(question + more) / 2
+                assert generation.facts["prefilled_tokens"] < new + 48
             talk.answered(generation, thought, said)
 
     def test_keep_thinking(self, family, tmp_path):
