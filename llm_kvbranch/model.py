@@ -69,6 +69,7 @@ def request_of(
         values=chosen.chat_template_kwargs or {},
         date=None if chosen.date == "today" else chosen.date,
         think=chosen.think,
+        effort=chosen.reasoning_effort,
         keep_thinking=bool(chosen.keep_thinking),
         thinking_budget=chosen.thinking_budget,
     )

@@ -81,6 +81,16 @@ class Effort:
         wanted = {name: on if think == "true" else off}
         return wanted if self._differs(wanted) else {}
 
+    def nearest(self, effort: str) -> dict[str, Any]:
+        "The variables for the nearest that the template knows; empty if it knows none"
+        if effort == "none":
+            wanted = ["false"]
+        else:
+            at = LEVELS.index(effort)
+            near = sorted(LEVELS, key=lambda level: abs(LEVELS.index(level) - at))
+            wanted = [*(level for level in near if level in self._levels), "true"]
+        return next((self.values(each) for each in wanted if each in self.known), {})
+
     @functools.cached_property
     def _switch(self) -> tuple[str, Any, Any] | None:
         for name, on, off in _SWITCHES:

@@ -23,7 +23,8 @@ class Rendering:
     parameters. ``values`` are variables of the template, such as ``enable_thinking``.
     ``date`` is the day that a template may write, as YYYY-MM-DD: None for today,
     NO_DATE for the template's own. ``think`` is "true", "false", or how hard to think,
-    in the template's own variables; None is the template's default. A template that
+    in the template's own variables; None is the template's default. ``effort`` is the
+    same as a wish: the nearest that the template knows, if any. A template that
     knows a budget of thinking is told ``thinking_budget``, in tokens.
     """
 
@@ -31,4 +32,5 @@ class Rendering:
     values: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
     think: str | None = None
+    effort: str | None = None
     thinking_budget: int | None = None

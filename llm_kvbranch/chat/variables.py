@@ -65,6 +65,8 @@ class Variables:
             values[_BUDGET] = rendering.thinking_budget
         if rendering.think is not None:
             values |= self._effort.values(rendering.think)
+        elif rendering.effort is not None:
+            values |= self._effort.nearest(rendering.effort)
         return {**values, **rendering.values}
 
     def dates(self, date: str | None, now: datetime.datetime) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Resumed:
 @dataclass(frozen=True)
 class Request:
     """What to generate from. ``messages`` are llm's, ``tools`` are as chat templates
-    take them; ``values``, ``date`` and ``think`` are as Rendering has them.
+    take them; ``values``, ``date``, ``think`` and ``effort`` are as Rendering has them.
     ``keep_thinking`` is whether earlier thinking stays in the prompt though the
     template drops it. ``thinking_budget`` is how many tokens an answer may think.
     ``n_ctx`` limits prompt and answer together, in tokens. ``number`` is what others
@@ -73,6 +73,7 @@ class Request:
     values: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
     think: str | None = None
+    effort: str | None = None
     keep_thinking: bool = False
     thinking_budget: int | None = None
     resumed: Resumed | None = None
@@ -80,8 +81,10 @@ class Request:
 
     @property
     def rendering(self) -> Rendering:
-        budget = self.thinking_budget
-        return Rendering(self.tools, self.values, self.date, self.think, budget)
+        return Rendering(
+            *(self.tools, self.values, self.date),
+            *(self.think, self.effort, self.thinking_budget),
+        )
 
 
 class Runner(Protocol):

@@ -36,7 +36,8 @@ _SAMPLING = (
 _OF_AN_ANSWER = (
     *_SAMPLING,
     *("max_tokens", "stop", "n_ctx", "server"),
-    *("think", "thinking_budget", "keep_thinking", "chat_template_kwargs", "date"),
+    *("think", "reasoning_effort", "thinking_budget", "keep_thinking"),
+    *("chat_template_kwargs", "date"),
 )
 
 

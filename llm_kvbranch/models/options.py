@@ -115,6 +115,13 @@ class KVLlamaOptions(llm.Options):
         "medium, high; what a model knows depends on its chat template (default: the "
         "template's)",
     )
+    reasoning_effort: Optional[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+    ] = Field(
+        default=None,
+        description="How hard to think, as clients of OpenAI's API say it: the nearest "
+        "that the chat template knows, if any",
+    )
     thinking_budget: Optional[int] = Field(
         default=None,
         ge=0,

@@ -112,6 +112,35 @@ class TestThink:
         assert one.render_id(Rendering(thinking_budget=5)) == one.render_id()
 
 
+class TestEffort:
+    "Fails if what clients of OpenAI's API send to any model is refused, or ignored"
+
+    @pytest.mark.parametrize(
+        ("name", "effort", "values"),
+        [
+            ("plain", "low", {}),
+            ("plain", "none", {}),
+            ("mode", "low", {"thinking_mode": "enabled"}),
+            ("switch with a default", "none", {"enable_thinking": False}),
+            ("switch with a default", "high", {}),
+            ("any effort", "none", {}),
+            ("any effort", "minimal", {"reasoning_effort": "low"}),
+            ("any effort", "medium", {"reasoning_effort": "medium"}),
+            ("any effort", "max", {"reasoning_effort": "high"}),
+            ("two efforts", "xhigh", {"reasoning_effort": "high"}),
+        ],
+    )
+    def test_the_nearest_counts(self, name, effort, values):
+        found = Effort(TEMPLATES[name], chat(name)._show).nearest(effort)
+        assert found == values
+
+    def test_think_overrides_it(self):
+        one = chat("any effort")
+        text = shown(one, effort="high")
+        assert text.startswith("Effort: high")
+        assert shown(one, think="low", effort="high").startswith("Effort: low")
+
+
 class TestValues:
     "Fails if a variable is ignored, or replaces what the messages decide"
 

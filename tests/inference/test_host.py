@@ -633,6 +633,7 @@ class TestWire:
             values={"enable_thinking": False, "reasoning_effort": "low"},
             date="2026-01-31",
             think="low",
+            effort="high",
             keep_thinking=True,
             thinking_budget=100,
             resumed=Resumed(

@@ -220,6 +220,17 @@ class TestChat:
         extra = {"store": False, "metadata": {"a": "b"}, "reasoning_effort": "low"}
         assert talk(SKY, **extra, user="me").choices
 
+    @pytest.mark.parametrize(
+        ("kwargs", "words"),
+        [
+            ({"messages": []}, "chat_template_kwargs cannot set messages"),
+            ({"enable_thinking": False}, "does not read enable_thinking"),
+        ],
+    )
+    def test_variables_that_the_template_does_not_take(self, talk, kwargs, words):
+        with pytest.raises(openai.BadRequestError, match=words):
+            talk(SKY, extra_body={"chat_template_kwargs": kwargs})
+
 
 class TestFollowUp:
     "Fails if a client that re-sends its history pays for it again"

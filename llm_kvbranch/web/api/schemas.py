@@ -141,6 +141,7 @@ class Generating(BaseModel):
             "stop",
             "grammar",
             "n_ctx",
+            "reasoning_effort",
             "chat_template_kwargs",
             "thinking_budget",
             "keep_thinking",
@@ -150,9 +151,6 @@ class Generating(BaseModel):
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
         if isinstance(self.stop, str):  # kvllama may parse a string as JSON
             options["stop"] = [self.stop]
-        if self.reasoning_effort is not None:
-            none = self.reasoning_effort == "none"
-            options["think"] = "false" if none else self.reasoning_effort
         if self.seed is not None:
             options["seed"] = self.seed % 0xFFFFFFFF
         return {name: value for name, value in options.items() if value is not None}
