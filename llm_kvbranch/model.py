@@ -52,12 +52,13 @@ def request_of(
     """The request for a prompt of llm.
 
     ``recommended`` is the sampling that the model file recommends, ``tools`` is the
-    result of tools_of.
+    result of tools_of. Raises SchemaError for a schema that cannot be enforced.
     """
+    from .chat import json_grammar
     from .inference import Request
     from .models import sampling_of
 
-    more = {"schema": json.dumps(prompt.schema)} if prompt.schema else {}
+    more = {"constraint": json_grammar(prompt.schema)} if prompt.schema else {}
     stop = chosen.stop or ()
     return Request(
         messages=prompt.messages,

@@ -1,16 +1,18 @@
 """Messages to tokens and back, by the model's own chat template.
 
-Owns rendering, splicing known tokens into a rendered prompt, and reading what a model
-says: thinking, text and tool calls. It does not know where tokens are stored or who
-computes them.
+Owns rendering, splicing known tokens into a rendered prompt, reading what a model says
+(thinking, text and tool calls), and the grammar of an answer that must match a schema.
+It does not know where tokens are stored or who computes them.
 """
 
+from .bounds import SchemaError
 from .dialect import Dialect
 from .events import event_of, event_to_json
 from .history import message_text
 from .parts import Call, Event, Part
 from .reader import Reader
 from .rendering import Rendering
+from .schema import json_grammar, regex_grammar
 from .splice import Own
 from .template import Chat, Known
 
@@ -24,7 +26,10 @@ __all__ = [
     "Part",
     "Reader",
     "Rendering",
+    "SchemaError",
     "event_of",
     "event_to_json",
+    "json_grammar",
     "message_text",
+    "regex_grammar",
 ]

@@ -10,7 +10,7 @@ from .blob import cut
 from .core import Engine, Feed, Kept
 from .fit import MARGIN, check_known, layers_that_fit, tokens_that_fit
 from .parameters import KV_TYPES, Rope, Settings
-from .sampler import Sampler, Sampling, json_grammar
+from .sampler import Sampler, Sampling
 from .threads import default_threads
 from .weights import Load, Weights
 
@@ -31,7 +31,6 @@ __all__ = [
     "default_threads",
     "devices",
     "gguf",
-    "json_grammar",
     "layers_that_fit",
     "lib",
     "tokens_that_fit",

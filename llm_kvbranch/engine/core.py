@@ -275,9 +275,14 @@ class Engine:
             raise KVBranchError(f"llama.cpp failed to decode: {take_errors()}")
         return indices
 
-    def sampler(self, sampling: Sampling, history: array[int]) -> Sampler:
-        "A sampler for one generation; ``history`` is what repetition penalties see"
-        return Sampler(self.weights.vocab, sampling, history)
+    def sampler(
+        self, sampling: Sampling, history: array[int], waits: bool = False
+    ) -> Sampler:
+        """A sampler for one generation; ``history`` is what repetition penalties see.
+
+        If it ``waits``, a constraint holds from its ``constrain()`` on.
+        """
+        return Sampler(self.weights, sampling, history, waits)
 
     def sample(self, sampler: Sampler, index: int) -> int:
         "Draw a token from the logits at an index that decode returned"

@@ -7,14 +7,17 @@ prompt, whether it was decoded or restored.
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import KVBranchError
+from .constraint import draw
 from .lib import listen, llama, stderr, take_errors
+
+if TYPE_CHECKING:
+    from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Sampling:
     """How to draw tokens; names, units and defaults are llama.cpp's.
 
     A ``seed`` of None means a random one. ``grammar`` is GBNF text whose root rule is
-    named ``root``; ``schema`` is a JSON schema as text, for which one is made.
+    named ``root``; ``constraint`` is a grammar as llguidance has it.
     """
 
     temperature: float = 0.8
@@ -36,20 +39,32 @@ class Sampling:
     repeat_last_n: int = 64
     seed: int | None = None
     grammar: str | None = None
-    schema: str | None = None
+    constraint: str | None = None
 
 
 class Sampler:
-    "One generation's sampler chain; raises KVBranchError for an invalid grammar"
+    """One generation's sampler chain; raises KVBranchError for an invalid grammar.
 
-    def __init__(self, vocab: Any, sampling: Sampling, history: array[int]):
+    A constraint holds from the first token, or, if it ``waits``, from ``constrain()``
+    on: before that, tokens are drawn as if there were none.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        sampling: Sampling,
+        history: array[int],
+        waits: bool = False,
+    ):
         self._chain = None
         self._llama = lib = llama()
-        grammar_text = sampling.grammar
-        if sampling.schema is not None:
-            grammar_text = json_grammar(json.loads(sampling.schema))
-        elif grammar_text is not None and is_empty(grammar_text):
+        vocab, grammar_text = weights.vocab, sampling.grammar
+        if grammar_text is not None and is_empty(grammar_text):
             raise KVBranchError("The grammar cannot be used: its root rule is empty")
+        self._matcher = None
+        if sampling.constraint is not None:
+            self._matcher = weights.vocabulary.matcher(sampling.constraint)
+        self._waits = waits
         self._chain = lib.llama_sampler_chain_init(
             lib.llama_sampler_chain_default_params()
         )
@@ -94,9 +109,17 @@ class Sampler:
     def _add(self, sampler: Any) -> None:
         self._llama.llama_sampler_chain_add(self._chain, sampler)
 
+    def constrain(self) -> None:
+        "From now on the constraint holds, if there is one"
+        self._waits = False
+
     def sample(self, context: Any, index: int) -> int:
         "Draw a token from the logits at a batch index, and remember it"
-        return int(self._llama.llama_sampler_sample(self._chain, context, index))
+        if self._matcher is None or self._waits:
+            return int(self._llama.llama_sampler_sample(self._chain, context, index))
+        token = draw(self._chain, self._matcher.allowed(), context, index)
+        self._matcher.accept(token)
+        return token
 
     def constrain(self) -> None:
         "The answer begins: what is drawn from now on must keep to the grammar"
@@ -104,6 +127,8 @@ class Sampler:
     def accept(self, token: int) -> None:
         "Remember a token that was drawn before, from the same logits"
         self._llama.llama_sampler_accept(self._chain, token)
+        if self._matcher is not None and not self._waits:
+            self._matcher.accept(token)
 
     def close(self) -> None:
         if getattr(self, "_chain", None):
@@ -117,16 +142,3 @@ def is_empty(grammar: str) -> bool:
     "Whether a GBNF grammar has no rules, or nothing in its root rule"
     rules = re.sub(r"(?m)#.*$", "", grammar).strip()
     return not rules or bool(re.search(r"\broot\s*::=\s*(?:\Z|[\w-]+\s*::=)", rules))
-
-
-def json_grammar(schema: dict[str, Any]) -> str:
-    "A GBNF grammar for a JSON schema; raises KVBranchError if there is none"
-    import importlib
-
-    llama()
-    module = importlib.import_module("llama_cpp.llama_grammar")
-    listen()
-    try:
-        return str(module.json_schema_to_gbnf(json.dumps(schema)))
-    except Exception as error:  # the converter may raise anything
-        raise KVBranchError(f"This schema cannot be enforced: {error}") from None

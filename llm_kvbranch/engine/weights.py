@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelLoadError
+from ..errors import KVBranchError, ModelLoadError
+from .constraint import Vocabulary
 from .devices import can_offload, devices
 from .fit import explain, layers_that_fit
 from .gguf import check_parts, parts, read_header, unfit
@@ -270,6 +271,22 @@ class Weights:
     def longest_piece(self) -> int:
         "How many bytes the longest token spells"
         return max(len(self._piece(token)) for token in range(self.n_vocab))
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        "The tokens as constraints see them"
+        tokens = range(self.n_vocab)
+        ends = [token for token in tokens if self.is_eog(token)]
+        if not ends:
+            raise KVBranchError(
+                f"{self.load.path.name} has no token that ends an answer, so an answer "
+                "cannot be constrained"
+            )
+        return Vocabulary(
+            [self._piece(token) for token in tokens],
+            list(map(self._text, tokens)),
+            ends,
+        )
 
     def is_eog(self, token: int) -> bool:
         "Whether the model ends its turn with this token"

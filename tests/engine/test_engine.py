@@ -33,6 +33,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from llm_kvbranch.chat import json_grammar
 from llm_kvbranch.engine import (
     Engine,
     Feed,
@@ -41,7 +42,6 @@ from llm_kvbranch.engine import (
     Sampling,
     Settings,
     Weights,
-    json_grammar,
     lib,
 )
 from llm_kvbranch.errors import (
@@ -831,7 +831,7 @@ class TestSampling:
         grammar = json_grammar(schema)
         sequence = Sequence(engine_of(weights))
         sequence.feed(weights.tokenize("Tell me about Grace:\n", special=False))
-        drawn = sequence.generate(60, Sampling(temperature=0, grammar=grammar))
+        drawn = sequence.generate(60, Sampling(temperature=0, constraint=grammar))
         assert weights.is_eog(drawn[-1])
         value = json.loads(spelled(weights, array("i", drawn[:-1])))
         assert value["name"] in ("Ada", "Grace")
@@ -958,7 +958,8 @@ class TestBindings:
         bad.write_bytes(b"GGUF" + bytes(100))
         self.python(
             "import os, pathlib, sys\n"
-            "from llm_kvbranch.engine import Load, Weights, json_grammar\n"
+            "from llm_kvbranch.chat import json_grammar\n"
+            "from llm_kvbranch.engine import Load, Weights\n"
             "from llm_kvbranch.engine.lib import llama\n"
             "llama()\n"
             f"{before}\n"
@@ -987,11 +988,12 @@ class TestBindings:
         self.python(
             "import os, pathlib, sys\n"
             "from array import array\n"
+            "from llm_kvbranch.chat import json_grammar\n"
             "from llm_kvbranch.engine import *\n"
             f"weights = Weights(Load(pathlib.Path({str(path)!r})))\n"
             "engine = Engine(weights, Settings())\n"
             "engine.reserve(256)\n"
-            "json_grammar({'type': 'object'})\n"
+            "weights.vocabulary.matcher(json_grammar({'type': 'object'}))\n"
             "os.close(2)\n"
             f"sys.stderr = open({str(printed)!r}, 'w')\n"
             "engine.decode([Feed(0, 0, array('i', [1, 2, 3]))], lambda: False)\n"
