@@ -110,7 +110,7 @@ class Sampler:
         self._llama.llama_sampler_chain_add(self._chain, sampler)
 
     def constrain(self) -> None:
-        "From now on the constraint holds, if there is one"
+        "The answer begins: what is drawn from now on must keep to the constraint"
         self._waits = False
 
     def sample(self, context: Any, index: int) -> int:
@@ -120,9 +120,6 @@ class Sampler:
         token = draw(self._chain, self._matcher.allowed(), context, index)
         self._matcher.accept(token)
         return token
-
-    def constrain(self) -> None:
-        "The answer begins: what is drawn from now on must keep to the grammar"
 
     def accept(self, token: int) -> None:
         "Remember a token that was drawn before, from the same logits"

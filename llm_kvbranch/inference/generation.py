@@ -354,7 +354,7 @@ class Generation:
         self.n_prompt = len(plan.tokens)
         self._check_length(self.n_prompt)
         model.watch("sampler", [self])
-        self._sampler = model.engine.sampler(request.sampling, plan.tokens)
+        self._sampler = model.engine.sampler(request.sampling, plan.tokens, waits=True)
         model.watch("start", [self])
         slot = self.slot = model.slots.acquire(plan.tokens)
         return plan, slot
