@@ -200,14 +200,17 @@ class Conversation:
 
     def answered(self, generation, thought: str, said: str) -> None:
         kinds = [(part.kind, part.text) for part in generation.parts]
-        assert kinds == [("reasoning", thought), ("text", said)]
+        assert kinds == [("reasoning", thought), ("text", said)][not thought :]
         self.messages.append(answer_message(generation.parts))
         self.ideal.append(
             {
                 "role": "assistant",
                 "content": chr(0xF0000 + len(self.own)),
-                "reasoning_content": thought,
-                "thinking": thought,
+                **(
+                    {"reasoning_content": thought, "thinking": thought}
+                    if thought
+                    else {}
+                ),
             }
         )
         self.own.append(self.vocab.by_bytes(said))
@@ -300,6 +303,28 @@ class TestTenTurns:
             talk.answered(generation, thought, said)
             rows = generation.session.engine.rows[generation.slot.seq]
             assert rows == decoded(generation.tokens)
+
+
+class TestWithoutThinking:
+    "Fails if what a template writes in place of thinking stays where it drops that"
+
+    @pytest.mark.parametrize("name", ["Qwen3", "Qwen3.5", "DeepSeek V3.1"])
+    def test_switched_off(self, name, tmp_path):
+        off = "thinking" if name == "DeepSeek V3.1" else "enable_thinking"
+        family = replace(FAMILIES[name], writes="{said}", values={off: False})
+        talk = Conversation(family, tmp_path, date="2026-03-01")
+        for question, _, said in turns():
+            generation = talk.ask(talk.session(), question, "", said)
+            assert generation.plan.tokens == talk.expected()
+            talk.answered(generation, "", said)
+
+    def test_a_model_that_thinks_nothing(self, tmp_path):
+        "It is as if it had not begun to think"
+        talk = Conversation(FAMILIES["Qwen3"], tmp_path, date="2026-03-01")
+        for question, _, said in turns():
+            generation = talk.ask(talk.session(), question, "", said)
+            assert generation.plan.tokens == talk.expected()
+            talk.answered(generation, "", said)
 
 
 TOOL = {
