@@ -253,6 +253,7 @@ class Generation:
         model, resumed = self.model, self.request.resumed
         plan, slot = self._begin()
         answer = self._answer_to(plan)
+        self._constrain(answer)
         expected = min(self.request.max_tokens or HEADROOM, 4 * HEADROOM)
         n_cells = max(min(self.n_ctx, self.n_prompt + expected), plan.chain.n_cells)
         draws = resumed is None and answer.forced is None
@@ -273,7 +274,6 @@ class Generation:
         "Generate until the answer ends; ``token`` is its first one, if it was drawn"
         weights, generated = self.model.engine.weights, self.generated
         resumed = self.request.resumed
-        self._constrain(answer)
         ended = resumed is not None and self._repeat(resumed, answer)
         n_before, first = len(generated), 0.0
         if token is None and not ended:

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_kvbranch import errors
-from llm_kvbranch.chat import Call, Part
+from llm_kvbranch.chat import Call, Part, json_grammar
 from llm_kvbranch.engine import Load, Rope, Sampling, Settings
 from llm_kvbranch.errors import (
     ContextError,
@@ -161,8 +161,9 @@ class TestAnswers:
         assert running.ask("Hi").text
 
     def test_a_schema_is_made_a_grammar_there(self, running):
-        schema = '{"type": "boolean"}'
-        said = running.ask("Hi", sampling=Sampling(temperature=0, schema=schema)).text
+        constraint = json_grammar({"type": "boolean"})
+        sampling = Sampling(temperature=0, constraint=constraint)
+        said = running.ask("Hi", sampling=sampling).text
         assert said in ("true", "false")
 
     def test_too_many(self, toy_path):
