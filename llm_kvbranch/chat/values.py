@@ -143,8 +143,6 @@ def _bare(scanner: Scanner, quote: str, depth: int) -> Reading[Any]:
 def typed(text: str, schema: Any, root: Schema) -> Any:
     "What a bare text is, by the schema of its argument; ``root`` has its references"
     types = _types(schema, root)
-    if types == {"string"}:
-        return text
     value: Any = text
     try:
         value = _PYTHON[text.strip()] if text.strip() in _PYTHON else read_json(text)

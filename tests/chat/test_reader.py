@@ -161,6 +161,14 @@ class TestCalls:
             assert len({call.id for call in reader.calls}) == 2
             assert reader.text == ""
 
+    @pytest.mark.parametrize("size", [1, 3, 1000])
+    def test_a_tag_that_another_begins_with(self, size):
+        form = Form(Json(), before="~~~~<call>", middle="<", after="~~~~")
+        text = f"~~~~<call>forecast<{json.dumps(ARGUMENTS)}~~~~"
+        reader = read(f"{text}\n{text}", Dialect(forms=(form,)), size)
+        assert calls(reader) == [CALL, CALL]
+        assert reader.text == ""
+
     def test_comes_when_it_is_complete(self):
         reader = Reader(THINKS, TOOLS)
         assert reader.feed(HERMES[:-1]) == []
@@ -266,6 +274,8 @@ class TestNoCalls:
             '{"name": "today"}',  # any object may have a name
             '{"name": "launch", "arguments": {}}',
             f"{JSON} is what I would write.",
+            f"[{JSON}] is what I would write.",
+            f"[{JSON}",
             "[1, 2, 3]",
             "[launch(x=1)]",
             "[today](https://example.org)",
@@ -301,7 +311,7 @@ class TestNoCalls:
             '{"city": "a",}',
             "[1]",
             '"{"',
-            "[" * 100 + "]" * 100,
+            '{"any": ' + "[" * 100 + "]" * 100 + "}",
         ],
     )
     def test_json_is_strict(self, arguments):
