@@ -10,12 +10,14 @@ from typing import Any
 from .streams import Answers
 
 
-def show_answers(responses: list[Any], silent: bool) -> Answers:
+def show_answers(
+    responses: list[Any], silent: bool, hide_reasoning: bool = False
+) -> Answers:
     """Print answers in order; ``check`` the result once they are logged.
 
     All of them are advanced in turn, so that later answers do not wait.
     """
-    out = Answers()
+    out, thinks = Answers(), False
     events = [iter(response.stream_events()) for response in responses]
     held: list[list[Any]] = [[] for _ in events]
     shown = 0
@@ -30,7 +32,8 @@ def show_answers(responses: list[Any], silent: bool) -> Answers:
         while shown < len(events) and held[shown]:
             event = held[shown].pop(0)
             if event is not None:
-                _show_event(out, event, silent)
+                if not silent and not (event.type == "reasoning" and hide_reasoning):
+                    thinks = _show_event(out, event, thinks)
                 continue
             if not silent:
                 out.end()
@@ -45,11 +48,17 @@ def _show_number(out: Answers, i: int, n: int, silent: bool) -> None:
         out.write(f"{i + 1} of {n}\n", bold=True)
 
 
-def _show_event(out: Answers, event: Any, silent: bool) -> None:
-    "Text to standard output, reasoning dimmed to standard error, as in llm"
-    if silent:
-        return
+def _show_event(out: Answers, event: Any, thinks: bool) -> bool:
+    """Text to standard output, reasoning dimmed to standard error, as in llm.
+
+    ``thinks`` is whether reasoning came last, and returned is whether it does now.
+    """
     if event.type == "text":
+        if thinks:
+            out.write("\n", err=True)
         out.write(event.chunk)
-    elif event.type == "reasoning":
+        return False
+    if event.type == "reasoning":
         out.write(event.chunk, err=True, dim=True)
+        return True
+    return thinks

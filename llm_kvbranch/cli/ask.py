@@ -193,6 +193,7 @@ def _ask(
     json_: bool,
     extract: bool,
     usage: bool,
+    hide_reasoning: bool = False,
     no_server: bool = False,
     count: int = 1,
 ) -> None:
@@ -224,7 +225,7 @@ def _ask(
             chosen["seed"] += 1  # or all answers would be identical
         responses.append(branching.ask(branch, model, system, stream, i, **chosen))
     try:
-        output = show_answers(responses, silent=json_ or extract)
+        output = show_answers(responses, json_ or extract, hide_reasoning)
     except Exception as error:  # a model may raise anything, as in llm prompt
         if os.environ.get("LLM_RAISE_ERRORS"):
             raise
@@ -245,10 +246,20 @@ def _show_json(history: History, responses: list[Any]) -> None:
     from .report import describe_response
 
     facts = [
-        {**describe_response(history, response.id), "text": response.text()}
+        {**describe_response(history, response.id), **_said(response)}
         for response in responses
     ]
     click.echo(json.dumps(facts if len(facts) > 1 else facts[0], indent=2))
+
+
+def _said(response: Any) -> dict[str, str]:
+    "The text of an answer, and the thinking before it if there is any"
+    parts = [part for message in response.messages() for part in message.parts]
+    thoughts = [
+        part.text for part in parts if isinstance(part, llm.parts.ReasoningPart)
+    ]
+    reasoning = {"reasoning": "".join(thoughts)} if any(thoughts) else {}
+    return {**reasoning, "text": response.text()}
 
 
 def _show_code(responses: list[Any]) -> None:

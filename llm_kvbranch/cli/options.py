@@ -58,6 +58,12 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "-x", "--extract", is_flag=True, help="Extract first fenced code block"
             ),
+            click.option(
+                "-R",
+                "--hide-reasoning",
+                is_flag=True,
+                help="Hide reasoning output",
+            ),
             click.option("-u", "--usage", is_flag=True, help="Show token usage"),
             click.option(
                 "--no-server",

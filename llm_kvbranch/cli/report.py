@@ -30,6 +30,8 @@ FACTS = (
     "prefilled_tokens",
     "reread_tokens",
     "generated_tokens",
+    "thinking_tokens",
+    "thinking_cut",
     "finish_reason",
     "imported_tokens",
     "miss_reason",

@@ -26,6 +26,8 @@ FACTS = (
     "resident_tokens",
     "prefilled_tokens",
     "generated_tokens",
+    "thinking_tokens",
+    "thinking_cut",
     "ttft_ms",
     "decode_tps",
     "finish_reason",
@@ -38,16 +40,18 @@ class Turn:
     """One response and its prompt.
 
     ``prompt`` is everything sent after the parent's answer, ``system`` the system
-    prompt. ``leaves`` is the number of characters of the parent's answer that this
-    turn continues, None for all; ``cut`` is the same for this answer and the next
-    turn of a path. ``apart`` is set if the turn does not continue its parent at all:
-    a fresh context, or a retry of a first response.
+    prompt. ``text`` is the answer, ``reasoning`` the thinking before it. ``leaves`` is
+    the number of characters of the parent's answer that this turn continues, None for
+    all; ``cut`` is the same for this answer and the next turn of a path. ``apart`` is
+    set if the turn does not continue its parent at all: a fresh context, or a retry of
+    a first response.
     """
 
     node: Node
     system: str | None
     prompt: str
     text: str
+    reasoning: str = ""
     cut: int | None = None
     leaves: int | None = None
     apart: bool = False
@@ -127,6 +131,7 @@ def _turn(node: Node, row: dict[str, Any], messages: Messages) -> Turn:
         system=parts_text(messages.parts(system)) if system else None,
         prompt=parts_text(asked),
         text=parts_text(answered),
+        reasoning=parts_text(answered, "reasoning"),
         facts=_facts(row["response_json"]),
         calls=[
             {"name": part.get("name"), "arguments": part.get("arguments")}

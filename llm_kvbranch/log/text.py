@@ -32,8 +32,9 @@ def message_text(message: Any) -> str:
     return parts_text(part.to_dict() for part in message.parts)
 
 
-def parts_text(parts: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(as_text(part["text"]) for part in parts if part["type"] == "text")
+def parts_text(parts: Iterable[Mapping[str, Any]], kind: str = "text") -> str:
+    "The text of the parts of a kind: of text, or of reasoning"
+    return "".join(as_text(part["text"]) for part in parts if part["type"] == kind)
 
 
 def quoting(lead: str, excerpt: str, question: str) -> str:

@@ -87,6 +87,7 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "prompt": turn.prompt,
         "attachments": turn.attachments,
         "results": turn.results,
+        "reasoning": turn.reasoning,
         "text": turn.text,
         "cut": turn.cut,
         "leaves": turn.leaves,
@@ -96,7 +97,12 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "starred": node.starred,
         "note": node.note,
     }
-    return {k: v for k, v in facts.items() if v not in (None, [], {}, False)}
+    absent = {"reasoning": ""}
+    return {
+        k: v
+        for k, v in facts.items()
+        if v not in (None, [], {}, False) and v != absent.get(k)
+    }
 
 
 def _markdown(turn: Turn, level: int) -> str:
@@ -118,6 +124,8 @@ def _markdown(turn: Turn, level: int) -> str:
     for result in turn.results:
         parts.append(f"**Result of {result['name']}:**\n\n{_fenced(result['output'])}")
     parts += [f"*Attached: {_one_line(each, 200)}*" for each in turn.attachments]
+    if turn.reasoning:
+        parts.append(f"**Thinking:**\n\n{_closed(turn.reasoning)}")
     text = turn.text if turn.cut is None else turn.text[: turn.cut]
     parts.append(f"**Answer:**\n\n{_closed(text)}")
     if turn.cut is not None and turn.cut < len(turn.text):

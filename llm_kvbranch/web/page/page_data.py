@@ -130,6 +130,7 @@ def _turn(turn: Turn, state: dict[str, Any]) -> dict[str, Any]:
         "prompt": turn.prompt,
         "question": turn.question,
         "quoted": turn.quoted,
+        "reasoning": turn.reasoning,
         "text": turn.text,
         "cut": turn.cut,
         "apart": turn.apart,

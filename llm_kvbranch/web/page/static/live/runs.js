@@ -115,9 +115,10 @@ export class Runs {
     for (const choice of event.choices ?? []) {
       const run = group.runs[choice.index]
       if (run.id === run.key && event.response_id) this.#rename(run, event.response_id)
-      if (choice.delta?.content) {
+      const { content, reasoning_content: thinking } = choice.delta ?? {}
+      if (content || thinking) {
         if (run.first === null) this.#begin(group, run)
-        run.add(choice.delta.content)
+        run.add(content || thinking, !content)
       }
       if (choice.finish_reason) {
         run.status = "done"
@@ -156,9 +157,11 @@ export class Runs {
   async #settle(group) {
     const { state } = this
     const done = group.runs.filter(
-      (run) => run.status === "done" || (run.status === "stopped" && run.text),
+      (run) => run.status === "done" || (run.status === "stopped" && run.first !== null),
     )
-    const empty = group.runs.filter((run) => run.status === "stopped" && !run.text)
+    const empty = group.runs.filter(
+      (run) => run.status === "stopped" && run.first === null,
+    )
     this.#announce(group)
     if (empty.length === group.runs.length) {
       this.discard(group.runs[0])

@@ -18,6 +18,7 @@ export class Run {
     )
     /** @type {Status} */
     this.status = "waiting"
+    this.reasoning = ""
     this.text = ""
     this.tokens = 0
     this.asked = performance.now()
@@ -41,11 +42,11 @@ export class Run {
       : null
   }
 
-  /** Add a piece of the answer. */
-  add(piece) {
+  /** Add a piece of the answer, or of the thinking before it. */
+  add(piece, isThinking = false) {
     this.first ??= performance.now()
     this.status = "answering"
-    this.text += piece
+    this[isThinking ? "reasoning" : "text"] += piece
     this.tokens += 1
   }
 
@@ -86,6 +87,7 @@ export class Run {
       prompt: this.question,
       question: this.question,
       quoted: this.quoted,
+      reasoning: this.reasoning,
       text: this.text,
       cut: null,
       cutBefore:

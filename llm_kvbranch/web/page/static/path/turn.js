@@ -14,6 +14,7 @@ import { cutNote, linkBranches, marksOf } from "./excerpts.js"
 import { factsLine, runLine } from "./facts.js"
 import { failure } from "./failure.js"
 import { note } from "./note.js"
+import { Thinking } from "./thinking.js"
 import { siblingSwitch, toolsOf } from "./tools.js"
 
 const LONG = 1200 // characters from which a prompt is folded
@@ -28,12 +29,14 @@ export class TurnView {
     this.answer = h("div.answer", {}, this.markdown.element)
     this.head = h("header.turn-head")
     this.prompt = h("div.prompt")
+    this.thinking = new Thinking()
     this.foot = h("div.turn-foot")
     this.element = h(
       "article.turn",
       { tabindex: "-1" },
       this.head,
       this.prompt,
+      this.thinking.element,
       this.answer,
       this.foot,
     )
@@ -84,6 +87,7 @@ export class TurnView {
       ],
       () => this.#drawPrompt(),
     )
+    this.thinking.show(turn, about.node.run)
     this.#drawAnswer()
     this.#drawFoot()
   }
