@@ -57,7 +57,8 @@ REFUSED = {
 }
 # Options that apply to every call of a command, but for the calls above
 ALWAYS = {
-    "branch focus continue retry": "model system option no-stream usage database",
+    "branch focus continue retry": "model system option no-stream usage database "
+    "hide-reasoning",
     "branch focus": "excerpt range",
     "branch retry": "count",
     "branch": "mode",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,12 @@ def write(
     controls: Sequence[int] = (),
     metadata: dict[str, float | int | str | bool] | None = None,
     parts: int = 1,
+    texts: Mapping[int, str] | None = None,
 ) -> Path:
     """Write the model of that name (see ``MODELS``) and return its path.
 
     ``controls`` are token ids to mark as control tokens, which have no text;
+    ``texts`` has other texts for some of its control tokens (0 to 16).
     ``metadata`` has extra keys and values. With several parts, returns the path of the
     first.
     """
@@ -57,7 +59,8 @@ def write(
         with tempfile.TemporaryDirectory() as folder:
             whole = gguf.GGUFReader(write(name, Path(folder) / "whole.gguf", seed))
             n_tensors = -(-len(whole.tensors) // parts)
-    file = _File(path, architecture, seed, controls, n_tensors if parts > 1 else 0)
+    size = n_tensors if parts > 1 else 0
+    file = _File(path, architecture, seed, controls, size, texts or {})
     for key, value in (metadata or {}).items():
         add = {str: "string", int: "uint32", float: "float32", bool: "bool"}[
             type(value)
@@ -110,12 +113,16 @@ class _File:
         seed: int,
         controls: Sequence[int],
         part_size: int = 0,
+        texts: Mapping[int, str] | None = None,
     ):
         self.writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_size)
         self._random = np.random.default_rng(seed)
         for key, value, kinds in _tokenizer():
             if key == "tokenizer.ggml.token_type" and controls:
                 self.writer.add_key_value(key, _marked(value, controls), *kinds)
+            elif key == "tokenizer.ggml.tokens" and texts:
+                renamed = [texts.get(token, text) for token, text in enumerate(value)]
+                self.writer.add_key_value(key, renamed, *kinds)
             else:
                 self.writer.add_key_value(key, value, *kinds)
         self.writer.add_context_length(N_CTX)
