@@ -253,13 +253,12 @@ def _show_json(history: History, responses: list[Any]) -> None:
 
 
 def _said(response: Any) -> dict[str, str]:
-    "The text of an answer, and the thinking before it if there is any"
+    "The text of an answer, and the thinking before it"
     parts = [part for message in response.messages() for part in message.parts]
     thoughts = [
         part.text for part in parts if isinstance(part, llm.parts.ReasoningPart)
     ]
-    reasoning = {"reasoning": "".join(thoughts)} if any(thoughts) else {}
-    return {**reasoning, "text": response.text()}
+    return {"reasoning": "".join(thoughts), "text": response.text()}
 
 
 def _show_code(responses: list[Any]) -> None:

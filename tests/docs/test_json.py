@@ -63,6 +63,12 @@ UNSEEN = {
     ("`GET /-/kvbranch/tree.json`", "nodes[].ms", "null"),  # of imported ones
     ("`llm kvbranch show`", "restarts", "integer"),  # tests/web/test_engine_process.py
     ("`GET /-/kvbranch/path.json`", "turns[].ms", "null"),
+    # tests/model/test_reasoning.py
+    ("`llm kvbranch show`", "thinking_tokens", "integer"),
+    ("`llm kvbranch show`", "thinking_cut", "boolean"),
+    ("`GET /-/kvbranch/path.json`", "turns[].facts.*", "boolean"),
+    ("`POST /v1/chat/completions`", "choices[].kvbranch.*", "boolean"),
+    ("`POST /v1/chat/completions`", "choices[].message.reasoning_content", "string"),
     ("`GET /-/kvbranch/slots`", "n_limit", "integer"),
     ("`GET /-/kvbranch/slots`", "slots[].n_target", "integer"),
     ("`GET /-/kvbranch/slots`", "slots[].seconds", "number"),
@@ -153,7 +159,10 @@ def print_all(llm: Homes, found: Outputs) -> None:
         found.add(VERBS, *answers)
         found.add(
             "`llm kvbranch show`",
-            *({k: v for k, v in each.items() if k != "text"} for each in answers),
+            *(
+                {k: v for k, v in each.items() if k not in ("reasoning", "text")}
+                for each in answers
+            ),
         )
 
     status, doctor = "`llm kvbranch store`", "`llm kvbranch doctor`"

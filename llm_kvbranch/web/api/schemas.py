@@ -11,9 +11,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from ...log import marks
+from ...models import KVLlamaOptions
 
 _MOST = 2**31 - 1  # of llama.cpp's integers
 Text = Annotated[str, Field(max_length=4_000_000)]
@@ -125,6 +134,17 @@ class Generating(BaseModel):
     def _unsupported(cls, value: Any) -> Any:
         if value:
             raise ValueError("is not supported: leave it out")
+        return value
+
+    @field_validator("date", "chat_template_kwargs")
+    @classmethod
+    def _as_option(cls, value: Any, info: ValidationInfo) -> Any:
+        "As the option of that name takes it"
+        try:
+            KVLlamaOptions(**{str(info.field_name): value})
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(why) from None
         return value
 
     def options(self) -> dict[str, Any]:
