@@ -56,7 +56,7 @@ def form_of(probe: Probe, others: tuple[str, ...] = ()) -> Form | None:
     if one is None and two is None:
         return None
     text = two or one or ""
-    text = text.removesuffix(common_suffix(text, tail))
+    text = _without_tail(text, common_suffix(text, tail))
     start = _begin(text, len(common_prefix(text, lead)), others)
     first = _find(text, start, NAMES[0])
     if first is None:
@@ -99,6 +99,15 @@ def shortened(form: Form) -> Form | None:
     if not isinstance(form.arguments, Tagged) or min(len(before), len(after)) < 2:
         return None
     return replace(form, before=" ".join(before[1:]), after=" ".join(after[:-1]))
+
+
+def _without_tail(text: str, tail: str) -> str:
+    "What comes before a tail; a tag right behind a word closes that word's own tag"
+    before = text.removesuffix(tail)
+    closing = UNIT.match(tail)
+    if closing and re.search(r"[|>]\w+$", before):
+        return before + closing[0]
+    return before
 
 
 def _begin(text: str, start: int, others: tuple[str, ...]) -> int:

@@ -19,8 +19,8 @@ from .cplusplus import Program, Unreadable, tokens_of
 from .llamacpp import FEEDS, Case, answer_of, ending, read
 
 # At least so many cases are understood, of those in llama-cpp-python 0.3.36
-CALLS = 250  # of 268
-THINKING = 167  # of 174
+CALLS = 267  # of 268
+THINKING = 171  # of 174
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +103,13 @@ class TestCases:
     def test_no_beginning_has_a_call_that_is_not_complete(self, cases, feed):
         "Whether it was cut off there, or the model ended it there"
         for case in cases:
-            whole = [
-                (c.name, c.arguments)
-                for c in read(case, feed, None, ending(case)).calls
-            ]
+            whole = read(case, feed, None, ending(case)).calls
+            complete = [[(call.name, call.arguments) for call in whole]]
             for count in range(len(answer_of(case, feed))):
                 for ended_by in (None, ending(case)):
                     reader = read(case, feed, count, ended_by)
                     found = [(call.name, call.arguments) for call in reader.calls]
+                    # Without what follows, a call may be one that llama.cpp sees
+                    known = [*complete, case.complete_calls] if ended_by else complete
                     where = case.name, count, ended_by
-                    assert found == whole[: len(found)], where
+                    assert any(found == each[: len(found)] for each in known), where
