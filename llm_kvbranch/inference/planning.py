@@ -298,7 +298,7 @@ class Planner:
             return "there is no state store"
         entries = self.store.by_hash("tip_hash", [tip])
         if any(entry.state.fingerprint == self.fingerprint for entry in entries):
-            return "the tools or the chat template changed"
+            return "the tools, the chat template or its variables changed"
         if not entries:
             return "no state of the last answer is stored"
         theirs = self._fields(entries[0].state.fingerprint)

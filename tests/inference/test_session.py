@@ -245,8 +245,19 @@ class TestMisses:
             [*one.chain, user("?")],
             tools=(tool,),
         )
-        assert after.facts["miss_reason"] == "the tools or the chat template changed"
+        assert (
+            after.facts["miss_reason"]
+            == "the tools, the chat template or its variables changed"
+        )
         assert spell(after.generation.plan.tokens).startswith('[{"type"')
+
+    def test_other_variables(self, tmp_path):
+        template = "{{ '/no_think ' if enable_thinking is false }}" + CHATML
+        one = Answer(fake_session(tmp_path, template=template), [user(LONG)])
+        session = fake_session(tmp_path, template=template)
+        after = Answer(session, [*one.chain, user("?")], think="false")
+        assert "or its variables changed" in after.facts["miss_reason"]
+        assert spell(after.generation.plan.tokens).startswith("/no_think ")
 
     def test_unlogged_turn(self, tmp_path):
         one = Answer(fake_session(tmp_path), [user(LONG)], log=False)

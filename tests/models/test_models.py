@@ -682,7 +682,10 @@ class TestSettings:
         llm("a", "kvbranch", "settings", "kvllama", "chat_template", str(template))
         llm("a", *SHORT, "-c", "And?")
         after = show(llm, "a")
-        assert "the tools or the chat template changed" in after["miss_reason"]
+        assert (
+            "the tools, the chat template or its variables changed"
+            in after["miss_reason"]
+        )
         assert after["prompt_tokens"] < before["prompt_tokens"] + 40
         llm("a", *SHORT, "-c", "And then?")
         assert show(llm, "a")["miss_reason"] is None
