@@ -157,10 +157,16 @@ def test_a_tree_in_another_locale_is_plainer() -> None:
     assert "\n`- " in shown
 
 
+def locales() -> pytest.MarkDecorator:
+    "The usual one, one that is said to be ASCII, and (slow) one that Python improves"
+    improved = pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("locale", [{}, ASCII, improved], ids=str)
+
+
 class TestBytes:
     "Bytes of another encoding that give a traceback, or half an answer"
 
-    @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C"}, ASCII], ids=str)
+    @locales()
     def test_standard_input(self, user_path: Path, locale: dict[str, str]) -> None:
         _, last = write(user_path)
         calls = [["kvbranch", *verb, last, "-m", "echo"] for verb in ([], ["continue"])]
@@ -200,7 +206,7 @@ class TestBytes:
             (line,) = each.error.splitlines()
             assert "is not valid UTF-8" in line, name
 
-    @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C"}, ASCII], ids=str)
+    @locales()
     def test_arguments_are_utf8_in_any_locale(self, user_path, locale) -> None:
         first, _ = write(user_path)
         call = ["kvbranch", first, "café", "-m", "echo"]

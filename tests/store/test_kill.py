@@ -216,10 +216,22 @@ def grown(tmp_path_factory) -> tuple[Path, dict]:
 class TestFaults:
     "A call that fails, or is the last one, at any step of any change"
 
+    # To end after a call is nearly to end before the next one: most of it is slow
     @pytest.mark.parametrize(
-        "change", [put_one, put_and_evict, heal, prune_one, rebuild]
+        ("mode", "change"),
+        [
+            *(
+                (mode, change)
+                for mode in ("error", "before")
+                for change in (put_one, put_and_evict, heal, prune_one, rebuild)
+            ),
+            ("after", put_one),
+            *(
+                pytest.param("after", change, marks=pytest.mark.slow)
+                for change in (put_and_evict, heal, prune_one, rebuild)
+            ),
+        ],
     )
-    @pytest.mark.parametrize("mode", ["error", "before", "after"])
     def test_at_every_step(self, grown, tmp_path, change, mode) -> None:
         origin, known = grown
         for nth in range(1, 500):

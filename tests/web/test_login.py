@@ -60,7 +60,7 @@ class TestCookie:
 
     def test_named_by_the_port(self):
         for port in (8177, 8178):
-            header = Sessions("secret", TOKEN, port).header(ROOT)
+            header = Sessions("secret", TOKEN, port).header(new_session({}))
             assert header.startswith(f"kvbranch_{port}=")
             assert "; Path=/; Max-Age=259" in header  # 30 days less a moment
             assert header.endswith("; HttpOnly; SameSite=lax")
