@@ -209,6 +209,30 @@ class TestBudget:
         assert facts(response)["thinking_cut"] is None
 
 
+class TestSchema:
+    "Fails if thinking has to be JSON, or the answer after it need not be"
+
+    @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3"])
+    def test_it_holds_where_the_answer_begins(self, says, name):
+        "One prompt opens the thinking, after the other the answer begins at once"
+        template = str(scripted.template(name))
+        catalog.put_setting(catalog.model(), "chat_template", template)
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
+        schema |= {"required": ["ok"], "additionalProperties": False}
+        response = llm.get_model("kvllama").prompt(
+            "Is it?",
+            schema=schema,
+            temperature=0,
+            n_threads=1,
+            thinking_budget=8,
+            max_tokens=60,
+        )
+        assert json.loads(response.text())["ok"] in (True, False)
+        kinds = [part.to_dict()["type"] for part in response.messages()[0].parts]
+        assert kinds == ["reasoning"] * (name == "deepseek-r1") + ["text"]
+        assert facts(response)["thinking_cut"] == (name == "deepseek-r1" or None)
+
+
 def command(*arguments, fails=0, **more):
     result = CliRunner().invoke(llm_cli.cli, [*arguments], **more)
     assert result.exit_code == fails, result.output

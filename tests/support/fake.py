@@ -178,7 +178,7 @@ class FakeEngine:
         n = len(self.rows[seq])
         return range(max(0, n - self.window), n)
 
-    def sampler(self, sampling: Sampling, history) -> FakeSampler:
+    def sampler(self, sampling: Sampling, history, waits=False) -> FakeSampler:
         return FakeSampler()
 
     def sample(self, sampler, index: int) -> int:
