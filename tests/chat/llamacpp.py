@@ -215,6 +215,7 @@ def _case(chain: Chain) -> Case:
 # what is one in the models that have it. Everything else is text.
 RULE = re.compile(
     r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?[A-Z_]+\]|</?s>"
+    r"|<SPECIAL_\d+>|\]~!?b[\[\]]|\[e~\["  # Nemotron's, MiniMax's
 )
 # Tags that are tokens of their own in most models, control tokens in some
 TAGS = re.compile(RULE.pattern + r"|</?[a-z_]+(?::[a-z_]+)?>")
