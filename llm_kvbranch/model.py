@@ -54,11 +54,17 @@ def request_of(
     ``recommended`` is the sampling that the model file recommends, ``tools`` is the
     result of tools_of. Raises SchemaError for a schema that cannot be enforced.
     """
-    from .chat import json_grammar
+    from .chat import json_grammar, regex_grammar
     from .inference import Request
     from .models import sampling_of
 
-    more = {"constraint": json_grammar(prompt.schema)} if prompt.schema else {}
+    more = {}
+    if prompt.schema is not None:
+        if chosen.regex is not None:
+            raise SettingError("schema and regex exclude each other: leave one out")
+        more["constraint"] = json_grammar(prompt.schema)
+    elif chosen.regex is not None:
+        more["constraint"] = regex_grammar(chosen.regex)
     stop = chosen.stop or ()
     return Request(
         messages=prompt.messages,

@@ -35,7 +35,7 @@ _SAMPLING = (
 # Settings that can change between answers of one session
 _OF_AN_ANSWER = (
     *_SAMPLING,
-    *("max_tokens", "stop", "n_ctx", "server"),
+    *("max_tokens", "stop", "regex", "n_ctx", "server"),
     *("think", "reasoning_effort", "thinking_budget", "keep_thinking"),
     *("chat_template_kwargs", "date"),
 )

@@ -103,6 +103,10 @@ class KVLlamaOptions(llm.Options):
         default=None,
         description="Stop before this text; give several as a JSON list",
     )
+    regex: Optional[str] = Field(
+        default=None,
+        description="Regular expression that the whole answer must match",
+    )
     grammar: Optional[str] = Field(
         default=None,
         description="GBNF grammar that the answer must match",

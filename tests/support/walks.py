@@ -6,6 +6,8 @@ import random
 
 from llm_kvbranch.engine import Weights
 
+CLOSING = {b'"', b"]", b"}", b'"]', b'"}', b'":'}
+SHORT = {b"a", b"b", b"c", b"1", b"@", b"."}
 N_TOKENS = 400  # of a walk, after which it is given up
 
 
@@ -18,22 +20,17 @@ def walk(weights: Weights, grammar: str, seed: int) -> str | None:
     eager = chance.choice([0.1, 0.4, 0.8])
     matcher = weights.vocabulary.matcher(grammar)
     written = b""
-    closing = _closing(weights)
     for n in range(N_TOKENS):
         allowed = matcher.allowed()
         hidden = set(allowed.hidden or ())
-        ids = None if allowed.hidden is not None else allowed.ids
-        token = None
+        tokens = range(weights.n_vocab) if allowed.hidden is not None else allowed.ids
+        among = set(tokens) - hidden
+        good: list[int] = []
         if chance.random() < max(eager, n / 100):
-            good = (
-                [t for t in closing if t in set(ids)]
-                if ids is not None
-                else ([t for t in closing if t not in hidden])
-            )
-            token = chance.choice(good) if good else None
-        while token is None:
-            token = chance.choice(ids if ids is not None else range(weights.n_vocab))
-            token = None if token in hidden else token
+            good = [t for t in _some(weights, "closing", CLOSING) if t in among]
+        if not good and chance.random() < 0.5:
+            good = [t for t in _some(weights, "short", SHORT) if t in among]
+        token = chance.choice(good or sorted(among))
         matcher.accept(token)
         if weights.is_eog(token):
             return written.decode()
@@ -41,12 +38,11 @@ def walk(weights: Weights, grammar: str, seed: int) -> str | None:
     return None
 
 
-def _closing(weights: Weights) -> list[int]:
-    "Tokens that end strings, lists, objects and answers"
-    cached = getattr(weights, "closing", None)
-    if cached is None:
+def _some(weights: Weights, name: str, pieces: set[bytes]) -> list[int]:
+    "Tokens that end answers or are one of the pieces"
+    found: list[int] | None = getattr(weights, name, None)
+    if found is None:
         tokens = range(weights.n_vocab)
-        ends = {b'"', b"]", b"}", b'"]', b'"}', b'":'}
-        cached = [t for t in tokens if weights.is_eog(t) or weights.piece(t) in ends]
-        weights.closing = cached  # type: ignore[attr-defined]
-    return cached
+        found = [t for t in tokens if weights.is_eog(t) or weights.piece(t) in pieces]
+        setattr(weights, name, found)
+    return found

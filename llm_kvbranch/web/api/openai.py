@@ -106,7 +106,8 @@ def json_schema_of(response_format: Any) -> dict[str, Any] | None:
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":
-        return {"type": "object"}
+        given: dict[str, Any] | None = response_format.schema_
+        return {"type": "object"} if given is None else given
     if response_format.json_schema is None:
         raise RequestError(
             400, "response_format json_schema needs a json_schema", "response_format"

@@ -71,6 +71,8 @@ class JsonSchema(BaseModel):
 class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Optional[JsonSchema] = None
+    # Of a json_object, as llama-server has it
+    schema_: Annotated[Optional[dict[str, Any]], Field(alias="schema")] = None
 
 
 class StreamOptions(BaseModel):
@@ -116,6 +118,7 @@ class Generating(BaseModel):
     n: Annotated[Optional[int], Field(ge=1, le=64)] = None
     response_format: Optional[ResponseFormat] = None
     grammar: Annotated[Optional[str], Field(max_length=100_000)] = None
+    regex: Annotated[Optional[str], Field(max_length=100_000)] = None
     n_ctx: Annotated[Optional[int], Field(ge=1, le=_MOST)] = None
     reasoning_effort: Optional[
         Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -160,6 +163,7 @@ class Generating(BaseModel):
             "frequency_penalty",
             "stop",
             "grammar",
+            "regex",
             "n_ctx",
             "reasoning_effort",
             "chat_template_kwargs",
