@@ -19,13 +19,14 @@ def main():
     spec = importlib.util.spec_from_file_location("program", sys.argv[1])
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    loop = asyncio.new_event_loop()  # one for all: a client keeps its connections
     for line in sys.stdin:
         error = None
         try:
             case = getattr(program, line.strip())
             result = case()
             if inspect.iscoroutine(result):
-                asyncio.run(result)
+                loop.run_until_complete(result)
         except BaseException:
             error = traceback.format_exc()
         out.write(json.dumps({"error": error}) + "\n")

@@ -34,6 +34,9 @@ CLIENTS = [
     ),
 ]
 
+# What the server says to a tool_choice of required, or of a tool
+NO_TOOL_CHOICE = "tool_choice: Input should be 'none' or 'auto'"
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -83,4 +86,9 @@ def test_client(running, client, case):
         run = running(client)
     except NotInstalledError as error:
         pytest.skip(f"{client.requirements[0]} cannot be installed: {error}")
-    run(case)
+    try:
+        run(case)
+    except AssertionError as error:
+        if NO_TOOL_CHOICE in str(error):
+            pytest.xfail("the server does not take this tool_choice yet")
+        raise

@@ -92,6 +92,21 @@ export async function streamed_tool() {
   }
 }
 
+export async function tool_of_its_own_choice() {
+  for (const model of models) {
+    const asked = { model, tools, stopWhen: stepCountIs(3), maxRetries: 0 };
+    const weather = "How is the weather in Paris?";
+    const whole = await generateText({ ...asked, prompt: weather });
+    const streamed = streamText({ ...asked, prompt: weather });
+    for (const result of [whole, streamed]) {
+      assert.match(await result.text, /It rains/);
+      const steps = await result.steps;
+      assert.equal(steps.length, 2);
+      assert.deepEqual(steps[0].toolCalls[0].input, { city: "Paris" });
+    }
+  }
+}
+
 export async function tools_in_steps() {
   for (const model of models) {
     const result = await generateText({

@@ -9,7 +9,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-MODEL = ChatOpenAI(model="kvllama", max_retries=0)
+MODEL = ChatOpenAI(model="kvllama", max_retries=0, stream_usage=True)
 PARIS = "How is the weather in Paris, the capital of France?"
 
 
@@ -43,6 +43,19 @@ def _refused(name, function):
         raise AssertionError("not refused")
 
 
+def tool_of_its_own_choice():
+    messages = [HumanMessage("How is the weather in Paris?")]
+    bound = MODEL.bind_tools([get_weather])
+    messages.append(bound.invoke(messages))
+    (call,) = messages[-1].tool_calls
+    assert (call["name"], call["args"]) == ("get_weather", {"city": "Paris"})
+    messages.append(get_weather.invoke(call))
+    answer = reduce(add, bound.stream(messages))
+    assert "It rains" in answer.text
+    assert not answer.tool_calls
+    assert answer.usage_metadata["input_token_details"]["cache_read"] > 0
+
+
 def any_tool():
     answer = MODEL.bind_tools([get_weather, get_time], tool_choice="any").invoke(PARIS)
     assert answer.tool_calls
@@ -61,7 +74,9 @@ def one_call():
     bound = MODEL.bind_tools(
         [get_weather], tool_choice="any", parallel_tool_calls=False
     )
-    (call,) = bound.invoke("How is the weather in Paris, in Rome and in Oslo?").tool_calls
+    (call,) = bound.invoke(
+        "How is the weather in Paris, in Rome and in Oslo?"
+    ).tool_calls
     assert call["name"] == "get_weather"
 
 
@@ -124,7 +139,7 @@ def refusal_of_a_choice_without_tools():
 def refusal_of_a_schema():
     schema = {"title": "City", "type": "object", "properties": {"city": {"type": 5}}}
     structured = MODEL.with_structured_output(schema, method="json_schema")
-    _refused("city", lambda: structured.invoke(PARIS))
+    _refused("type 5", lambda: structured.invoke(PARIS))
 
 
 def refusal_of_a_schema_of_a_tool():
