@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from . import known
-from .attempts import Attempts, is_quoted
+from .attempts import Attempts, Quotes
 from .dialect import Dialect, Thinking
 from .formats import Form, Found, Offered
 from .parts import Call, Kind, Record
@@ -69,6 +69,7 @@ class AnswerReader:
         self._at = 0  # what comes before was given out, or left out
         self._seen = 0  # no mark begins before
         self._since = 0  # where the current stretch of text or thinking began
+        self._quotes = Quotes()  # in this stretch
         self._attempts: Attempts | None = None
         self._given = 0  # of the calls of these attempts
         self._nested: list[Found] = []  # what may be calls, though thinking is open
@@ -183,7 +184,7 @@ class AnswerReader:
         before = self._source.text[self._since : at]
         line = before[before.rfind("\n") + 1 :]
         alone = not line.strip() or bool(_CONTROL.search(mark))
-        return alone and not is_quoted(before)
+        return alone and not self._quotes.holds(before)
 
     def _say(self) -> bool:
         "Read the answer, up to the next mark"
@@ -221,7 +222,7 @@ class AnswerReader:
         "Whether a mark means here what it can mean"
         first = not self._source.text[self._at : at].strip()
         if kind == "call":
-            return not is_quoted(self._source.text[self._since : at])
+            return not self._quotes.holds(self._source.text[self._since : at])
         if kind == "closer":
             return first and self._called
         if kind in ("head", "tail"):
@@ -316,6 +317,7 @@ class AnswerReader:
     def _pass(self, at: int) -> None:
         "Leave out what comes before a place, and white space behind it"
         self._at = self._seen = self._since = at
+        self._quotes = Quotes()
         self._trim = True
 
     def _give(self, kind: Kind, end: int, trim: bool = False) -> None:

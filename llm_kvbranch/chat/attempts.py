@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from .formats import Form, Found, Offered, calls
 from .scanning import Mismatch, Scanner, Source
 
 _OPENING = re.compile(r"(?:^|[\s(\[{])[\"'“‘«]$|[“‘«]$")  # noqa: RUF001
-_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
-_RUN = re.compile(r"`+")
-_BREAK = re.compile(r"\n\s*\n")
+# A fence, the end of a paragraph, or backticks
+_CODE = re.compile(r"^\s*(?P<fence>```|~~~)|\n\s*\n|(?P<run>`+)", re.MULTILINE)
+_MAY_GROW = "`~ \t\n\r\f\v"
 
 
 class _Attempt:
@@ -103,18 +104,44 @@ class Attempts:
         return self._won.scanner.at if self._won and self._won.over else None
 
 
-def is_quoted(text: str) -> bool:
-    "Whether what comes behind a text stands in code or in quotes"
-    if _OPENING.search(text[-2:]):
-        return True
-    if len(_FENCE.findall(text)) % 2:
-        return True
-    paragraph = _BREAK.split(text)[-1]
-    last = _FENCE.split(paragraph)[-1]
-    open_run = 0
-    for run in _RUN.findall(last):
-        if not open_run:
-            open_run = len(run)
-        elif len(run) == open_run:
-            open_run = 0
-    return bool(open_run)
+class Quotes:
+    """Whether places in a text stand in code or in quotes.
+
+    Asked at growing places: each character is read once, because a model that repeats
+    itself may write thousands of marks.
+    """
+
+    def __init__(self) -> None:
+        self._at = 0  # what comes before has been read
+        self._state = _Code()
+
+    def holds(self, text: str) -> bool:
+        "Whether what comes behind a text, which begins with the last one, is quoted"
+        state, at = self._state, self._at
+        for found in _CODE.finditer(text, at):
+            if found.end() == len(text):  # it may become longer
+                break
+            state, at = state.after(found), found.end()
+        self._state = state
+        self._at = max(at, len(text.rstrip(_MAY_GROW)))
+        for found in _CODE.finditer(text, self._at):
+            state = state.after(found)
+        return state.fenced or state.run > 0 or bool(_OPENING.search(text[-2:]))
+
+
+@dataclass(frozen=True)
+class _Code:
+    "Whether a fence is open, and how many backticks opened code in a paragraph"
+
+    fenced: bool = False
+    run: int = 0
+
+    def after(self, found: re.Match[str]) -> _Code:
+        if found["fence"]:
+            return _Code(not self.fenced)
+        if found["run"] is None:
+            return _Code(self.fenced)
+        length = len(found["run"])
+        if not self.run:
+            return _Code(self.fenced, length)
+        return _Code(self.fenced) if length == self.run else self

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_kvbranch.chat import Dialect, Reader
+from llm_kvbranch.chat.attempts import Quotes
 from llm_kvbranch.chat.dialect import Thinking
 from llm_kvbranch.chat.formats import ANY, KEY, Bare, Form, Json, Object, Tagged
 
@@ -430,6 +432,49 @@ class TestThinking:
         dialect = Dialect(Thinking("My steps:\n", "\n[FINAL]\n"))
         reader = read("One.\n[FINAL]\nYes.", dialect, prompt="<bot>\nMy steps:\n")
         assert (reader.reasoning, reader.text) == ("My steps:\nOne.", "Yes.")
+
+
+class TestQuotes:
+    "A mark in code or quotes is text"
+
+    @pytest.mark.parametrize(
+        ("text", "quoted"),
+        [
+            ("Write `", True),
+            ("Write `a` and ", False),
+            ("Write ``a` ", True),
+            ("One ` of them.\n\nThen ", False),
+            ("```\ncode\n\nmore ", True),
+            ("```\ncode\n```\n", False),
+            ("```\ncode\n   ~~~ ", False),
+            ('Say "', True),
+            ("Say “", True),
+        ],
+    )
+    def test_whether(self, text, quoted):
+        assert Quotes().holds(text) is quoted
+
+    @given(st.lists(st.sampled_from(["`", "```", "~~~", "\n", " ", "a", '"', "(“"])))
+    def test_asked_at_each_place(self, pieces):
+        quotes, text = Quotes(), ""
+        for piece in pieces:
+            text += piece
+            assert quotes.holds(text) == Quotes().holds(text)
+
+    def test_each_character_is_read_once(self):
+        "A model that repeats itself may write thousands of marks"
+        reads = Counter()
+
+        class Text(str):
+            def rstrip(self, *chars):
+                reads[quotes._at] += 1
+                return super().rstrip(*chars)
+
+        quotes, text = Quotes(), ""
+        for _ in range(100):
+            text += "`a` and <call> "
+            assert not quotes.holds(Text(text))
+        assert len(reads) == 100
 
 
 class TestTokens:
