@@ -97,8 +97,7 @@ def _run(*command: Any, cwd: Path | None = None) -> None:
     except OSError as error:
         raise NotInstalledError(str(error)) from None
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise NotInstalledError(f"{command[0]} {command[1]}: {last}")
+        raise NotInstalledError(" ".join(done.stderr.split())[:300] or "no message")
 
 
 class Running:
