@@ -14,6 +14,7 @@ import pytest
 import sqlite_utils
 
 from llm_kvbranch import model
+from llm_kvbranch.chat import Event
 from llm_kvbranch.store.store import Store
 
 pytestmark = pytest.mark.model
@@ -192,17 +193,18 @@ class TestMemory:
 class _Answer:
     "A generation of one piece, which waits for ``before`` and tells ``after``"
 
-    name, calls = "toy", ()
+    name = "toy"
 
     def __init__(self, before, after):
         self.before, self.after = before, after
         self.facts = dict.fromkeys(
             ("prompt_tokens", "generated_tokens", "restored_tokens"), 1
         )
+        self.facts["finish_reason"] = "stop"
 
     def __iter__(self):
         assert self.before is None or self.before.wait(20), "it was not answered"
-        yield "text"
+        yield Event("text", "text")
         self.after.set()
 
     def cancel(self): ...

@@ -430,6 +430,7 @@ class TestTree:
         for node in tree.nodes:
             said = dict(node.said)
             assert said.pop("text", node.text) == node.text
+            assert said.pop("reasoning", "") == ""
             assert said.items() <= node.facts.items()
             assert node.facts["response_id"] == node.id
             assert node.facts["parent_response_id"] == (node.parent and node.parent.id)
