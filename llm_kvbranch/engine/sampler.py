@@ -7,12 +7,12 @@ prompt, whether it was decoded or restored.
 
 from __future__ import annotations
 
-import re
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KVBranchError
+from . import gbnf
 from .constraint import draw
 from .lib import listen, llama, stderr, take_errors
 
@@ -45,8 +45,8 @@ class Sampling:
 class Sampler:
     """One generation's sampler chain; raises KVBranchError for an invalid grammar.
 
-    A constraint holds from the first token, or, if it ``waits``, from ``constrain()``
-    on: before that, tokens are drawn as if there were none.
+    A grammar or constraint holds from the first token, or, if it ``waits``, from
+    ``constrain()`` on: before that, tokens are drawn as if there were none.
     """
 
     def __init__(
@@ -58,26 +58,14 @@ class Sampler:
     ):
         self._chain = None
         self._llama = lib = llama()
-        vocab, grammar_text = weights.vocab, sampling.grammar
-        if grammar_text is not None and is_empty(grammar_text):
-            raise KVBranchError("The grammar cannot be used: its root rule is empty")
-        self._matcher = None
+        vocab = weights.vocab
+        self._matcher = self._grammar = None
         if sampling.constraint is not None:
             self._matcher = weights.vocabulary.matcher(sampling.constraint)
         self._waits = waits
-        self._chain = lib.llama_sampler_chain_init(
-            lib.llama_sampler_chain_default_params()
-        )
-        if grammar_text is not None:
-            listen()
-            with stderr() as said:  # the parser does not use llama.cpp's log
-                grammar = lib.llama_sampler_init_grammar(
-                    vocab, grammar_text.encode(), b"root"
-                )
-                words = " ".join(said().split())[:200] or take_errors()
-            if not grammar:
-                raise KVBranchError(f"The grammar cannot be used: {words}")
-            self._add(grammar)
+        self._chain = self._new_chain()
+        if sampling.grammar is not None:
+            self._grammar = self._parse(vocab, sampling.grammar)
         penalised = (sampling.repeat_penalty, sampling.frequency_penalty) != (1.0, 0.0)
         if penalised or sampling.presence_penalty:
             n = sampling.repeat_last_n
@@ -93,7 +81,31 @@ class Sampler:
             self._add(penalties)
         if sampling.temperature <= 0:
             self._add(lib.llama_sampler_init_greedy())
-            return
+        else:
+            self._add_draw(sampling)
+        if not waits:
+            self.constrain()
+
+    def _new_chain(self) -> Any:
+        lib = self._llama
+        return lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+
+    def _parse(self, vocab: Any, grammar: str) -> Any:
+        "llama.cpp's sampler for a grammar in GBNF"
+        gbnf.check(grammar)
+        listen()
+        with stderr() as said:  # the parser does not use llama.cpp's log
+            found = self._llama.llama_sampler_init_grammar(
+                vocab, grammar.encode(), b"root"
+            )
+            words = " ".join(said().split())[:200] or take_errors()
+        if not found:
+            raise KVBranchError(f"The grammar cannot be used: {words}")
+        return found
+
+    def _add_draw(self, sampling: Sampling) -> None:
+        "What draws at random"
+        lib = self._llama
         if sampling.top_k > 0:
             self._add(lib.llama_sampler_init_top_k(sampling.top_k))
         if sampling.typical_p < 1:
@@ -112,6 +124,11 @@ class Sampler:
     def constrain(self) -> None:
         "The answer begins: what is drawn from now on must keep to the constraint"
         self._waits = False
+        if self._grammar is not None:  # goes before all others
+            free, self._chain = self._chain, self._new_chain()
+            grammar, self._grammar = self._grammar, None
+            self._add(grammar)
+            self._add(free)
 
     def sample(self, context: Any, index: int) -> int:
         "Draw a token from the logits at a batch index, and remember it"
@@ -131,11 +148,8 @@ class Sampler:
         if getattr(self, "_chain", None):
             self._llama.llama_sampler_free(self._chain)
             self._chain = None
+        if getattr(self, "_grammar", None):  # its constraint never began
+            self._llama.llama_sampler_free(self._grammar)
+            self._grammar = None
 
     __del__ = close
-
-
-def is_empty(grammar: str) -> bool:
-    "Whether a GBNF grammar has no rules, or nothing in its root rule"
-    rules = re.sub(r"(?m)#.*$", "", grammar).strip()
-    return not rules or bool(re.search(r"\broot\s*::=\s*(?:\Z|[\w-]+\s*::=)", rules))
