@@ -105,7 +105,33 @@ def _around(
     ahead = _before_later(render, marked, owns[0].index)
     if ahead is not None and _mark(_END, owns[0].index) not in ahead:
         return None
+    if any(own.whole for own in owns) and not _same_results(render, messages, marked):
+        return None
     return texts if _agree(render(plain), texts, insides) else None
+
+
+def _same_results(
+    render: Render, messages: Sequence[Any], marked: Sequence[Any]
+) -> bool:
+    """Whether the results of tools are written without the calls as they are with them.
+
+    Some templates write a result as part of the message that called, or not at all.
+    """
+    if all(message.role != "tool" for message in messages):
+        return True
+    found = []
+    for each in (messages, marked):
+        later = [_later(m) if m.role == "tool" else m for m in each]
+        found.append(render(later).count(_LATER))
+    return found[0] == found[1]
+
+
+def _later(message: Any) -> Any:
+    "A message whose text, or results, end with a mark"
+    if message.role != "tool":
+        return _change(message, "text", "", _LATER)
+    parts = [replace(part, output=part.output + _LATER) for part in message.parts]
+    return replace(message, parts=parts)
 
 
 def _supplied(message: Any, own: Own) -> Any:
@@ -153,13 +179,7 @@ def _before_later(render: Render, messages: Sequence[Any], index: int) -> str | 
 
     None if there are none. A new system prompt, say, may be put at the very top.
     """
-    later = list(messages[: index + 1])
-    for message in messages[index + 1 :]:
-        if message.role == "tool":
-            parts = [replace(p, output=p.output + _LATER) for p in message.parts]
-            later.append(replace(message, parts=parts))
-        else:
-            later.append(_change(message, "text", "", _LATER))
+    later = [*messages[: index + 1], *map(_later, messages[index + 1 :])]
     return render(later).partition(_LATER)[0] if len(later) > index + 1 else None
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import AttachmentPart, ReasoningPart, ToolCallPart, ToolResultPart
 
-from llm_kvbranch.chat import Rendering
+from llm_kvbranch.chat import Known, Own, Rendering
 from llm_kvbranch.chat.history import message_text, to_chat
 from llm_kvbranch.chat.jinja import render
 from llm_kvbranch.chat.template import Chat
@@ -52,6 +52,17 @@ CHANGING = {
     "with an end that it asks for": "m.content + ('.' if m.content[-1] == ' ' else '')",
     "with what differs if empty": "(m.content and m.content ~ '.') ~ m.tool_calls",
 }
+# A message that calls has the results as well, as in Gemma 4's
+CALLED = (
+    "{% set ns = namespace(calls=0) %}"
+    "{% for m in messages if m.role != 'tool' %}{% set ns.calls = 0 %}"
+    "{{'<|im_start|>' + m.role + '\\n'}}{% for c in m.tool_calls or [] %}"
+    "{% set ns.calls = 1 %}({{c.function.name}} {{c.function.arguments | tojson}})"
+    "<|im_end|>{% for r in messages if r.role == 'tool' %}"
+    "{% if r.tool_call_id == c.id %}[{{r.content}}]{% endif %}"
+    "{% endfor %}{% endfor %}{% if not ns.calls %}{{m.content}}<|im_end|>{% endif %}"
+    "{% endfor %}{% if not ns.calls %}<|im_start|>assistant\n{% endif %}"
+)
 CONVERSATION = [
     llm.system("Be brief. "),
     llm.user(" What is the sea? "),
@@ -86,6 +97,16 @@ class TestSplice:
         chat = Chat(FakeVocab(), TEMPLATES["plain"])
         tokens = chat.encode_after(CONVERSATION, 2, array("i"), "ter.")
         assert spell(chat, tokens).startswith("ter.<|im_end|>")
+
+    def test_results_that_are_written_with_their_call(self):
+        chat = Chat(FakeVocab(), CALLED)
+        call, result = ToolCallPart("f", {"x": 1}, "1"), ToolResultPart("f", "42", "1")
+        messages = [llm.user("Hi"), llm.assistant(call), llm.tool_message(result)]
+        own = Own(1, whole=True, ending='(f {"x": 1})')
+        prefix = array("i", [BYTE + ord(c) for c in "known"])
+        tokens, n_known = chat.splice(messages, [Known(own, prefix)])
+        assert tokens[:n_known] == prefix
+        assert spell(chat, tokens[n_known:]) == "<|im_end|>[42]"
 
     def test_only_a_control_token_is_taken_for_the_end(self):
         chat = Chat(FakeVocab(), LOOP.replace("TEXT", "m.content + '\\n'"))
