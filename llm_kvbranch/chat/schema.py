@@ -21,6 +21,7 @@ from typing import Any
 from . import bounds
 from .bounds import WHOLE, SchemaError, is_text, refused, shown
 from .disjoint import apart
+from .endless import endless
 from .meeting import TooManyError, patterns_together
 from .patterns import FREE_FORMATS, PatternError, format_pattern, rust
 from .references import References
@@ -108,6 +109,7 @@ class _Reader:
         self._names: dict[tuple[int, bool], str] = {}  # of definitions
         self._waiting: list[tuple[str, Any, str, bool]] = []
         self._definitions: dict[str, Any] = {}
+        self._written: dict[str, str] = {}  # the reference to a definition
         self._references = References(root)
         self._pairs: list[tuple[dict[str, Any], list[Any], str]] = []
 
@@ -118,11 +120,13 @@ class _Reader:
         found = self._schema(self._root, "#", 0)
         while self._waiting:
             name, schema, where, alone = self._waiting.pop()
+            self._written[name] = where
             self._definitions[name] = self._schema(schema, where, 0, alone)
         for name in self._definitions:
             self._check_end(name)
         for schema, options, where in self._pairs:
             schema["anyOf"] = self._exclusive(options, where)
+        self._check_complete()
         self._check_patterns(found)
         if found is False:
             raise SchemaError(f"{WHOLE}: it accepts nothing")
@@ -425,6 +429,18 @@ class _Reader:
             raise SchemaError(
                 f"{WHOLE}: more than {bounds.MAX_TOGETHER} patterns and formats apply "
                 "to the same text"
+            )
+
+    def _check_complete(self) -> None:
+        "Raise SchemaError for what requires another one of itself, without end"
+        try:
+            names = endless(self._definitions)
+        except TooManyError:
+            raise SchemaError(f"{WHOLE}: it is too complex") from None
+        if names:
+            what = shown(self._written[names[-1]])
+            raise SchemaError(
+                f"{WHOLE}: {what} can never be complete, since it requires itself"
             )
 
     def _check_end(self, name: str) -> None:

@@ -50,7 +50,6 @@ _PATTERNS = (
     r"^[\w.-]+@[\w-]+\.\w{2,4}$",
 )
 _ODD = 'a\n"\\'
-_TREE = {"type": "array", "items": {"$ref": "#/$defs/T"}}
 OWN: list[Any] = [
     True,
     {},
@@ -107,6 +106,12 @@ OWN: list[Any] = [
         "$ref": "#/$defs/T",
         "$defs": {"T": {"type": "array", "items": {"$ref": "#/$defs/T"}}},
     },
+    {
+        "$ref": "#/$defs/T",
+        "$defs": {
+            "T": {"anyOf": [{"type": "null"}, a({"$ref": "#/$defs/T"})]},
+        },
+    },
     {"oneOf": [kind("cat", lives={"type": "integer"}), kind("dog")]},
     {"oneOf": [{"type": "string"}, {"type": "integer"}, POINT]},
     {"oneOf": [{"enum": [1, 2]}, {"const": 3}]},
@@ -135,6 +140,17 @@ REFUSED = {
     "reference to a group": {"type": "string", "pattern": r"(a)\1"},
     "refers to nothing": {"$ref": "https://example.com/schema"},
     "refers to itself": {"$ref": "#"},
+    "'#' can never be complete": a({"$ref": "#"}),
+    "'#/$defs/T' can never be complete": {
+        "anyOf": [{"type": "null"}, {"$ref": "#/$defs/T"}],
+        "$defs": {
+            "T": {"type": "array", "items": {"$ref": "#/$defs/T"}, "minItems": 1}
+        },
+    },
+    "'#/$defs/A' can never be complete": {
+        **a({"$ref": "#/$defs/A"}),
+        "$defs": {"A": a({"$ref": "#/$defs/B"}), "B": a({"$ref": "#/$defs/A"})},
+    },
     "beyond 2^53": {"const": 2**60},
     "type 'any'": {"type": "any"},
 }
@@ -152,6 +168,10 @@ def _names(n: int) -> dict[str, Any]:
 
 
 HOSTILE: dict[str, Any] = {
+    "a chain without end": {
+        "$ref": "#/$defs/0",
+        "$defs": {f"{i}": a({"$ref": f"#/$defs/{(i + 1) % 900}"}) for i in range(900)},
+    },
     "maxLength": {"type": "string", "maxLength": 10**9},
     "maxItems": {"type": "array", "items": {"type": "null"}, "maxItems": 10**9},
     "deep": _nested(20_000, "items", {}),
