@@ -3,6 +3,7 @@
 from . import (
     breakeven,
     cold,
+    constrained,
     decode,
     disk,
     gpu,
@@ -17,6 +18,7 @@ ALL = [
     resident.MEASUREMENT,
     disk.MEASUREMENT,
     decode.MEASUREMENT,
+    constrained.MEASUREMENT,
     streams.MEASUREMENT,
     scale.MEASUREMENT,
     store_depth.MEASUREMENT,

@@ -27,6 +27,7 @@ VALUES = {
     "resident": (["hot/branch/kvllama", "restart/evicted/follow-up/kvllama"], 0),
     "disk": (["bytes/kvllama", "rate/read", "rate/copy", "rate/disk write"], 2),
     "decode": (["rate/kvllama", "siblings/8", "beside/kvllama"], 1),
+    "constrained": (["rate/0/free", "rate/0.8/schema", "draw/0/schema"], 2),
     "streams": (["streams/8/kvllama", "stall/kvllama", "command/beyond"], 1),
     "scale": (["op/put/600", "size/rebuild/300", "tree/tree/40"], 11),
     "depth": (["turn/put/20", "turn/wal/20", "op/verify/20", "op/import/10"], 1),
