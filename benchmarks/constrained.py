@@ -5,9 +5,9 @@
 Two answers of one engine, behind the same prompt: one must match a schema, the other
 may be anything. They take turns token by token, so that whatever else the machine does
 happens to both, and they are always equally long. What is timed is decoding a token and
-drawing the next; turns in which one took twice as long as usual are left out for both,
-since a draw takes a few percent of a token at most. The schema is of a list so long that no answer completes it; the
-other answer goes on after its end.
+drawing the next; turns in which either took twice as long as usual are left out for
+both. The schema is of a list so long that no answer completes it; the other answer goes
+on after its end.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def one_round(
         SCHEMA: Sampling(temperature=temperature, seed=i, constraint=grammar),
     }
     answers = {
-        name: Answer(engine, sequence, sampling)
-        for sequence, (name, sampling) in enumerate(samplings.items())
+        name: Answer(engine, (number + i) % 2, sampling)
+        for number, (name, sampling) in enumerate(samplings.items())
     }
     steps: dict[str, list[tuple[float, float]]] = {name: [] for name in answers}
     for k in range(n):
