@@ -55,6 +55,23 @@ def _fold(groups: list[list[Chat]], index: int) -> None:
     groups[index] = [{"role": "user", "content": text}]
 
 
+def with_tools(
+    chats: Sequence[Chat], tools: Sequence[dict[str, Any]], takes: Capabilities
+) -> list[Chat]:
+    "Messages whose system prompt tells which tools there are"
+    told = ["## Tools\nYou have access to the following tools:"]
+    for each in (tool["function"] for tool in tools):
+        parameters = json.dumps(each.get("parameters") or {}, ensure_ascii=False)
+        about = f"Description: {each.get('description') or ''}"
+        told.append(f"### {each['name']}\n{about}\nParameters: {parameters}")
+    text, first = "\n\n".join(told), chats[0] if chats else {"role": ""}
+    if first["role"] == "system":
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *chats[1:]]
+    if first["role"] == "user" and takes.folds_system:
+        return [{**first, "content": f"{text}\n\n{first['content']}"}, *chats[1:]]
+    return [{"role": "system", "content": text}, *chats]
+
+
 def _answer(chat: Chat, takes: Capabilities) -> Iterator[Chat]:
     "An answer, in as many messages as the template needs"
     thought, calls = chat.get("thinking"), chat.get("tool_calls", ())

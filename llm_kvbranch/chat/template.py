@@ -31,8 +31,8 @@ from . import splice as splicing
 from .capabilities import Capabilities, with_descriptions
 from .controls import Controls, Vocabulary
 from .dialect import Dialect, learn
-from .history import Arguments, chats_of, message_text
-from .jinja import CUT, render
+from .history import Arguments, chats_of, message_text, with_tools
+from .jinja import CUT, render, variables
 from .rendering import NO_DATE, Rendering
 from .splice import Own, shared
 from .variables import Variables, other_dates
@@ -82,9 +82,18 @@ class Chat:
 
     @property
     def takes_tools(self) -> bool:
-        "Whether the template tells the model about tools"
+        "Whether the template tells the model about tools, or writes calls of them"
         tools = self._takes.tools
-        return "tools" in self.source if tools is None else tools
+        if tools is None:
+            return "tools" in self.source
+        return tools or self._leaves_out_tools
+
+    @functools.cached_property
+    def _leaves_out_tools(self) -> bool:
+        "Whether it writes calls, but not which tools there are, as DeepSeek V3.1's"
+        if self._takes.tools is not False or not self._takes.calls:
+            return False
+        return "tools" not in variables(self.source)[0]
 
     @functools.cached_property
     def dialect(self) -> Dialect:
@@ -261,6 +270,8 @@ class Chat:
         def render(messages: Sequence[Any]) -> str:
             separated = [self._separated(message) for message in messages]
             chats = chats_of(separated, self._takes)
+            if rendering.tools and self._leaves_out_tools:
+                chats = with_tools(chats, rendering.tools, self._takes)
             return self._render([self._safe(chat) for chat in chats], rendering, now)
 
         return render

@@ -136,7 +136,7 @@ class TestThinking:
         ).replace("MORE", "{{ '[' ~ m.thinking ~ ']' if m.thinking }}" + CALLS)
         call = ToolCallPart("f", {}, "1")
         answer = llm.assistant(ReasoningPart("Hm"), "Let me", call)
-        text = written(template, U, answer, result("1"), tools=TOOLS)
+        text = written(template, U, answer, result("1"))
         assert text == "user: Hi; assistant: [Hm\nLet me] f(1); tool: out"
 
 
@@ -180,7 +180,7 @@ class TestCalls:
         "As in Llama 3: what works must not depend on what is in the store"
         calls = ToolCallPart("f", {}, "1"), ToolCallPart("f", {}, "2")
         answer = llm.assistant("Let me", *calls)
-        text = written(self.SINGLE, U, answer, result("1", "2"), tools=TOOLS)
+        text = written(self.SINGLE, U, answer, result("1", "2"))
         assert text == (
             "user: Hi; assistant: Let me f(1); assistant:  f(2); "
             "tool: out=1; tool: out=2"
@@ -202,6 +202,23 @@ class TestCalls:
             "{% endfor %}{{ ids | join(' ') }}"
         )
         assert written(template, U, llm.assistant("Yo")) == "user assistant"
+
+    def test_tools_that_a_template_leaves_out(self):
+        "As in DeepSeek V3.1: it writes calls and results, but the model must be told"
+        told = (
+            "## Tools\nYou have access to the following tools:\n\n"
+            "### f\nDescription: d\n"
+            'Parameters: {"type": "object", "properties": {"x": {"type": "string"}}}'
+        )
+        assert Chat(FakeVocab(), PLAIN).takes_tools
+        assert written(PLAIN, U, tools=TOOLS) == f"system: {told}; user: Hi"
+        system = llm.system("Be brief.")
+        shown = f"system: Be brief.\n\n{told}; user: Hi"
+        assert written(PLAIN, system, U, tools=TOOLS) == shown
+        folding = FOLDING["left out"].replace("HEAD", "").replace("MORE", CALLS)
+        assert written(folding, U, tools=TOOLS) == f"user: {told}\n\nHi"
+        without = LOOP.replace("HEAD", "").replace("MORE", "")
+        assert not Chat(FakeVocab(), without).takes_tools
 
     @pytest.mark.parametrize("tools", [(), TOOLS])
     def test_functions(self, tools):

@@ -26,6 +26,20 @@ from ..support import scripted
 
 SYSTEM = "Answer in short sentences."
 N_TURNS = 10
+TOLD = """
+
+## Tools
+You have access to the following tools:
+
+### weather
+Description: The weather in a city
+Parameters: {"properties": {"city": {"type": "string"}}, "required": ["city"], \
+"type": "object"}
+
+### add
+Description: The sum of two numbers
+Parameters: {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, \
+"required": ["a", "b"], "type": "object"}"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Family:
     parallel: bool = True
     speaks: bool = True  # before it calls
     moves: bool = False  # the template writes the tools at the last question
+    untold: bool = False  # the template does not write which tools there are
     source: str = ""
 
     @property
@@ -112,6 +127,7 @@ FAMILIES = {
         thinks="{thought}",
         option="true",
         after_results=False,
+        untold=True,
     ),
     "GLM 4.6": Family(
         "GLM-4.6",
@@ -267,6 +283,8 @@ class Talk:
         )
         environment.filters["tojson"] = _json
         source = re.sub(r"{%- (end)?generation -%}", "{#- -#}", self.family.text)
+        if self.family.untold:
+            messages = [{"role": "system", "content": SYSTEM + TOLD}, *messages[1:]]
         more = {"enable_thinking": True, "thinking": True} if self.family.option else {}
         return environment.from_string(source).render(
             messages=messages,

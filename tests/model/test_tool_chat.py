@@ -232,15 +232,7 @@ def test_ten_turns(tmp_path, monkeypatch) -> None:
     ten_turns(OURS, tmp_path, monkeypatch)
 
 
-UNTOLD = pytest.mark.xfail(
-    reason="its template writes calls, but not which tools there are", strict=True
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=UNTOLD if n == "DeepSeek V3.1" else ()) for n in FAMILIES],
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_ten_turns_of(name, tmp_path, monkeypatch) -> None:
     ten_turns(FAMILIES[name], tmp_path, monkeypatch)
