@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Possible .*set:FutureWarning"),
 ]
 N_WALKS = 50
-ACCEPTED = 60  # at least so many, of those in llama-cpp-python 0.3.36
+ACCEPTED = 74  # of 81, in llama-cpp-python 0.3.36
 _CASE = re.compile(
     r'''test\(\{\s*(SUCCESS|FAILURE),\s*"([^"]*)",\s*(?:R"""\((.*?)\)"""|"([^"]*)"),''',
     re.DOTALL,
