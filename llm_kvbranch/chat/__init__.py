@@ -6,6 +6,7 @@ It does not know where tokens are stored or who computes them.
 """
 
 from .bounds import SchemaError
+from .calling import call_grammar
 from .dialect import Dialect
 from .events import event_of, event_to_json
 from .history import message_text
@@ -27,6 +28,7 @@ __all__ = [
     "Reader",
     "Rendering",
     "SchemaError",
+    "call_grammar",
     "event_of",
     "event_to_json",
     "json_grammar",

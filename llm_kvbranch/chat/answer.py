@@ -59,10 +59,18 @@ class Marks:
 class AnswerReader:
     "Reads an answer token by token, and writes what it is into a record"
 
-    def __init__(self, dialect: Dialect, offered: Offered, prompt: str, record: Record):
+    def __init__(
+        self,
+        dialect: Dialect,
+        offered: Offered,
+        prompt: str,
+        record: Record,
+        several: bool = True,
+    ):
         self._dialect = dialect
         self._offered = offered
         self._record = record
+        self._several = several
         self._source = Source()
         self._starts: list[int] = []  # of each feed, in the text
         self._hidden: deque[tuple[int, int]] = deque()  # control tokens, in the text
@@ -118,6 +126,11 @@ class AnswerReader:
     @property
     def is_thinking(self) -> bool:
         return self._thinking
+
+    @property
+    def missing(self) -> str:
+        "What ends the list of calls that is open"
+        return self._attempts.missing if self._attempts is not None else ""
 
     def feed(self, text: str, control: bool) -> None:
         "Add the text of one token"
@@ -301,6 +314,10 @@ class AnswerReader:
         return True
 
     def _call(self, found: Found) -> None:
+        if self._record.calls and not self._several:
+            self._at = found.begin
+            self._give("text", found.end)
+            return
         taken = {call.id for call in self._record.calls}
         id = found.id if found.id not in taken else ""
         call = Call(id or self._dialect.new_id(), found.name, found.arguments)

@@ -99,6 +99,12 @@ class Attempts:
         return self._won.found if self._won else []
 
     @property
+    def missing(self) -> str:
+        "What ends the list of calls that is open"
+        won = self._won
+        return won.form.end if won is not None and not won.over else ""
+
+    @property
     def end(self) -> int | None:
         "Where the calls end in the text, once that is known"
         return self._won.scanner.at if self._won and self._won.over else None

@@ -25,7 +25,8 @@ class Reader:
 
     ``tools`` are as chat templates take them. ``prompt`` is what the template wrote
     after the last message, and what a continued answer has so far: it shows whether
-    thinking has begun already.
+    thinking has begun already. Without ``several`` there is one call at most; further
+    ones are text.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Reader:
         dialect: Dialect,
         tools: Sequence[dict[str, Any]] = (),
         prompt: str = "",
+        several: bool = True,
     ):
         functions = [tool["function"] for tool in tools]
         self._offered = {
@@ -41,10 +43,13 @@ class Reader:
         self._dialect = dialect
         self._record = Record()
         self._n_feeds = 0
+        self._several = several
         self._messages: MessageReader | None = None
         if dialect.messages is not None:
             self._messages = MessageReader(dialect.messages, self._offered, prompt)
-        self._answer = AnswerReader(dialect, self._offered, prompt, self._record)
+        self._answer = AnswerReader(
+            dialect, self._offered, prompt, self._record, several
+        )
 
     @property
     def text(self) -> str:
@@ -84,6 +89,11 @@ class Reader:
         "Whether thinking has begun and is not over; false in a header"
         return (self._messages or self._answer).is_thinking
 
+    @property
+    def missing(self) -> str:
+        "What must follow for the calls that have come to be complete, if anything"
+        return "" if self._messages else self._answer.missing
+
     def feed(self, text: str, control: bool = False) -> list[Event]:
         "Add the text of one token; ``control`` if it is a control token's name"
         self._n_feeds += 1
@@ -114,5 +124,7 @@ class Reader:
             else:
                 begin = record.parts[-1].end if record.parts else 0
                 for name, arguments in said.calls:
+                    if record.calls and not self._several:
+                        break
                     call = Call(self._dialect.new_id(), name, arguments)
                     record.add_call(call, begin, n)

@@ -6,8 +6,9 @@ answer added, the scheduler that serves many clients, and the process that it ru
 It does not know llm's models and options, HTTP, or the log.
 """
 
-from .generation import Generation, Request
+from .generation import Generation
 from .host import Host, HostedAnswer, Opening
+from .request import Request
 from .scheduler import Scheduler, Ticket
 from .session import Session, open_session
 

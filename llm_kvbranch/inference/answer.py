@@ -28,6 +28,7 @@ class Spelling(Protocol):
 
     def piece(self, token: int, /) -> bytes: ...
     def control_text(self, token: int, /) -> str: ...
+    def tokenize(self, text: str, special: bool) -> Sequence[int]: ...
 
 
 class AnswerStream:
@@ -35,7 +36,8 @@ class AnswerStream:
 
     ``raw`` is the text that the tokens spell, without what a stop string cuts.
     ``budget`` is how many tokens of thinking may be generated, ``closing`` are the
-    tokens that close it. ``n_thinking`` counts those of thinking.
+    tokens that close it. ``n_thinking`` counts those of thinking. With ``one_call``
+    the answer is over with its first call, and the end that its form asks for.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class AnswerStream:
         stop: Sequence[str] = (),
         budget: int | None = None,
         closing: Sequence[int] = (),
+        one_call: bool = False,
     ):
         self._reader = reader
         self._vocabulary = vocabulary
@@ -52,6 +55,8 @@ class AnswerStream:
         self._budget = budget if closing else None
         self._closing = tuple(closing)
         self._forced: deque[int] = deque()
+        self._one_call = one_call
+        self._closes_call = False
         self.n_thinking = 0
         self.is_over_budget = False
         self._check_budget()
@@ -79,6 +84,17 @@ class AnswerStream:
         return self._reader.may_answer
 
     @property
+    def has_called(self) -> bool:
+        "Whether the one call that there may be has come, with what ends it"
+        called = self._one_call and bool(self._reader.calls)
+        return called and not self._forced
+
+    @property
+    def may_call(self) -> bool:
+        "Whether a call may come next: thinking is over, a header need not have come"
+        return not self._reader.is_thinking
+
+    @property
     def forced(self) -> int | None:
         "The token that comes next whatever the model would generate, if any"
         return self._forced[0] if self._forced else None
@@ -90,6 +106,7 @@ class AnswerStream:
         self.n_thinking += self._reader.is_thinking
         events = self._read(token)
         self._check_budget()
+        self._check_call()
         return events
 
     def _read(self, token: int) -> list[Event]:
@@ -117,6 +134,14 @@ class AnswerStream:
         for part, call in zip(parts, calls, strict=False):
             part.call = call
 
+    def _check_call(self) -> None:
+        "Close the list of calls after the first one"
+        if not self._one_call or self._closes_call or not self._reader.calls:
+            return
+        self._closes_call = True
+        if end := self._reader.missing:
+            self._forced.extend(self._vocabulary.tokenize(end, special=True))
+
     def _check_budget(self) -> None:
         "Close the thinking once it has used up its budget, but not inside a character"
         if self._budget is None or self.is_over_budget or not self._reader.is_thinking:
@@ -127,11 +152,15 @@ class AnswerStream:
 
 
 def reader_after(
-    chat: Chat, rendering: Rendering, messages: Sequence[Any], prompt: array[int]
+    chat: Chat,
+    rendering: Rendering,
+    messages: Sequence[Any],
+    prompt: array[int],
+    several: bool = True,
 ) -> Reader:
     "What reads an answer to messages, which are the tokens of the prompt"
     begun = _after(messages[-1:], chat.spell(prompt[-_PROMPT_END:]))
-    return Reader(chat.dialect, rendering.tools, begun)
+    return Reader(chat.dialect, rendering.tools, begun, several)
 
 
 def _after(last: Sequence[Any], prompt: str) -> str:

@@ -15,12 +15,11 @@ import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator
 from typing import Any, Protocol
 
-from ..chat import Call, Event, Part, Rendering
-from ..engine import Feed, Sampler, Sampling
+from ..chat import Call, Event, Part
+from ..engine import Feed, Sampler
 from ..errors import ContextError
 from ..store import STORE_ERRORS, Entry, tokens_of
 from .answer import AnswerStream, reader_after
@@ -30,61 +29,9 @@ from .filling import Decoded, Feeds, Filling
 from .loaded import LoadedModel
 from .planning import Plan, min_tokens, why_prefilled
 from .readback import covered
+from .request import Request, Resumed, sampling_of
 from .slots import HEADROOM, Slot
 from .turns import Turn, answer_hash
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """Where an answer to the same request stopped, in an engine that has ended.
-
-    ``tokens`` are those that it had generated, and whose events were sent, with these
-    ``calls`` among them. With a ``finish_reason`` the answer ends there; ``ended_by``
-    is then the text of the token that ended it, None if it was cut off.
-    """
-
-    tokens: tuple[int, ...]
-    finish_reason: str | None = None
-    calls: tuple[Call, ...] = ()
-    ended_by: str | None = None
-
-    @property
-    def was_told(self) -> bool:
-        "Whether the end was sent as well; not if it was cancelled without an engine"
-        return self.finish_reason not in (None, "cancelled")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate from. ``messages`` are llm's, ``tools`` are as chat templates
-    take them; ``values``, ``date``, ``think`` and ``effort`` are as Rendering has them.
-    ``keep_thinking`` is whether earlier thinking stays in the prompt though the
-    template drops it. ``thinking_budget`` is how many tokens an answer may think.
-    ``n_ctx`` limits prompt and answer together, in tokens. ``number`` is what others
-    call it.
-    """
-
-    messages: Sequence[Any]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    n_ctx: int | None = None
-    tools: tuple[dict[str, Any], ...] = ()
-    values: Mapping[str, Any] = field(default_factory=dict)
-    date: str | None = None
-    think: str | None = None
-    effort: str | None = None
-    keep_thinking: bool = False
-    thinking_budget: int | None = None
-    resumed: Resumed | None = None
-    number: int = 0
-
-    @property
-    def rendering(self) -> Rendering:
-        return Rendering(
-            *(self.tools, self.values, self.date),
-            *(self.think, self.effort, self.thinking_budget),
-        )
 
 
 class Runner(Protocol):
@@ -285,7 +232,7 @@ class Generation:
             if not first:
                 first = time.perf_counter()
                 self.facts["ttft_ms"] = ms(first - self._started)
-            ended = answer.stopped or self._is_full(len(generated))
+            ended = self._is_over(answer)
             if not ended:
                 token = yield from self._next(slot, plan.tokens + generated, answer)
         if (n := len(generated) - n_before) > 1:
@@ -310,7 +257,7 @@ class Generation:
             self.generated.append(token)
             answer.feed(token)  # its events were sent
             self._constrain(answer)
-            ended = answer.stopped or self._is_full(len(self.generated))
+            ended = self._is_over(answer)
         if resumed.finish_reason is not None:
             self.finish_reason, self.ended_by = resumed.finish_reason, resumed.ended_by
             ended = True
@@ -318,7 +265,8 @@ class Generation:
 
     def _constrain(self, answer: AnswerStream) -> None:
         "Have the sampler keep to its grammar from where the answer begins"
-        if answer.has_begun and not self._constrained and self._sampler is not None:
+        begun = answer.may_call if self.request.must_call else answer.has_begun
+        if begun and not self._constrained and self._sampler is not None:
             self._constrained = True
             self._sampler.constrain()
 
@@ -327,13 +275,16 @@ class Generation:
         model, request = self.model, self.request
         weights, dialect = model.engine.weights, model.planner.chat.dialect
         reader = reader_after(
-            *(model.planner.chat, request.rendering),
-            *(request.messages, plan.tokens),
+            *(model.planner.chat, request.rendering, request.messages),
+            *(plan.tokens, request.parallel_calls),
         )
         budget, closing = request.thinking_budget, tokens_of()
         if budget is not None and dialect.thinking is not None:
             closing = weights.tokenize(dialect.thinking.close, special=True)
-        return AnswerStream(weights, reader, request.stop, budget, closing)
+        one_call = not request.parallel_calls and not request.must_call
+        return AnswerStream(
+            *(weights, reader, request.stop, budget, closing, one_call),
+        )
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"
@@ -354,7 +305,8 @@ class Generation:
         self.n_prompt = len(plan.tokens)
         self._check_length(self.n_prompt)
         model.watch("sampler", [self])
-        self._sampler = model.engine.sampler(request.sampling, plan.tokens, waits=True)
+        sampling = sampling_of(model, request)
+        self._sampler = model.engine.sampler(sampling, plan.tokens, waits=True)
         model.watch("start", [self])
         slot = self.slot = model.slots.acquire(plan.tokens)
         return plan, slot
@@ -427,6 +379,12 @@ class Generation:
         if forced is not None and self._sampler is not None:
             self._sampler.accept(forced)
         return token if forced is None else forced
+
+    def _is_over(self, answer: AnswerStream) -> bool:
+        "Whether the answer ends here, though the model has not ended it"
+        if answer.has_called:
+            self.finish_reason = "tool_calls"
+        return answer.has_called or answer.stopped or self._is_full(len(self.generated))
 
     def _is_full(self, n_generated: int) -> bool:
         "Whether the answer may not get longer"

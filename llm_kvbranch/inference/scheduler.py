@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from ..chat import Event
 from ..errors import BusyError, OverloadedError, UnavailableError
-from .generation import Generation, Request
+from .generation import Generation
+from .request import Request
 from .session import Session
 
 Result = TypeVar("Result")

@@ -27,9 +27,10 @@ from ..store import STORE_ERRORS, Store, common_prefix, fingerprint_of
 from . import batching
 from .batching import Pace, interruptible
 from .filling import Decoded
-from .generation import Generation, Request
+from .generation import Generation
 from .loaded import LoadedModel
 from .planning import Planner
+from .request import Request
 from .slots import Slot
 
 

@@ -35,12 +35,12 @@ from llm_kvbranch.errors import (
     UnavailableError,
 )
 from llm_kvbranch.inference import Host, Opening, Request
-from llm_kvbranch.inference.generation import Resumed
 from llm_kvbranch.inference.host import host as host_module
 from llm_kvbranch.inference.host import process as host_process
 from llm_kvbranch.inference.host import wire
 from llm_kvbranch.inference.host.board import Board, Work
 from llm_kvbranch.inference.host.suspects import Suspects
+from llm_kvbranch.inference.request import Resumed
 from llm_kvbranch.inference.turns import answer_hash
 from llm_kvbranch.store import Store, verify
 

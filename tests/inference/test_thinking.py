@@ -26,8 +26,8 @@ from llm.parts import ReasoningPart, ToolResultPart
 from llm_kvbranch.chat import Chat
 from llm_kvbranch.engine import Feed, Load
 from llm_kvbranch.inference.assembly import DROPPED
-from llm_kvbranch.inference.generation import Request
 from llm_kvbranch.inference.planning import Planner
+from llm_kvbranch.inference.request import Request
 from llm_kvbranch.inference.scheduler import Scheduler
 from llm_kvbranch.inference.session import Session
 from llm_kvbranch.inference.turns import answer_message, chain_hashes

@@ -26,7 +26,7 @@ from typing import Any
 
 from ...chat import Event, event_of
 from ...errors import EngineError, KVBranchError, UnavailableError
-from ..generation import Request
+from ..request import Request
 from .board import Work
 from .hosted import Called, HostedAnswer, Listener
 from .process import EngineProcess

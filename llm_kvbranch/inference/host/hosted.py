@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...chat import Call, Event
-from ..generation import Request, Resumed
+from ..request import Request, Resumed
 from .process import EngineProcess
 
 Listener = Callable[["HostedAnswer", list[Event]], None]

@@ -20,7 +20,7 @@ from ... import errors
 from ...chat import Call
 from ...engine import Load, Rope, Sampling, Settings
 from ...errors import KVBranchError, OverloadedError
-from ..generation import Request, Resumed
+from ..request import Request, Resumed
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def request_of(data: dict[str, Any]) -> Request:
             "sampling": Sampling(**data["sampling"]),
             "stop": tuple(data["stop"]),
             "tools": tuple(data["tools"]),
+            "must_call": tuple(data["must_call"]),
             "resumed": resumed,
         }
     )

@@ -26,6 +26,7 @@ from .openai import (
     finish_reason,
     json_schema_of,
     messages_of,
+    must_call,
     tools_of,
     usage,
 )
@@ -43,7 +44,17 @@ async def chat_completions(call: Call) -> Any:
         )
     last = next((m for m in reversed(body.messages) if m.role == "user"), None)
     name = last.text() if last else None
-    return await respond(call, messages=messages, name=name, tools=tools_of(body))
+    names = must_call(body)
+    is_named = bool(names) and not isinstance(body.tool_choice, str)
+    return await respond(
+        call,
+        messages=messages,
+        name=name,
+        tools=tools_of(body),
+        must_call=names,
+        # Clients that name a function expect one call
+        parallel_calls=body.parallel_tool_calls is not False and not is_named,
+    )
 
 
 @view("POST", GENERATE, schemas.GenerateRequest)
@@ -82,7 +93,10 @@ def _requests(call: Call, **fields: Any) -> list[AnswerRequest]:
         requests.append(
             AnswerRequest(
                 options=chosen,
-                schema=json_schema_of(body.response_format),
+                # A schema is for text, and an answer that must be calls has none
+                schema=None
+                if fields.get("must_call")
+                else json_schema_of(body.response_format),
                 client=call.client,
                 nth=nth,
                 **fields,

@@ -62,6 +62,29 @@ def tools_of(request: ChatRequest) -> list[Any]:
     ]
 
 
+def must_call(request: ChatRequest) -> tuple[str, ...]:
+    "The tools of which the answer must call one; raises RequestError"
+    choice, names = request.tool_choice, [t.function.name for t in request.tools or ()]
+    if choice is None or choice in ("none", "auto"):
+        return ()
+    if not names:
+        raise RequestError(
+            400, "tool_choice needs tools: there are none", "tool_choice"
+        )
+    for other in ("grammar", "regex"):
+        if getattr(request, other) is not None:
+            raise RequestError(
+                400, f"tool_choice and {other} exclude each other: leave one out", other
+            )
+    if isinstance(choice, str):
+        return tuple(names)
+    if (name := choice.function.name) not in names:
+        raise RequestError(
+            400, f"tool_choice names {name!r}, which is not in tools", "tool_choice"
+        )
+    return (name,)
+
+
 def _message(message: ChatMessage, param: str, name: str) -> Any:
     text = message.text()
     if message.role in ("system", "developer"):

@@ -90,6 +90,15 @@ class Tool(BaseModel):
     function: Function
 
 
+class FunctionName(BaseModel):
+    name: Annotated[str, Field(min_length=1)]
+
+
+class NamedTool(BaseModel):
+    type: Literal["function"]
+    function: FunctionName
+
+
 def _only(*values: Any) -> Any:
     "Values of an unsupported parameter that mean it is not used"
     return WithJsonSchema({"enum": list(values)})
@@ -185,7 +194,8 @@ class ChatRequest(Generating):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]
     tools: Annotated[Optional[list[Tool]], Field(max_length=128)] = None
-    tool_choice: Union[Literal["none", "auto"], None] = None
+    tool_choice: Union[Literal["none", "auto", "required"], NamedTool, None] = None
+    parallel_tool_calls: Optional[bool] = None
 
 
 class GenerateRequest(Generating):

@@ -30,7 +30,8 @@ class AnswerRequest:
     """What to answer: llm messages, or a branch.
 
     ``options`` are kvllama's. ``client`` identifies the client, since clients take
-    turns. ``nth`` counts the answers to one prompt.
+    turns. ``nth`` counts the answers to one prompt. ``must_call`` and
+    ``parallel_calls`` are as the engine's request has them.
     """
 
     options: dict[str, Any]
@@ -42,6 +43,8 @@ class AnswerRequest:
     name: str | None = None
     nth: int = 0
     tools: list[Any] = field(default_factory=list)
+    must_call: tuple[str, ...] = ()
+    parallel_calls: bool = True
 
 
 class Answer:
@@ -86,6 +89,10 @@ class Answer:
                 **request.options,
             )
         response.conversation.client = request.client
+        response.conversation.calling = {
+            "must_call": request.must_call,
+            "parallel_calls": request.parallel_calls,
+        }
         return response
 
     @property

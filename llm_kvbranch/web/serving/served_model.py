@@ -44,6 +44,7 @@ class ServedModel(AsyncKVLlama):
     ) -> AsyncGenerator[Any, None]:
         chosen = choose(prompt.options, self.settings)
         request = request_of(prompt, chosen, self.host.sampling, tools_of(prompt))
+        request = replace(request, **getattr(conversation, "calling", {}))
         client = getattr(conversation, "client", "")
         answering, said = self.host.stream(request, client), Said(response)
         has_begun = False
