@@ -17,6 +17,7 @@ from llm_kvbranch.chat import Reader, call_grammar
 from llm_kvbranch.chat.dialect import Dialect, learn
 from llm_kvbranch.chat.jinja import render
 from llm_kvbranch.engine.constraint import Vocabulary
+from llm_kvbranch.errors import ChatError
 from tests.support import walks
 
 from . import llamacpp
@@ -135,3 +136,17 @@ def test_answers_are_calls(name: str, several: bool) -> None:
 
 def test_a_named_function_is_called() -> None:
     check(own("qwen3"), False, ("get_time",), 5)
+
+
+def test_one_call_at_most_is_read() -> None:
+    call = '<tool_call>\n{"name": "get", "arguments": {"city": "a"}}\n</tool_call>'
+    reader = Reader(own("qwen3"), TOOLS, several=False)
+    reader.feed(f"{call}\n{call}")
+    reader.end(END)
+    assert len(reader.calls) == 1
+    assert reader.text == call
+
+
+def test_answers_that_are_messages_are_refused() -> None:
+    with pytest.raises(ChatError, match="cannot be enforced for this model"):
+        check(own("gpt-oss"), True, ALL, 1)
