@@ -309,7 +309,7 @@ class Running:
 
     def advance(self) -> None:
         piece = next(self._pieces, None)
-        self.text += piece or ""
+        self.text += piece.text if piece else ""
         self.ended = piece is None
 
     def turn(self) -> Turn:

@@ -360,6 +360,7 @@ class TestServed:
         assert after.cached >= whole.json["usage"]["prompt_tokens"]
 
         # Another process of the same user
+        monkeypatch.setattr(model_module, "_sessions", {})
         monkeypatch.setenv("LLM_USER_PATH", str(server.home))
         monkeypatch.setenv("LLM_KVBRANCH_MODEL", str(toy))
         response = ask()
