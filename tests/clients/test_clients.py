@@ -34,9 +34,6 @@ CLIENTS = [
     ),
 ]
 
-# What the server says to a tool_choice of required, or of a tool
-NO_TOOL_CHOICE = "tool_choice: Input should be 'none' or 'auto'"
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -86,9 +83,4 @@ def test_client(running, client, case):
         run = running(client)
     except NotInstalledError as error:
         pytest.skip(f"{client.requirements[0]} cannot be installed: {error}")
-    try:
-        run(case)
-    except AssertionError as error:
-        if NO_TOOL_CHOICE in str(error):
-            pytest.xfail("the server does not take this tool_choice yet")
-        raise
+    run(case)
