@@ -134,6 +134,18 @@ def test_answers_are_calls(name: str, several: bool) -> None:
     check(own(name), several, ALL, 10)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [True, False])
+def test_with_the_templates_of_llama_cpp(several: bool) -> None:
+    tried = 0
+    for name in llamacpp.templates():
+        dialect = llamacpp.dialect_of(name)
+        if dialect.messages is None:
+            check(dialect, several, ALL, 4)
+            tried += 1
+    assert tried >= 60
+
+
 def test_a_named_function_is_called() -> None:
     check(own("qwen3"), False, ("get_time",), 5)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -641,7 +642,16 @@ class TestWire:
                 (1, 2), "stop", (Call("1", "x", {"y": [1]}),), "<|im_end|>"
             ),
             number=5,
+            must_call=("x",),
+            parallel_calls=False,
         )
+        plain = Request(messages, Sampling())
+        same = [
+            each.name
+            for each in dataclasses.fields(Request)
+            if getattr(request, each.name) == getattr(plain, each.name)
+        ]
+        assert same == ["messages"]  # each field says something
         data = json.loads(wire.to_line(wire.request_to_json(request)))
         again = wire.request_of(data)
         assert [m.to_dict() for m in again.messages] == [m.to_dict() for m in messages]

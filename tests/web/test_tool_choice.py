@@ -83,6 +83,33 @@ def test_a_required_call_streams(talk):
     assert choices[-1].finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize(("parallel", "n_calls"), [(None, 2), (True, 2), (False, 1)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_its_own_choice(talk, parallel, n_calls, stream):
+    "It wants to call twice; without parallel calls it ends after the first"
+    call = (
+        '<tool_call>\\n{\\"name\\": \\"get_time\\", \\"arguments\\": {}}\\n</tool_call>'
+    )
+    more = {} if parallel is None else {"parallel_tool_calls": parallel}
+    reply = talk(
+        "What time is it?",
+        tools=[TIME],
+        max_tokens=200,
+        stream=stream,
+        extra_body={"grammar": f'root ::= "{call}\\n{call}"'},
+        **more,
+    )
+    if stream:
+        choices = [choice for chunk in reply for choice in chunk.choices]
+        calls = [call for choice in choices for call in choice.delta.tool_calls or ()]
+    else:
+        choices = reply.choices
+        calls = choices[0].message.tool_calls
+    assert [call.function.name for call in calls] == ["get_time"] * n_calls
+    assert len({call.id for call in calls}) == n_calls
+    assert choices[-1].finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
