@@ -155,7 +155,7 @@ def table(result: Result) -> str:
 MEASUREMENT = Measurement(
     "constrained",
     "Tokens a second with a schema",
-    minutes=2,
+    minutes=0.5,
     measure=measure,
     bars=bars,
     table=table,
