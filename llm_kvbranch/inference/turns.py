@@ -72,13 +72,21 @@ class History:
     def known(self, index: int) -> Answer | None:
         "What is known of the answer at an index, from the turn that has the most of it"
         if index not in self._known:
-            turns = list(self._whole.get(self.hashes[index], ()))
-            if index:
-                turns += self._begun.get(self.hashes[index - 1], ())
-            found = [a for a in (self._match(index, turn) for turn in turns) if a]
-            best = max(found, key=lambda answer: answer.found.n_text, default=None)
-            self._known[index] = best
+            self._known[index] = self._look_up(index)
         return self._known[index]
+
+    def _look_up(self, index: int) -> Answer | None:
+        turns = list(self._whole.get(self.hashes[index], ()))
+        if index:
+            turns += self._begun.get(self.hashes[index - 1], ())
+        best: Answer | None = None
+        for turn in turns:  # the same turn may be there in memory and in the store
+            found = self._match(index, turn)
+            if found and (best is None or found.found.n_text > best.found.n_text):
+                best = found
+            if found and found.found.whole:
+                break
+        return best
 
     def _by_hash(self, column: str, hashes: list[str]) -> dict[str, list[Turn | Entry]]:
         "Turns in memory and entries of the store, by one of their hashes"
