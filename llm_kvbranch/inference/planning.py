@@ -188,13 +188,14 @@ class Planner:
         """
         import llm
 
+        answered = [*messages, answer_message(parts)]
+        history = self._history(answered, rendering)
+        known = history.known(len(messages))
+        if known is None or not known.found.whole:
+            return tokens_of()
         nexts = []
         for text in _TWO_TEXTS:
-            then = [*messages, answer_message(parts), llm.user(text)]
-            history = self._history(then, rendering)
-            known = history.known(len(messages))
-            if known is None or not known.found.whole:
-                return tokens_of()
+            then = [*answered, llm.user(text)]
             assembled = self._assemble(history, known, then, rendering, keep_thinking)
             if assembled is None:
                 return tokens_of()
