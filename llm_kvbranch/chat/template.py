@@ -225,12 +225,14 @@ class Chat:
         for a model, or open and close it, and later leave that out.
         """
         thinking = self.dialect.thinking
-        render = self._renderer(rendering)
-        texts = splicing.around(render, self._controls.begins, messages, [own])
-        if thinking is None or texts is None or not thinking.open.strip():
+        if thinking is None or not (mark := thinking.open.strip()):
             return False
-        mark, before = thinking.open.strip(), render(messages[: own.index])
-        return (before + written).count(mark) > texts[0].count(mark)
+        render = self._renderer(rendering)
+        n_begun = (render(messages[: own.index]) + written).count(mark)
+        if not n_begun:
+            return False
+        texts = splicing.around(render, self._controls.begins, messages, [own])
+        return texts is not None and n_begun > texts[0].count(mark)
 
     def spell(self, tokens: array[int]) -> str:
         "The text of tokens, with that of control tokens"
@@ -246,6 +248,8 @@ class Chat:
 
         Nothing if the template writes no date.
         """
+        if not self._variables.may_write_date:
+            return
         text, now = self._renderer(rendering)(messages), datetime.datetime.now()
         for date in other_dates(rendering.date, now):
             other = self._renderer(replace(rendering, date=date))(messages)

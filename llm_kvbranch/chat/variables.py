@@ -20,6 +20,7 @@ from .rendering import NO_DATE, Rendering
 
 _DAYS = 7  # to look back on
 _BUDGET = "thinking_budget"  # Seed-OSS's
+_DATES = ("strftime_now", "datetime", "date_string")
 
 # Variables that the messages and the model decide
 _OURS = frozenset(
@@ -68,6 +69,11 @@ class Variables:
         elif rendering.effort is not None:
             values |= self._effort.nearest(rendering.effort)
         return {**values, **rendering.values}
+
+    @property
+    def may_write_date(self) -> bool:
+        "Whether the template reads a variable for the date"
+        return not variables(self._source)[0].isdisjoint(_DATES)
 
     def dates(self, date: str | None, now: datetime.datetime) -> dict[str, Any]:
         "Those with which templates write a date"

@@ -169,7 +169,7 @@ class Planner:
             plan.n_known = plan.n_read = len(tokens)
             plan.miss_reason, plan.drops = None, False
             plan.lack = self._why_no_state(asked, plan)
-        elif reason is None and not isinstance(self.store, NoStore):
+        elif reason is None:
             plan.miss_reason = self._why_another_date(messages, rendering, plan)
         self._choose(plan)
         return plan
@@ -318,6 +318,8 @@ class Planner:
     ) -> str | None:
         "A reason if more were known with another date in the prompt"
         at = len(plan.chain.tokens)
+        if isinstance(self.store, NoStore) or 0 < plan.n_read <= at:
+            return None  # all that it continues is stored, with the date of then
         for date, tokens in self.chat.on_other_dates(messages, rendering):
             if len(self.stored(tokens, []).tokens) > at + _MORE:
                 return f"the chat template writes the date, and {date} was stored"

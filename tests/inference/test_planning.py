@@ -5,14 +5,18 @@ from __future__ import annotations
 from array import array
 
 import llm
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_kvbranch.chat import Part
+from llm_kvbranch.chat import template as template_module
+from llm_kvbranch.inference.answer import AnswerStream
 from llm_kvbranch.inference.planning import min_tokens
 from llm_kvbranch.inference.readback import covered
 from llm_kvbranch.inference.turns import answer_hash, chain_hashes
 
+from ..support import scripted
 from ..support.fake import BYTE, FakeVocab, fake_session
 from ..support.life import Answer, user
 
@@ -116,3 +120,35 @@ class TestReasons:
         again = Answer(session, first.messages).check()
         assert again.facts["restored_tokens"] == 0
         assert again.facts["miss_reason"] == "it was eaten"
+
+
+class TestWork:
+    "Fails if planning renders a long conversation, or reads its answers, repeatedly"
+
+    @pytest.mark.parametrize(
+        ("name", "n_renders"), [("smollm2", 3), ("llama3", 3), ("qwen3", 4)]
+    )
+    def test_a_follow_up(self, tmp_path, monkeypatch, name, n_renders):
+        template = scripted.template(name).read_text()
+        session = fake_session(tmp_path, template=template)
+        messages = [user("Hi")]
+        for _ in range(3):
+            answer = Answer(session, messages)
+            messages = [*answer.chain, user("And then?")]
+        session.planner.plan(messages)  # learns how the template writes thinking
+        rendered, read = [], []
+        render, feed = template_module.render, AnswerStream.feed
+        monkeypatch.setattr(
+            template_module,
+            "render",
+            lambda *args, **values: rendered.append(1) or render(*args, **values),
+        )
+        monkeypatch.setattr(
+            AnswerStream,
+            "feed",
+            lambda stream, token: read.append(token) or feed(stream, token),
+        )
+        plan = session.planner.plan(messages)
+        assert plan.n_known == len(answer.generation.tokens)
+        assert len(rendered) == n_renders
+        assert len(read) <= len(answer.answer_tokens)
