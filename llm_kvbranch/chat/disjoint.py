@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 _MOST = 200  # options
-_STEPS = 20_000  # schemas that are looked at
+_STEPS = 5_000_000  # listed values that are looked at
 _DEEP = 8  # references, and properties in properties
-_SCALARS = ("null", "boolean", "number", "string")
-_ALL = frozenset((*_SCALARS, "array", "object"))
+_ALL = frozenset(("null", "boolean", "number", "string", "array", "object"))
 Resolve = Callable[[str], Any]
 
 
@@ -28,73 +28,97 @@ def apart(options: list[Any], resolve: Resolve) -> list[Any] | None:
     """
     if len(options) > _MOST:
         return None
-    n_left = _STEPS
-
-    def look(name: str) -> Any:
-        nonlocal n_left
-        n_left -= 1
-        return resolve(name) if n_left > 0 else True
-
-    shapes = [_Shape(option, look) for option in options]
+    shapes = _Shapes(resolve)
+    found = [shapes.of(option) for option in options]
     wanted: list[set[str]] = [set() for _ in options]
-    for i, one in enumerate(shapes):
-        for j in range(i):
-            if one.types & shapes[j].types - {"object"} and not _listed(one, shapes[j]):
+    for i, one in enumerate(found):
+        for j, other in enumerate(found[:i]):
+            if shapes.exclude(one, other):
+                continue
+            if one.types & other.types != {"object"}:
                 return None
-            if {"object"} <= one.types & shapes[j].types and not _listed(
-                one, shapes[j]
-            ):
-                name = _telling(one, shapes[j], look)
-                if name is None:
-                    return None
-                wanted[i].add(name)
-                wanted[j].add(name)
+            name = shapes.telling(one, other)
+            if name is None:
+                return None
+            wanted[i].add(name)
+            wanted[j].add(name)
     return [
         {"allOf": [option, {"required": sorted(names)}]} if names else option
         for option, names in zip(options, wanted, strict=True)
     ]
 
 
+@dataclass
 class _Shape:
     "What is certain of the values that a schema accepts"
 
-    def __init__(self, schema: Any, resolve: Resolve, depth: int = 0):
-        self.types: frozenset[str] = _ALL if schema is not False else frozenset()
-        self.values: set[str] | None = None  # all that it accepts, if they are listed
-        self.properties: dict[str, Any] = {}
-        if not isinstance(schema, dict) or depth > _DEEP:
-            return
+    types: frozenset[str] = _ALL
+    values: frozenset[str] | None = None  # all that it accepts, if they are listed
+    properties: dict[str, Any] = field(default_factory=dict)
+
+
+class _Shapes:
+    "Those of schemas, each found once"
+
+    def __init__(self, resolve: Resolve):
+        self._resolve = resolve
+        self._n_left = _STEPS
+        self._known: dict[tuple[int, int], _Shape] = {}
+
+    def of(self, schema: Any, depth: int = 0) -> _Shape:
+        if not isinstance(schema, dict) or depth > _DEEP or self._n_left < 0:
+            return _Shape(_ALL if schema is not False else frozenset())
+        key = id(schema), depth
+        if key not in self._known:
+            self._known[key] = shape = self._find(schema, depth)
+            self._n_left -= len(shape.values or ())
+        return self._known[key]
+
+    def _find(self, schema: dict[str, Any], depth: int) -> _Shape:
+        types, values = _ALL, None
         if "type" in schema:
             given = schema["type"]
             names = given if isinstance(given, list) else [given]
-            self.types = frozenset("number" if n == "integer" else n for n in names)
-        self._add_values(schema)
-        self.properties = dict(schema.get("properties", {}))
+            types = frozenset("number" if n == "integer" else n for n in names)
+        listed = [schema["const"]] if "const" in schema else schema.get("enum")
+        if listed is not None:
+            values = frozenset(json.dumps(value, sort_keys=True) for value in listed)
+            types &= frozenset(map(_type, listed))
+        properties = dict(schema.get("properties", {}))
         parts = list(schema.get("allOf", ()))
         if "$ref" in schema:
-            parts.append(resolve(schema["$ref"].rpartition("/")[2]))
+            parts.append(self._resolve(schema["$ref"].rpartition("/")[2]))
         for part in parts:
-            shape = _Shape(part, resolve, depth + 1)
-            self.types &= shape.types
+            shape = self.of(part, depth + 1)
+            types &= shape.types
             if shape.values is not None:
-                known: set[str] | None = self.values
-                self.values = shape.values if known is None else known & shape.values
-            self.properties = {**shape.properties, **self.properties}
+                values = shape.values if values is None else values & shape.values
+            properties = {**shape.properties, **properties}
         if any_of := schema.get("anyOf"):
-            shapes = [_Shape(each, resolve, depth + 1) for each in any_of]
-            self.types &= frozenset().union(*(shape.types for shape in shapes))
+            shapes = [self.of(each, depth + 1) for each in any_of]
+            types &= frozenset().union(*(shape.types for shape in shapes))
             found = [shape.values for shape in shapes]
-            if self.values is None and all(each is not None for each in found):
-                self.values = {value for each in found for value in each or ()}
+            if values is None and all(each is not None for each in found):
+                values = frozenset().union(*(each or () for each in found))
+        return _Shape(types, values, properties)
 
-    def _add_values(self, schema: dict[str, Any]) -> None:
-        values = schema.get("enum")
-        if "const" in schema:
-            values = [schema["const"]]
-        if values is None:
-            return
-        self.values = {json.dumps(value, sort_keys=True) for value in values}
-        self.types &= frozenset(map(_type, values))
+    def exclude(self, one: _Shape, other: _Shape) -> bool:
+        "Whether no value has both shapes, since types or listed values differ"
+        if not one.types & other.types:
+            return True
+        if one.values is None or other.values is None or self._n_left < 0:
+            return False
+        self._n_left -= min(len(one.values), len(other.values))
+        return one.values.isdisjoint(other.values)
+
+    def telling(self, one: _Shape, other: _Shape) -> str | None:
+        "A property of both whose values exclude each other"
+        for name, schema in one.properties.items():
+            if name in other.properties and self.exclude(
+                self.of(schema, 1), self.of(other.properties[name], 1)
+            ):
+                return name
+        return None
 
 
 def _type(value: Any) -> str:
@@ -107,22 +131,3 @@ def _type(value: Any) -> str:
     if isinstance(value, str):
         return "string"
     return "array" if isinstance(value, list) else "object"
-
-
-def _listed(one: _Shape, other: _Shape) -> bool:
-    "Whether both list their values, and none is in both"
-    if one.values is None or other.values is None:
-        return False
-    return not one.values & other.values
-
-
-def _telling(one: _Shape, other: _Shape, resolve: Resolve) -> str | None:
-    "A property of both whose values exclude each other"
-    for name, schema in one.properties.items():
-        if name not in other.properties:
-            continue
-        mine = _Shape(schema, resolve, 1)
-        others = _Shape(other.properties[name], resolve, 1)
-        if not mine.types & others.types or _listed(mine, others):
-            return name
-    return None
