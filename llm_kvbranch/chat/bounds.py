@@ -42,7 +42,9 @@ def is_text_schema(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return False
     asked = set(schema) - {"type", "title", "description"}
-    return asked in ({"pattern"}, {"enum"}, {"const"})
+    if asked == {"enum"}:
+        return isinstance(schema["enum"], list) and all(map(is_text, schema["enum"]))
+    return asked == {"pattern"} or (asked == {"const"} and is_text(schema["const"]))
 
 
 def check_size(root: Any) -> None:

@@ -175,7 +175,7 @@ class _Reader:
             if key == "propertyNames" and bounds.is_text_schema(schema[key]):
                 continue
             raise refused(key, where)
-        if schema.get("required") in (True, False) and "required" in schema:
+        if schema.get("required") in (True, False):
             raise refused("required as a boolean", where)
 
     # -- keywords of each type -------------------------------------------
@@ -230,6 +230,8 @@ class _Reader:
 
     def _format(self, found: dict[str, Any], name: Any, where: str) -> list[str]:
         "The pattern of a format, if it asks for one"
+        if not is_text(name):
+            name = shown(name)  # no format has it
         types = found.get("type")
         is_number = types in ("integer", "number")
         if is_number and name in _INTEGERS:
@@ -241,7 +243,7 @@ class _Reader:
             return []
         if types is not None and "string" not in ([types] if is_text(types) else types):
             return []
-        pattern = format_pattern(name) if is_text(name) else None
+        pattern = format_pattern(name)
         if pattern is None:
             raise refused(f"format {shown(name)}", where)
         return [pattern]
@@ -304,15 +306,13 @@ class _Reader:
         "Put what propertyNames asks into what an object may have"
         if names in (True, {}):
             return
-        if "patternProperties" in found or not bounds.is_text_schema(names):
+        if "patternProperties" in found:
             raise refused("propertyNames", where)
         others = found.get("additionalProperties", True)
         allowed = names.get("enum", [names["const"]] if "const" in names else None)
         properties = found.get("properties", {})
         found["additionalProperties"] = False
         if allowed is not None:
-            if set(names) - {"enum", "const", "type", "title", "description"}:
-                raise refused("propertyNames", where)
             self._n_values -= len(allowed)
             kept = {name: properties.get(name, others) for name in allowed}
             found["properties"] = {

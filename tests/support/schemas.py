@@ -152,6 +152,10 @@ REFUSED = {
         "$defs": {"A": a({"$ref": "#/$defs/B"}), "B": a({"$ref": "#/$defs/A"})},
     },
     "beyond 2^53": {"const": 2**60},
+    "format": {"type": "string", "format": []},
+    "(at #/properties/a)": a({"propertyNames": {"enum": [1]}}),
+    "(at #/properties/b)": {"properties": {"b": {"propertyNames": {"const": {}}}}},
+    "propertyNames cannot": {"type": "object", "propertyNames": {"enum": 5}},
     "type 'any'": {"type": "any"},
 }
 
@@ -197,6 +201,19 @@ HOSTILE: dict[str, Any] = {
         ]
     },
     "loop": {"anyOf": [{"$ref": "#"}]},
+    "options that list many values": {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {
+                    **{f"p{i}": {"$ref": "#/$defs/A"} for i in range(10)},
+                    "k": {"const": n},
+                },
+            }
+            for n in range(200)
+        ],
+        "$defs": {"A": {"enum": list(range(15_000))}},
+    },
     "long pattern": {
         "type": "string",
         "pattern": "(a.{9}b.{9}|x+)+y",
