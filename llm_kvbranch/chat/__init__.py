@@ -8,9 +8,8 @@ It does not know where tokens are stored or who computes them.
 from .bounds import SchemaError
 from .calling import call_grammar
 from .dialect import Dialect
-from .events import event_of, event_to_json
 from .history import message_text
-from .parts import Call, Event, Part
+from .parts import Call, Event, Part, event_of, event_to_json
 from .reader import Reader
 from .rendering import Rendering
 from .schema import json_grammar, regex_grammar

@@ -1,11 +1,13 @@
-"""What an answer consists of: thinking, text, and calls of tools.
+"""What an answer consists of: thinking, text and tool calls.
 
-This module does not know how they are read.
+Events tell of them as they come, here and as JSON in other processes.
+
+This module does not know how they are read, or who is told.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["text", "reasoning", "call"]
@@ -27,6 +29,24 @@ class Event:
     kind: Kind
     text: str = ""
     call: Call | None = None
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    "Answer text as a piece, thinking as reasoning, or a whole call"
+    if event.call is not None:
+        return {"call": asdict(event.call)}
+    return {"reasoning" if event.kind == "reasoning" else "piece": event.text}
+
+
+def event_of(data: dict[str, Any]) -> Event | None:
+    "The event that JSON has, None if it has another kind of message"
+    if "piece" in data:
+        return Event("text", data["piece"])
+    if "reasoning" in data:
+        return Event("reasoning", data["reasoning"])
+    if "call" in data:
+        return Event("call", call=Call(**data["call"]))
+    return None
 
 
 @dataclass
