@@ -15,45 +15,19 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from . import known
 from .attempts import Attempts, Quotes
 from .dialect import Dialect, Thinking
 from .formats import Form, Found, Offered
 from .parts import Call, Kind, Record
-from .scanning import Source
+from .scanning import Marks, Source
 
 # Of a template that shows none. Only an answer that begins with it is thinking
 _THINKING = Thinking("<think>", "</think>")
 _SPACE = re.compile(r"\s*")
 _CONTROL = re.compile(r"<[|｜]|[|｜]>|\[/?[A-Z_]+\]")  # noqa: RUF001
-
-
-class Marks:
-    "Texts to look for, each with its kind; of two that begin alike the longer counts"
-
-    def __init__(self, kinds: Iterable[tuple[str, str]]):
-        # An earlier kind of the same mark comes first
-        self.kinds = {mark: kind for mark, kind in reversed([*kinds]) if mark}
-        marks = sorted(self.kinds, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, marks)) or "(?!)")
-        self._begun = {mark[:n] for mark in marks for n in range(1, len(mark))}
-        self._longest = max(map(len, marks), default=0)
-
-    def find(self, source: Source, at: int) -> re.Match[str] | None:
-        "The next mark, unless it may become a longer one"
-        found = self._pattern.search(source.text, at)
-        if found and not source.done and source.text[found.start() :] in self._begun:
-            return None
-        return found
-
-    def begun(self, text: str, at: int) -> int:
-        "Where at the end of a text a mark may have begun; its length if none has"
-        for begin in range(max(at, len(text) - self._longest), len(text)):
-            if text[begin:] in self._begun:
-                return begin
-        return len(text)
 
 
 class AnswerReader:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from .formats import Form, Offered, Tagged, calls
 from .parts import Kind
-from .scanning import Mismatch, Scanner, Source, read_json
+from .scanning import Marks, Mismatch, Scanner, Source, read_json
 
 Calls = list[tuple[str, dict[str, Any]]]  # names and arguments
 
@@ -119,7 +119,7 @@ class MessageReader:
     def __init__(self, messages: Messages, offered: Offered, prompt: str = ""):
         self._messages = messages
         self._offered = offered
-        self._spelled = re.compile("|".join(map(re.escape, messages.markers)))
+        self._spelled = Marks((marker, "marker") for marker in messages.markers)
         self._controls = False
         self._held = ""  # may be the beginning of a marker
         self._state: Literal["between", "header", "body"] = "between"
@@ -163,21 +163,20 @@ class MessageReader:
         yield from self._release()
         if self._state == "body" and self._kind == "call":
             yield from self._close(ended_by is not None)
-        elif self._state == "header" and not self._spelled.search(self._header):
+        elif self._state == "header" and not self._spelled.pattern.search(self._header):
             yield from self._not_a_header()
 
     def _text(self, text: str) -> Iterator[Said]:
         "Text that may spell markers"
         text, done = self._held + text, 0
         self._held = ""
-        for match in self._spelled.finditer(text):
+        for match in self._spelled.pattern.finditer(text):
             yield from self._plain(text[done : match.start()])
             yield from self._marker(match[0])
             done = match.end()
-        rest = text[done:]
-        hold = _begun(rest, self._messages.markers)
-        self._held = rest[len(rest) - hold :]
-        yield from self._plain(rest[: len(rest) - hold])
+        begun = self._spelled.begun(text, done)
+        self._held = text[begun:]
+        yield from self._plain(text[done:begun])
 
     def _release(self) -> Iterator[Said]:
         held, self._held = self._held, ""
@@ -190,7 +189,7 @@ class MessageReader:
             self._state, self._header, self._started = "header", "", False
         if self._state == "header":
             self._header += text
-            marked = self._spelled.search(self._header)
+            marked = self._spelled.pattern.search(self._header)
             fits = marked or _ROLE.fullmatch(self._header.lstrip("\n"))
             if not fits or len(self._header) > _LONGEST_HEADER:
                 yield from self._not_a_header()
@@ -248,12 +247,3 @@ def _section(header: str) -> tuple[Kind, str]:
         return "call", recipient.removeprefix("functions.")
     thought = recipient == "self" or channels[-1:] == ["analysis"]
     return ("reasoning" if thought else "text"), ""
-
-
-def _begun(text: str, markers: tuple[str, ...]) -> int:
-    "How many of a text's last characters may be the beginning of a marker"
-    longest = max(map(len, markers)) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-length:]) for marker in markers):
-            return length
-    return 0

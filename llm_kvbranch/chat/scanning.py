@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -49,6 +49,32 @@ class Source:
         self.ended = False
 
 
+class Marks:
+    "Texts to look for, each with its kind; where two match, the longer one counts"
+
+    def __init__(self, kinds: Iterable[tuple[str, str]]):
+        # An earlier kind of the same mark comes first
+        self.kinds = {mark: kind for mark, kind in reversed([*kinds]) if mark}
+        marks = sorted(self.kinds, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, marks)) or "(?!)")
+        self._begun = {mark[:n] for mark in marks for n in range(1, len(mark))}
+        self._longest = max(map(len, marks), default=0)
+
+    def find(self, source: Source, at: int) -> re.Match[str] | None:
+        "The next mark, unless it may become a longer one"
+        found = self.pattern.search(source.text, at)
+        if found and not source.done and source.text[found.start() :] in self._begun:
+            return None
+        return found
+
+    def begun(self, text: str, at: int) -> int:
+        "Where at the end of a text a mark may have begun; its length if none has"
+        for begin in range(max(at, len(text) - self._longest), len(text)):
+            if text[begin:] in self._begun:
+                return begin
+        return len(text)
+
+
 class Scanner:
     "A place in a text, and readers that move it on"
 
@@ -62,12 +88,6 @@ class Scanner:
         if self.source.done:
             raise Mismatch
         yield
-
-    def peek(self) -> Reading[str]:
-        "The next character"
-        while self.at >= len(self.source.text):
-            yield from self.more()
-        return self.source.text[self.at]
 
     def space(self) -> None:
         "Move on behind the white space that has come so far"
