@@ -14,12 +14,12 @@ This module does not know models or templates, or who is told.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .formats import Form, Offered, Tagged, calls
-from .parts import Kind
+from .parts import Call, Kind, Record
 from .scanning import Marks, Mismatch, Scanner, Source, read_json
 
 Calls = list[tuple[str, dict[str, Any]]]  # names and arguments
@@ -101,7 +101,7 @@ def messages_of(source: str) -> Messages | None:
 
 
 @dataclass
-class Said:
+class _Said:
     "Something that has become certain: text, or a call with the text it was read from"
 
     kind: Kind
@@ -110,15 +110,29 @@ class Said:
 
 
 class MessageReader:
-    """Reads an answer that consists of messages, token by token.
+    """Reads an answer that consists of messages, and writes what it is into a record.
 
     ``offered`` are the parameters of the tools, ``prompt`` is the end of the prompt.
     Once a marker has come as a control token, text that spells one is text.
     """
 
-    def __init__(self, messages: Messages, offered: Offered, prompt: str = ""):
+    missing = ""  # no list of calls is open between messages
+
+    def __init__(
+        self,
+        messages: Messages,
+        offered: Offered,
+        prompt: str,
+        record: Record,
+        new_id: Callable[[], str],
+        several: bool = True,
+    ):
         self._messages = messages
         self._offered = offered
+        self._record = record
+        self._new_id = new_id
+        self._several = several
+        self._n_feeds = 0
         self._spelled = Marks((marker, "marker") for marker in messages.markers)
         self._controls = False
         self._held = ""  # may be the beginning of a marker
@@ -144,8 +158,28 @@ class MessageReader:
     def is_thinking(self) -> bool:
         return self._state == "body" and self._kind == "reasoning"
 
-    def feed(self, text: str, control: bool = False) -> Iterator[Said]:
+    def feed(self, text: str, control: bool) -> None:
         "Add the text of one token"
+        self._n_feeds += 1
+        self._add(self._read(text, control))
+
+    def end(self, ended_by: str | None) -> None:
+        "The answer has ended; None if it was cut off"
+        self._add(self._rest(ended_by is not None))
+
+    def _add(self, found: Iterable[_Said]) -> None:
+        record, n = self._record, self._n_feeds
+        for said in found:
+            if said.kind != "call":
+                record.add(said.kind, said.text, n - 1, n)
+                continue
+            begin = record.parts[-1].end if record.parts else 0
+            for name, arguments in said.calls:
+                if record.calls and not self._several:
+                    break
+                record.add_call(Call(self._new_id(), name, arguments), begin, n)
+
+    def _read(self, text: str, control: bool) -> Iterator[_Said]:
         if control:
             yield from self._release()
             if text in self._messages.markers:
@@ -158,15 +192,15 @@ class MessageReader:
         else:
             yield from self._text(text)
 
-    def end(self, ended_by: str | None) -> Iterator[Said]:
-        "The answer has ended; None if it was cut off"
+    def _rest(self, ended: bool) -> Iterator[_Said]:
+        "What was held back when the answer was over; ``ended`` if not cut off"
         yield from self._release()
         if self._state == "body" and self._kind == "call":
-            yield from self._close(ended_by is not None)
+            yield from self._close(ended)
         elif self._state == "header" and not self._spelled.pattern.search(self._header):
             yield from self._not_a_header()
 
-    def _text(self, text: str) -> Iterator[Said]:
+    def _text(self, text: str) -> Iterator[_Said]:
         "Text that may spell markers"
         text, done = self._held + text, 0
         self._held = ""
@@ -178,11 +212,11 @@ class MessageReader:
         self._held = text[begun:]
         yield from self._plain(text[done:begun])
 
-    def _release(self) -> Iterator[Said]:
+    def _release(self) -> Iterator[_Said]:
         held, self._held = self._held, ""
         yield from self._plain(held)
 
-    def _plain(self, text: str) -> Iterator[Said]:
+    def _plain(self, text: str) -> Iterator[_Said]:
         if not text:
             return
         if self._state == "between" and text.strip():
@@ -197,9 +231,9 @@ class MessageReader:
             if self._kind == "call":
                 self._body += text
             else:
-                yield Said(self._kind, text, [])
+                yield _Said(self._kind, text, [])
 
-    def _marker(self, marker: str) -> Iterator[Said]:
+    def _marker(self, marker: str) -> Iterator[_Said]:
         messages = self._messages
         if self._state == "header" and marker == messages.message:
             self._state = "body"
@@ -218,25 +252,25 @@ class MessageReader:
                 self._state, self._header, self._started = "header", "", False
             self._header += marker
 
-    def _close(self, complete: bool) -> Iterator[Said]:
+    def _close(self, complete: bool) -> Iterator[_Said]:
         "The end of a message"
         body, self._body = self._body, ""
         if self._state != "body" or self._kind != "call":
             return
         found = self._messages.calls(self._name, body, self._offered)
         if complete and found:
-            yield Said("call", body, found)
+            yield _Said("call", body, found)
         else:
-            yield Said("text", body, [])
+            yield _Said("text", body, [])
 
-    def _not_a_header(self) -> Iterator[Said]:
+    def _not_a_header(self) -> Iterator[_Said]:
         "The model left the header out: what it wrote is the answer"
         header, self._header = self._header, ""
         self._state, self._kind = "body", "text"
         if self._started:
             header = header.removeprefix("assistant")
         if header:
-            yield Said("text", header, [])
+            yield _Said("text", header, [])
 
 
 def _section(header: str) -> tuple[Kind, str]:

@@ -11,12 +11,12 @@ This module does not know models, tokens' numbers, or who shows the events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .answer import AnswerReader
 from .dialect import Dialect
-from .named import MessageReader, Said
+from .named import MessageReader
 from .parts import Call, Event, Part, Record
 
 
@@ -37,19 +37,15 @@ class Reader:
         several: bool = True,
     ):
         functions = [tool["function"] for tool in tools]
-        self._offered = {
-            each["name"]: each.get("parameters") or {} for each in functions
-        }
-        self._dialect = dialect
-        self._record = Record()
-        self._n_feeds = 0
-        self._several = several
-        self._messages: MessageReader | None = None
-        if dialect.messages is not None:
-            self._messages = MessageReader(dialect.messages, self._offered, prompt)
-        self._answer = AnswerReader(
-            dialect, self._offered, prompt, self._record, several
-        )
+        offered = {each["name"]: each.get("parameters") or {} for each in functions}
+        record = self._record = Record()
+        self._answer: AnswerReader | MessageReader
+        if dialect.messages is None:
+            self._answer = AnswerReader(dialect, offered, prompt, record, several)
+        else:
+            self._answer = MessageReader(
+                dialect.messages, offered, prompt, record, dialect.new_id, several
+            )
 
     @property
     def text(self) -> str:
@@ -77,30 +73,26 @@ class Reader:
 
         A constraint begins here, and stop strings count.
         """
-        return (self._messages or self._answer).in_answer
+        return self._answer.in_answer
 
     @property
     def may_answer(self) -> bool:
         "Whether the answer may begin here: neither thinking nor a header is open"
-        return (self._messages or self._answer).may_answer
+        return self._answer.may_answer
 
     @property
     def is_thinking(self) -> bool:
         "Whether thinking has begun and is not over; false in a header"
-        return (self._messages or self._answer).is_thinking
+        return self._answer.is_thinking
 
     @property
     def missing(self) -> str:
         "What must follow for the calls that have come to be complete, if anything"
-        return "" if self._messages else self._answer.missing
+        return self._answer.missing
 
     def feed(self, text: str, control: bool = False) -> list[Event]:
         "Add the text of one token; ``control`` if it is a control token's name"
-        self._n_feeds += 1
-        if self._messages:
-            self._add(self._messages.feed(text, control))
-        else:
-            self._answer.feed(text, control)
+        self._answer.feed(text, control)
         return self._record.take()
 
     def end(self, ended_by: str | None = None) -> list[Event]:
@@ -109,22 +101,5 @@ class Reader:
         ``ended_by`` is the text of the token that the model ended it with; None if it
         was cut off.
         """
-        if self._messages:
-            self._add(self._messages.end(ended_by))
-        else:
-            self._answer.end(ended_by)
+        self._answer.end(ended_by)
         return self._record.take()
-
-    def _add(self, found: Iterable[Said]) -> None:
-        "What was read of an answer that is messages"
-        record, n = self._record, self._n_feeds
-        for said in found:
-            if said.kind != "call":
-                record.add(said.kind, said.text, n - 1, n)
-            else:
-                begin = record.parts[-1].end if record.parts else 0
-                for name, arguments in said.calls:
-                    if record.calls and not self._several:
-                        break
-                    call = Call(self._dialect.new_id(), name, arguments)
-                    record.add_call(call, begin, n)
