@@ -65,7 +65,7 @@ class AnswerReader:
     def _find_marks(self, prompt: str) -> None:
         dialect = self._dialect
         thinking = dialect.thinking or _THINKING
-        open, close = thinking.open.strip(), thinking.close.strip()
+        open, close = thinking.tags
         self._thinking = self._trim = thinking.starts_open(prompt)
         if self._thinking and thinking.is_spoken:
             self._record.add("reasoning", thinking.open, 0, 0)

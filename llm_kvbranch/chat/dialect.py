@@ -42,17 +42,24 @@ class Thinking:
     close: str
 
     @property
+    def tags(self) -> tuple[str, str]:
+        "Its beginning and end without the white space around them"
+        return self.open.strip(), self.close.strip()
+
+    @property
     def is_spoken(self) -> bool:
         "Whether it begins with words of its own in the prompt, not with a tag"
         return UNIT.search(self.open) is None
 
     def starts_open(self, prompt: str) -> bool:
         "Whether a prompt ends inside thinking"
-        return prompt.rfind(self.open.strip()) > prompt.rfind(self.close.strip())
+        open, close = self.tags
+        return prompt.rfind(open) > prompt.rfind(close)
 
     def is_over(self, prompt: str) -> bool:
         "Whether a prompt has thinking that is closed"
-        return prompt.rfind(self.close.strip()) > prompt.rfind(self.open.strip())
+        open, close = self.tags
+        return prompt.rfind(close) > prompt.rfind(open)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def _learn(source: str, render: Render) -> Dialect:
     probe = Probe(render)
     thinking = _thinking_of(probe) or _named_thinking(source)
     heads, tails = _around_text(probe, thinking)
-    around = (thinking.open.strip(), thinking.close.strip()) if thinking else ()
+    around = thinking.tags if thinking else ()
     form = form_of(probe, (*around, *heads, *tails))
     forms = [form, shortened(form)] if form else []
     return Dialect(
@@ -114,7 +121,7 @@ def _learn(source: str, render: Render) -> Dialect:
 
 def _thinking_of(probe: Probe) -> Thinking | None:
     "What stands around thinking, in the first answer that shows it"
-    plain = (probe.answer(ANSWER) or "").partition(ANSWER)[0]
+    plain = probe.plain.partition(ANSWER)[0]
     parts = [
         {"type": "thinking", "thinking": THOUGHT},
         {"type": "text", "text": ANSWER},
@@ -160,10 +167,10 @@ def _around_text(
     probe: Probe, thinking: Thinking | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "The tags that the text of an answer stands between, if any"
-    before, answer, behind = (probe.answer(ANSWER) or "").partition(ANSWER)
+    before, answer, behind = probe.plain.partition(ANSWER)
     begin = len(common_prefix(probe.prompt, before))
     tags = [*UNIT.finditer(before)]
-    around = (thinking.open.strip(), thinking.close.strip()) if thinking else ()
+    around = thinking.tags if thinking else ()
     heads = [
         tag[0]
         for tag in tags

@@ -49,13 +49,11 @@ def form_of(probe: Probe, others: tuple[str, ...] = ()) -> Form | None:
 
     ``others`` are tags that are not part of calls, though they come before them.
     """
-    answer = probe.answer(ANSWER) or ""
-    lead, _, tail = answer.partition(ANSWER)
-    one = _shown(probe, [call(0, _ARGUMENTS)])
-    two = _shown(probe, [call(0, _ARGUMENTS), call(1, _ARGUMENTS)])
-    if one is None and two is None:
+    lead, _, tail = probe.plain.partition(ANSWER)
+    calls = [call(0, _ARGUMENTS), call(1, _ARGUMENTS)]
+    text = _shown(probe, calls) or _shown(probe, calls[:1])
+    if text is None:
         return None
-    text = two or one or ""
     text = _without_tail(text, common_suffix(text, tail))
     start = _begin(text, len(common_prefix(text, lead)), others)
     first = _find(text, start, NAMES[0])

@@ -75,6 +75,7 @@ class Probe:
             if prompt is not None:
                 self.prompt = prompt
                 break
+        self.plain = self.answer(ANSWER) or ""  # an answer of text only
 
     def answer(
         self,
