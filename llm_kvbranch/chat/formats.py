@@ -104,8 +104,7 @@ class Form:
     @property
     def trigger(self) -> str:
         "What the first call begins with"
-        words = (self.begin + self.before).split()
-        return words[0].partition(ANY)[0] if words else ""
+        return _start(self.begin + self.before)
 
     @property
     def marks(self) -> str:
@@ -120,6 +119,12 @@ class Form:
     def closers(self) -> tuple[str, ...]:
         "What may be left over behind a call"
         return tuple(w for w in (self.after + " " + self.end).split() if len(w) > 3)
+
+
+def _start(mark: str) -> str:
+    "What a mark begins with, up to white space or an id"
+    words = mark.split()
+    return words[0].partition(ANY)[0] if words else ""
 
 
 @dataclass(frozen=True)
@@ -237,8 +242,6 @@ def _after(form: Form, scanner: Scanner) -> Reading[None]:
 def _name(
     form: Form, scanner: Scanner, offered: Offered, only: Offered | None
 ) -> Reading[str]:
-    middle = form.middle.split()
-    stop = middle[0].partition(ANY)[0] if middle else ""
     while only is not None:  # most answers are not a call: say so at once
         text = scanner.source.text[scanner.at :]
         if not any(name.startswith(text) for name in only):
@@ -246,7 +249,7 @@ def _name(
                 raise Mismatch
             break
         yield from scanner.more()
-    name = yield from scanner.run(_NAME, stop)
+    name = yield from scanner.run(_NAME, _start(form.middle))
     if not name or (name not in offered and (only is not None or not form.end)):
         raise Mismatch
     return name
@@ -327,8 +330,7 @@ def _tagged(
         if not (yield from scanner.choose(following)):
             scanner.at = start
             return found
-        stop = how.value.split()[0].partition(ANY)[0]
-        key = (yield from scanner.run(_KEY, stop)).strip()
+        key = (yield from scanner.run(_KEY, _start(how.value))).strip()
         if not key or (key in found and key != how.item):
             raise Mismatch
         own = part(schema, root, key)

@@ -171,7 +171,11 @@ class Scanner:
             return (yield from self.object(depth))
         if char == "[":
             return (yield from self.array(depth))
-        return scalar((yield from self.run(_SCALAR)))
+        return scalar((yield from self.word()))
+
+    def word(self) -> Reading[str]:
+        "The characters of a number or a literal"
+        return (yield from self.run(_SCALAR))
 
     def string(self) -> Reading[str]:
         "A JSON string"
@@ -200,18 +204,13 @@ class Scanner:
         found: dict[str, Any] = {}
         yield from self.exact("{")
         while (yield from self.item("}", not found)):
-            key = yield from self.key()
+            yield from self.skip()
+            key = yield from self.string()
+            yield from self.mark(":")
             if key in found:
                 raise Mismatch
             found[key] = yield from self._inner(depth)
         return found
-
-    def key(self) -> Reading[str]:
-        "A key of a JSON object and the colon behind it"
-        yield from self.skip()
-        key = yield from self.string()
-        yield from self.mark(":")
-        return key
 
     def array(self, depth: int = DEPTH) -> Reading[list[Any]]:
         "A JSON array"

@@ -20,7 +20,6 @@ from .scanning import DEPTH, Mismatch, Reading, Scanner, read_json, scalar
 Schema = Mapping[str, Any]
 
 _IDENTIFIER = re.compile(r"[\w$-]{0,128}")
-_SCALAR = re.compile(r"[-+.\w]*")
 _QUOTED = {
     quote: re.compile(rf"[^\\{quote}]*(?:\\.[^\\{quote}]*)*", re.DOTALL)
     for quote in "'\""
@@ -55,7 +54,7 @@ def _python(scanner: Scanner, depth: int) -> Reading[Any]:
     if char in _QUOTED:
         return (yield from _quoted(scanner, char))
     if char not in "{[(":
-        return _scalar((yield from scanner.run(_SCALAR)))
+        return _scalar((yield from scanner.word()))
     if not depth:
         raise Mismatch
     yield from scanner.exact(char)
@@ -125,7 +124,7 @@ def _bare(scanner: Scanner, quote: str, depth: int) -> Reading[Any]:
         yield from scanner.exact(quote)
         return text
     if char not in "{[":
-        return scalar((yield from scanner.run(_SCALAR)))
+        return scalar((yield from scanner.word()))
     if not depth:
         raise Mismatch
     if char == "{":
