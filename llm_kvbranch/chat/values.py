@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .bounds import SchemaError
+from .references import References
 from .scanning import DEPTH, Mismatch, Reading, Scanner, read_json, scalar
 
 Schema = Mapping[str, Any]
@@ -185,10 +187,10 @@ def _resolved(schema: Any, root: Schema) -> Schema:
         target = schema.get("$ref")
         if not isinstance(target, str) or not target.startswith("#"):
             return schema
-        schema = root
-        for step in target[1:].split("/")[1:]:
-            key = step.replace("~1", "/").replace("~0", "~")
-            schema = schema.get(key) if isinstance(schema, Mapping) else None
+        try:
+            schema = References(root).target(target)
+        except SchemaError:
+            return {}
     return {}
 
 

@@ -25,8 +25,14 @@ PARAMETERS = {
         "note": {"type": ["string", "null"]},
         "either": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
         "any": {},
+        "code": {"$ref": "#code"},
+        "area": {"$ref": "#/$defs/a%20b"},
     },
-    "$defs": {"place": {"type": "object"}},
+    "$defs": {
+        "place": {"type": "object"},
+        "a b": {"type": "string"},
+        "c": {"$anchor": "code", "type": "string"},
+    },
 }
 TOOLS = [
     {"type": "function", "function": {"name": "forecast", "parameters": PARAMETERS}},
@@ -229,6 +235,8 @@ class TestValues:
             ("either", "12 or so", "12 or so"),
             ("any", "[1]", [1]),
             ("any", "word", "word"),
+            ("code", "12", "12"),
+            ("area", "12", "12"),
             ("unheard", "1", 1),
         ],
     )
