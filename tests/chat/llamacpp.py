@@ -14,7 +14,6 @@ This module does not know what must be right: ``test_llamacpp.py`` does. As a co
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import os
@@ -244,10 +243,12 @@ def rendered(case: Case, messages: Sequence[dict[str, Any]], ask: bool = True) -
     values: dict[str, Any] = {"enable_thinking": case.thinks}
     if case.tools:
         values["tools"] = case.tools
-    return _render(case.template)(messages, add_generation_prompt=ask, **values)
+    return renderer(case.template)(messages, add_generation_prompt=ask, **values)
 
 
-def _render(name: str) -> Callable[..., str]:
+def renderer(name: str) -> Callable[..., str]:
+    "What renders messages with a template; raises ChatError"
+
     def render(messages: Sequence[dict[str, Any]], **values: Any) -> str:
         # llama.cpp gives firefunction's template these as well
         given = {"functions": json.dumps(values.get("tools", [])), "datetime": "now"}
@@ -261,7 +262,7 @@ def _render(name: str) -> Callable[..., str]:
 
 @functools.cache
 def dialect_of(name: str) -> Dialect:
-    return learn(templates()[name], _render(name))
+    return learn(templates()[name], renderer(name))
 
 
 @functools.cache
@@ -302,12 +303,16 @@ def ending(case: Case) -> str | None:
         return None
     if "<|channel|>" in templates()[case.template]:
         return "<|call|>" if case.expected.calls else "<|return|>"
-    answer = {"role": "assistant", "content": _MARK}
-    with contextlib.suppress(ChatError):
-        after = rendered(case, [USER, answer], ask=False).partition(_MARK)[2]
-        if match := RULE.search(after):
-            return match[0]
-    return "</s>"
+    return turn_end(case.template) or "</s>"
+
+
+@functools.cache
+def turn_end(name: str) -> str | None:
+    "The control token that a template writes after an answer, if any"
+    messages = [USER, {"role": "assistant", "content": _MARK}]
+    text = renderer(name)(messages, add_generation_prompt=False)
+    found = RULE.search(text.partition(_MARK)[2])
+    return found[0] if found else None
 
 
 def expected(case: Case) -> Said:

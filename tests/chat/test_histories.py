@@ -10,7 +10,6 @@ what the template writes after an answer is prefilled.
 
 from __future__ import annotations
 
-import functools
 import re
 from array import array
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from llm_kvbranch.store.store import Store
 from ..support.fake import EOG, FakeEngine, FakeVocab
 from ..support.life import Answer
 from . import llamacpp
-from .llamacpp import RULE, Case, _render, read
+from .llamacpp import RULE, Case, read, renderer, turn_end
 
 try:
     TEMPLATES = list(llamacpp.templates())
@@ -57,13 +56,9 @@ TOOL = {
 }
 
 
-@functools.cache
 def ending(template: str) -> str:
     "The control token that a template writes after an answer"
-    messages = [_chat(USER), {"role": "assistant", "content": WORD}]
-    after = _render(template)(messages, add_generation_prompt=False).partition(WORD)[2]
-    found = RULE.search(after)
-    return found[0] if found else "<|nothing|>"
+    return turn_end(template) or "<|nothing|>"
 
 
 class Vocab(FakeVocab):
@@ -167,7 +162,7 @@ def ideal(template: str, scenario: Scenario, questions, n: int) -> str:
     values: dict[str, Any] = {"eos_token": ending(template)}
     if scenario.tools:
         values["tools"] = list(scenario.tools)
-    rendered = _render(template)(chats, add_generation_prompt=True, **values)
+    rendered = renderer(template)(chats, add_generation_prompt=True, **values)
     return rendered.rpartition(WORD)[2]
 
 
@@ -292,7 +287,7 @@ def history(case: Case) -> tuple[str, str] | None:
     vocab = Vocab(case.template)
     chat = Chat(vocab, source)
     try:
-        ideal = _render(case.template)(
+        ideal = renderer(case.template)(
             chats,
             add_generation_prompt=True,
             eos_token=vocab.eos_text,
