@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from llm.parts import ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from llm_kvbranch.chat import Reader, Rendering
-from llm_kvbranch.chat.history import Arguments
+from llm_kvbranch.chat.history import Arguments, with_tools
 from llm_kvbranch.chat.template import Chat
 from llm_kvbranch.engine import Load
 from llm_kvbranch.errors import ChatError
@@ -285,9 +286,11 @@ def history(case: Case) -> tuple[str, str] | None:
     if re.search(r"(?<![.\w])enable_thinking\b(?!=)", source):
         values["enable_thinking"] = case.thinks
     vocab = Vocab(case.template)
-    chat = Chat(vocab, source)
+    chat, render = Chat(vocab, source), renderer(case.template)
     try:
-        ideal = renderer(case.template)(
+        if made and not names_tools(render, case):
+            chats = with_tools(chats, case.tools, chat._takes)
+        ideal = render(
             chats,
             add_generation_prompt=True,
             eos_token=vocab.eos_text,
@@ -302,6 +305,12 @@ def history(case: Case) -> tuple[str, str] | None:
     except ChatError as error:
         rendered = str(error)
     return rendered, ideal
+
+
+def names_tools(render: Callable[..., str], case: Case) -> bool:
+    "Whether the template says which tools there are, or writes calls of them only"
+    name = case.tools[0]["function"]["name"]
+    return name in render([_chat(USER)], tools=case.tools, add_generation_prompt=True)
 
 
 def compared() -> dict[str, bool]:
