@@ -47,6 +47,7 @@ class Effort:
         self.source = source
         self._read = variables(source)[0]
         self._show = show
+        self._found: dict[str, dict[str, Any]] = {}
 
     @functools.cached_property
     def known(self) -> tuple[str, ...]:
@@ -68,6 +69,11 @@ class Effort:
                 f"The model's chat template does not know think {think}. It knows "
                 + ", ".join(self.known)
             )
+        if think not in self._found:
+            self._found[think] = self._find(think)
+        return self._found[think]
+
+    def _find(self, think: str) -> dict[str, Any]:
         if think in self._levels:
             return {**self._on, str(self._effort): think}
         if self._switch is None:
