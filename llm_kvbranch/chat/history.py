@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import xxhash
@@ -23,6 +24,12 @@ from .capabilities import Capabilities, in_parts
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+# How gpt-oss begins a part of its answer; its template expects the bare parts
+CHANNEL = "<|channel|>"
+_CHANNELS = re.compile(
+    r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(\w+).*?<\|message\|>"
+)
 
 Chat = dict[str, Any]
 
@@ -161,6 +168,28 @@ def message_text(message: Any) -> str:
     if message.role == "assistant":
         chats = [chat for chat in chats if chat["role"] != "tool"]
     return "".join(str(chat["content"]) for chat in chats)
+
+
+def without_channels(message: Any) -> Any:
+    "An answer of gpt-oss, its thinking separated from its final text"
+    from llm.parts import ReasoningPart, TextPart
+
+    text = message_text(message)
+    said, *rest = _CHANNELS.split(text.removesuffix("<|end|>"))
+    if not rest:
+        return message
+    thought = ""
+    for channel, part in zip(rest[::2], rest[1::2], strict=True):
+        if channel == "final":
+            said += part
+        else:
+            thought += part
+    parts = [p for p in message.parts if p.to_dict()["type"] != "text"]
+    at = sum(p.to_dict()["type"] == "reasoning" for p in parts)
+    parts.insert(at, TextPart(text=said))
+    if thought:
+        parts.insert(at, ReasoningPart(text=thought))
+    return replace(message, parts=parts)
 
 
 class Arguments(dict[str, Any]):

@@ -17,7 +17,6 @@ import contextlib
 import datetime
 import functools
 import json
-import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from . import splice as splicing
 from .capabilities import Capabilities, with_descriptions
 from .controls import Controls, Vocabulary
 from .dialect import Dialect, learn
-from .history import Arguments, chats_of, message_text, with_tools
+from .history import CHANNEL, Arguments, chats_of, with_tools, without_channels
 from .jinja import CUT, render, variables
 from .rendering import NO_DATE, Rendering
 from .splice import Own, shared
@@ -47,13 +46,6 @@ CHATML = (
 
 # Templates look for these in answers; they neither begin nor end a turn
 _THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-
-# How gpt-oss begins a part of its answer; its template expects the bare parts
-_CHANNEL = "<|channel|>"
-_CHANNELS = re.compile(
-    r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(\w+).*?<\|message\|>"
-)
-
 
 _PLAIN = Rendering()
 _NEAR = 4096  # characters around a difference that are looked at
@@ -388,31 +380,9 @@ class Chat:
 
     def _separated(self, message: Any) -> Any:
         "A message, its thinking separated from its text where the template demands it"
-        if message.role == "assistant" and _CHANNEL in self.source:
-            return _without_channels(message)
+        if message.role == "assistant" and CHANNEL in self.source:
+            return without_channels(message)
         return message
-
-
-def _without_channels(message: Any) -> Any:
-    "An answer of gpt-oss, its thinking separated from its final text"
-    from llm.parts import ReasoningPart, TextPart
-
-    text = message_text(message)
-    said, *rest = _CHANNELS.split(text.removesuffix("<|end|>"))
-    if not rest:
-        return message
-    thought = ""
-    for channel, part in zip(rest[::2], rest[1::2], strict=True):
-        if channel == "final":
-            said += part
-        else:
-            thought += part
-    parts = [p for p in message.parts if p.to_dict()["type"] != "text"]
-    at = sum(p.to_dict()["type"] == "reasoning" for p in parts)
-    parts.insert(at, TextPart(text=said))
-    if thought:
-        parts.insert(at, ReasoningPart(text=thought))
-    return replace(message, parts=parts)
 
 
 def _map_text(change: Callable[[str], str], value: Any) -> Any:
