@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ChatError
-from .samples import TOOL, asked, call, result, said, system
+from .samples import TOOL, asked, call, result, said, system, thought
 
 Show = Callable[..., str]
 Chats = list[dict[str, Any]]
@@ -66,15 +66,13 @@ class Capabilities:
         if not usual:
             parts = {"content": in_parts(_SAID, _THOUGHT)}
             return next(iter(shown), "parts" if self._shows(parts) else None)
-        both = dict.fromkeys(_FIELDS[:2], _THOUGHT)
-        return usual[0] if self._shows(both, times=2) else None
+        return usual[0] if self._shows(thought(_THOUGHT), times=2) else None
 
     @functools.cached_property
     def joins_thinking(self) -> bool:
         "Whether an answer that calls tools may have thinking or text, but not both"
-        thought = dict.fromkeys(_FIELDS[:2], _THOUGHT)
         both, one = (
-            [asked(), said(text, tool_calls=[call()], **thought), result()]
+            [asked(), said(text, tool_calls=[call()], **thought(_THOUGHT)), result()]
             for text in (_SAID, "")
         )
         tools = [TOOL]
@@ -147,9 +145,9 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-def in_parts(text: str, thought: str) -> list[dict[str, Any]]:
+def in_parts(text: str, thinking: str) -> list[dict[str, Any]]:
     "A content whose thinking is a part of its own"
-    parts = [{"type": "thinking", "thinking": thought}]
+    parts = [{"type": "thinking", "thinking": thinking}]
     return [*parts, {"type": "text", "text": text}] if text else parts
 
 

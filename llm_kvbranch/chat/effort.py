@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import ChatError
 from .jinja import variables
+from .samples import asked, said, system, thought
 
 # Variables that turn thinking on and off, and the values that do so
 _SWITCHES: tuple[tuple[str, Any, Any], ...] = (
@@ -172,15 +173,8 @@ class Effort:
 
 _DAY = datetime.date(2000, 1, 1)
 _ASKED = "What is the sea?"
-_SHORT: list[dict[str, Any]] = [{"role": "user", "content": _ASKED}]
-_LONG: list[dict[str, Any]] = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello"},
-    {
-        "role": "assistant",
-        "content": "Hi.",
-        "reasoning_content": "A greeting.",
-        "thinking": "A greeting.",
-    },
-    {"role": "user", "content": _ASKED},
+_SHORT = [asked(_ASKED)]
+_LONG = [
+    *(system(), asked("Hello"), said("Hi.", **thought("A greeting."))),
+    asked(_ASKED),
 ]
