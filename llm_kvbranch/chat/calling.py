@@ -150,7 +150,7 @@ class _Rules:
         "Arguments between tags, in the order of the schema"
         for key in parameters:
             if key not in _PARAMETERS:
-                raise SchemaError(f"{key} of all its parameters cannot be enforced")
+                raise SchemaError(f"its parameters have {key}, which is not supported")
         properties = parameters.get("properties") or {}
         required = parameters.get("required") or ()
         if missing := [key for key in required if key not in properties]:
@@ -171,7 +171,9 @@ class _Rules:
             if (choices := _choices(schema)) is not None:
                 for each in choices:
                     if typed(_spelled(each), schema, parameters) != each:
-                        raise SchemaError(f"a value of {key} cannot be told apart")
+                        raise SchemaError(
+                            f"a value of {key} would be read as another one"
+                        )
                 rule = " | ".join(self._text(_spelled(each)) for each in choices)
                 return f"{lead} ({rule}) {self._text(end)}"
             if limit := _limit(schema):

@@ -143,7 +143,7 @@ def _numbered(one: str, other: str) -> str:
 
 
 def _id(form: Form) -> str:
-    "What a call's id is, by where a sign stands for it"
+    "The form of a call's id, found from where ANY is in the texts around a call"
     if isinstance(form.arguments, Object):
         return ANY if ANY in "".join(form.arguments.texts or ()) else ""
     if ANY in form.before:
