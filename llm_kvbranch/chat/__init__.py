@@ -11,10 +11,10 @@ from .dialect import Dialect
 from .history import message_text
 from .parts import Call, Event, Part, event_of, event_to_json
 from .reader import Reader
-from .rendering import Rendering
 from .schema import json_grammar, regex_grammar
 from .splice import Own
 from .template import Chat, Known
+from .variables import Rendering
 
 __all__ = [
     "Call",

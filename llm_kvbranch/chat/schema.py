@@ -19,10 +19,8 @@ from decimal import Decimal
 from typing import Any
 
 from . import bounds
+from .analysis import TooManyError, apart, endless, patterns_together
 from .bounds import WHOLE, SchemaError, is_text, refused, shown
-from .disjoint import apart
-from .endless import endless
-from .meeting import TooManyError, patterns_together
 from .patterns import FREE_FORMATS, PatternError, format_pattern, rust
 from .references import References
 

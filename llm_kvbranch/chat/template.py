@@ -32,9 +32,8 @@ from .controls import Controls, Vocabulary
 from .dialect import Dialect, learn
 from .history import CHANNEL, Arguments, chats_of, with_tools, without_channels
 from .jinja import CUT, render, variables
-from .rendering import NO_DATE, Rendering
 from .splice import Own, shared
-from .variables import Variables, other_dates
+from .variables import NO_DATE, Rendering, Variables, other_dates
 
 # For a model without a template; llama.cpp's default too
 CHATML = (

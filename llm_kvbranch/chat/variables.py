@@ -1,6 +1,10 @@
-"""The variables that a template is given: by options, for the date, for old templates.
+"""How messages are rendered, beside the messages themselves: a template's variables.
 
-The invariant: what a template does not read is refused, and nothing here replaces what
+The idea: a Rendering says what is wanted, by options, for the date, for old templates;
+here it becomes what one template reads.
+
+The invariants: with equal renderings, a template writes equal messages alike, but for
+today's date. What a template does not read is refused, and nothing here replaces what
 the messages decide.
 
 This module does not know messages.
@@ -10,14 +14,15 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ChatError
 from .effort import Effort
 from .jinja import to_json, undefined, variables
-from .rendering import NO_DATE, Rendering
 
+NO_DATE = "none"
 _DAYS = 7  # to look back on
 _BUDGET = "thinking_budget"  # Seed-OSS's
 _DATES = ("strftime_now", "datetime", "date_string")
@@ -30,6 +35,27 @@ _OURS = frozenset(
         *("strftime_now", "raise_exception"),
     )
 )
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a chat template is given beside the messages.
+
+    ``tools`` are in the form that chat templates take, with the schemas of their
+    parameters. ``values`` are variables of the template, such as ``enable_thinking``.
+    ``date`` is the day that a template may write, as YYYY-MM-DD: None for today,
+    NO_DATE for the template's own. ``think`` is "true", "false", or how hard to think,
+    in the template's own variables; None is the template's default. ``effort`` is the
+    same as a wish: the nearest that the template knows, if any. A template that
+    knows a budget of thinking is told ``thinking_budget``, in tokens.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    think: str | None = None
+    effort: str | None = None
+    thinking_budget: int | None = None
 
 
 def other_dates(date: str | None, now: datetime.datetime) -> list[str | None]:
