@@ -251,7 +251,6 @@ class RemoteGeneration:
     def __init__(self, remote: Remote, asked: dict[str, Any]):
         self.facts: dict[str, Any] = {}
         self.name = ""
-        self.finish_reason = "stop"
         self._remote = remote
         self._asked = asked
         self._ticket: str | None = None
@@ -274,7 +273,6 @@ class RemoteGeneration:
                     return
                 if "facts" in message:
                     self.facts, self.name = message["facts"], message["name"]
-                    self.finish_reason = self.facts["finish_reason"]
                     self._ticket = message["ticket"]
         if self._ticket is None:
             raise KVBranchError(

@@ -22,7 +22,7 @@ import sqlite_utils
 from ..errors import HistoryError
 from .ancestry import chain
 from .tables import migrations
-from .text import as_text, message_text, parse_object
+from .text import as_text, message_text, parse_object, parts_text
 
 _AT_ONCE = 10_000  # messages: SQLite limits the variables of one statement
 
@@ -115,8 +115,8 @@ class Logged:
     @property
     def thinking(self) -> str:
         "What the model thought before or between the text of the answer"
-        parts = (p.to_dict() for message in self.answered for p in message.parts)
-        return "".join(p["text"] for p in parts if p["type"] == "reasoning")
+        parts = (part for message in self.answered for part in message.parts)
+        return parts_text((part.to_dict() for part in parts), "reasoning")
 
 
 def new_thread_id() -> str:

@@ -87,7 +87,7 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "prompt": turn.prompt,
         "attachments": turn.attachments,
         "results": turn.results,
-        "reasoning": turn.reasoning,
+        "reasoning": turn.reasoning or None,
         "text": turn.text,
         "cut": turn.cut,
         "leaves": turn.leaves,
@@ -97,12 +97,7 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "starred": node.starred,
         "note": node.note,
     }
-    absent = {"reasoning": ""}
-    return {
-        k: v
-        for k, v in facts.items()
-        if v not in (None, [], {}, False) and v != absent.get(k)
-    }
+    return {k: v for k, v in facts.items() if v not in (None, [], {}, False)}
 
 
 def _markdown(turn: Turn, level: int) -> str:

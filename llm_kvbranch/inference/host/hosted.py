@@ -86,10 +86,8 @@ class HostedAnswer:
         if self.n_restarts and self.facts:
             self.facts["ttft_ms"] = self.ttft_ms  # how long the client really waited
             self.facts["restarts"] = self.n_restarts
-        self.finish_reason, self.ended_by = (
-            message["finish_reason"],
-            message["ended_by"],
-        )
+        self.finish_reason = message["finish_reason"]
+        self.ended_by = message["ended_by"]
 
     def notify(self, events: list[Event]) -> None:
         "Call the listener; ignore its errors, as when its event loop has ended"

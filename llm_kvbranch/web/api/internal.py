@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -104,8 +103,6 @@ class RunRequest(BaseModel):
     options: KVLlamaOptions
     schema_: dict[str, Any] | None = None
     tools: list[dict[str, Any]] = []
-    must_call: tuple[str, ...] = ()
-    parallel_calls: bool = True
 
 
 class CommitRequest(BaseModel):
@@ -129,8 +126,6 @@ async def run(call: Call) -> Any:
         request = request_of(prompt, body.options, server.host.sampling, body.tools)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(400, str(error)) from None
-    calling = {"must_call": body.must_call, "parallel_calls": body.parallel_calls}
-    request = replace(request, **calling)
 
     async def events() -> AsyncGenerator[Event]:
         last = None
