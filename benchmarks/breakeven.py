@@ -161,7 +161,7 @@ def decide(run: Run, model: Model, name: str, lengths: list[int]) -> None:
     "What the planner would do with each length, knowing what was measured"
     store, result = model.store, run.result
     weights = model.engine.weights
-    planner = Planner(Chat(weights), weights.piece, store, FINGERPRINT, True)
+    planner = Planner(Chat(weights), store, FINGERPRINT, True)
     prefill, opened, read = planner.rates()
     long = [n for n in lengths if n >= _MEASURED_TOKENS] or lengths[-1:]
     for n in long:

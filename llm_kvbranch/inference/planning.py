@@ -89,15 +89,14 @@ def why_prefilled(plan: Plan, lost: Sequence[str], n_reused: int) -> str | None:
 class Planner:
     """Plans prompts for one model and one kind of state (fingerprint).
 
-    ``piece`` gives the bytes of a token. ``cuts_anywhere`` says whether a sequence can
-    be continued from any position, or only where snapshots and the ``window`` (in
-    tokens) allow it. ``machine`` names what prefill rates are measured on.
+    ``cuts_anywhere`` says whether a sequence can be continued from any position, or
+    only where snapshots and the ``window`` (in tokens) allow it. ``machine`` names what
+    prefill rates are measured on.
     """
 
     def __init__(
         self,
         chat: Chat,
-        piece: Callable[[int], bytes],
         store: States | None,
         fingerprint: str,
         cuts_anywhere: bool,
@@ -105,7 +104,6 @@ class Planner:
         machine: str = "",
     ):
         self.chat = chat
-        self.piece = piece
         self.store: States = NoStore() if store is None else store
         self.fingerprint = fingerprint
         self.cuts_anywhere = cuts_anywhere

@@ -307,7 +307,6 @@ def open_session(
             store = None
     planner = Planner(
         Chat(weights, template),
-        weights.piece,
         store,
         fingerprint,
         engine.cuts_anywhere,

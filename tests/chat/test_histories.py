@@ -101,7 +101,6 @@ def session_of(template: str, root: Path, script=()) -> Session:
     engine = Scripted(template, script)
     planner = Planner(
         Chat(engine.weights, llamacpp.templates()[template]),
-        engine.weights.piece,
         Store(root),
         "fake",
         engine.cuts_anywhere,

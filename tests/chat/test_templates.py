@@ -452,7 +452,6 @@ def session_of(name, root, script=()) -> Session:
     engine = Scripted(FAMILIES[name], script)
     planner = Planner(
         Chat(engine.weights, source(name)),
-        engine.weights.piece,
         Store(root),
         "fake",
         engine.cuts_anywhere,

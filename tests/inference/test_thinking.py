@@ -171,7 +171,6 @@ class Conversation:
         engine = Scripted(self.vocab, settings=FakeSettings(n_seq=n_seq), **kind)
         planner = Planner(
             Chat(engine.weights),
-            engine.weights.piece,
             Store(self.root),
             "fake",
             engine.cuts_anywhere,

@@ -336,7 +336,6 @@ def fake_session(
     store = Store(root) if root is not None else None
     planner = Planner(
         Chat(engine.weights, template),
-        engine.weights.piece,
         store,
         fingerprint,
         engine.cuts_anywhere,
