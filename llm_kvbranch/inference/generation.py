@@ -275,16 +275,17 @@ class Generation:
         model, request = self.model, self.request
         weights, dialect = model.engine.weights, model.planner.chat.dialect
         reader = reader_after(
-            *(model.planner.chat, request.rendering, request.messages),
-            *(plan.tokens, request.parallel_calls),
+            model.planner.chat,
+            request.rendering,
+            request.messages,
+            plan.tokens,
+            request.parallel_calls,
         )
         budget, closing = request.thinking_budget, tokens_of()
         if budget is not None and dialect.thinking is not None:
             closing = weights.tokenize(dialect.thinking.close, special=True)
         one_call = not request.parallel_calls and not request.must_call
-        return AnswerStream(
-            *(weights, reader, request.stop, budget, closing, one_call),
-        )
+        return AnswerStream(weights, reader, request.stop, budget, closing, one_call)
 
     def _begin(self) -> tuple[Plan, Slot]:
         "Plan and take a slot"

@@ -201,10 +201,8 @@ class Planner:
         return nexts[0][: common_prefix(*nexts)]
 
     def _history(self, messages: Sequence[Any], rendering: Rendering) -> History:
-        return History(
-            *(self.chat, rendering, messages, self._recent),
-            *(self.store, self.fingerprint),
-        )
+        recent, store = self._recent, self.store
+        return History(self.chat, rendering, messages, recent, store, self.fingerprint)
 
     def _assemble(
         self,
@@ -214,10 +212,15 @@ class Planner:
         rendering: Rendering,
         keep_thinking: bool,
     ) -> Assembled | None:
-        return Assembler(
-            *(self.chat, messages, rendering),
-            *(history.known, history.written, keep_thinking),
-        ).assemble(last)
+        assembler = Assembler(
+            self.chat,
+            messages,
+            rendering,
+            history.known,
+            history.written,
+            keep_thinking,
+        )
+        return assembler.assemble(last)
 
     def _mark(self, tokens: array[int]) -> int | None:
         """Where the last turn begins: up to there, the next prompt is the same.

@@ -67,8 +67,12 @@ class Request:
     @property
     def rendering(self) -> Rendering:
         return Rendering(
-            *(self.tools, self.values, self.date),
-            *(self.think, self.effort, self.thinking_budget),
+            tools=self.tools,
+            values=self.values,
+            date=self.date,
+            think=self.think,
+            effort=self.effort,
+            thinking_budget=self.thinking_budget,
         )
 
 
@@ -94,7 +98,10 @@ def sampling_of(model: LoadedModel, request: Request) -> Sampling:
         return [(name, token) for name, token in found if name]
 
     grammar = call_grammar(
-        *(model.planner.chat.dialect, request.tools, request.must_call),
-        *(request.parallel_calls, controls),
+        model.planner.chat.dialect,
+        request.tools,
+        request.must_call,
+        request.parallel_calls,
+        controls,
     )
     return replace(sampling, constraint=grammar)
