@@ -51,7 +51,7 @@ def _show_number(out: Answers, i: int, n: int, silent: bool) -> None:
 def _show_event(out: Answers, event: Any, thinks: bool) -> bool:
     """Text to standard output, reasoning dimmed to standard error, as in llm.
 
-    ``thinks`` is whether reasoning came last, and returned is whether it does now.
+    ``thinks`` says whether the last event was reasoning; returns whether this one is.
     """
     if event.type == "text":
         if thinks:

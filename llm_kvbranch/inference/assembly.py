@@ -1,9 +1,9 @@
 """The tokens of a prompt whose history has answers that are known as tokens.
 
-The idea: the prompt of the deepest known answer was read before, and so was what the
-answer itself generated: both are kept. Unless the template drops thinking by now. Then
-the prompt begins as that of the first answer whose thinking is in it begins, and the
-words of each answer from there on are its own tokens, without its thinking.
+The idea: the prompt of the deepest known answer was read before, and so were the tokens
+of the answer itself: both are kept. Where the template drops thinking by now, the
+deepest prompt without that thinking is kept instead, and each answer from there on
+supplies its own tokens, without its thinking.
 
 The invariants: generated tokens are never tokenised again where the template still has
 what they spell. With ``keep_thinking`` nothing that was read or generated is dropped.
@@ -145,7 +145,7 @@ class Assembler:
             return frozenset(indexes)
 
     def _takes_back(self, last: Answer, said: Start) -> bool:
-        "Whether the template leaves out that an answer without thinking has none"
+        "Whether the template later leaves out the empty thinking before an answer"
         thinking = self.chat.dialect.thinking
         text = message_text(self.messages[last.index])
         if thinking is None or thinking.close.strip() in text:

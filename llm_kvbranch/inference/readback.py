@@ -89,7 +89,7 @@ class _Said:
 def _as_text(
     text: str, answer: array[int], is_whole: bool, piece: Piece
 ) -> Found | None:
-    "All tokens taken for text, as answers were logged whose thinking is in their text"
+    "All tokens read as text: answers used to be logged with their thinking as text"
     n, n_text = covered(answer, piece, text)
     if text and not n and not _begins(answer, piece, text):
         return None

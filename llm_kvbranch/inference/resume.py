@@ -2,7 +2,7 @@
 
 The idea: layers with a sliding window, and recurrent layers, remember more than the
 rows of the tokens, and cannot go back. So snapshots of what they remember are taken on
-the way: near the end of a prompt, at that of an answer, and at intervals, which grow
+the way: near the end of a prompt, at the end of an answer, and at intervals, which grow
 with the bytes that snapshots take. A sequence can be continued from any snapshot. With
 a sliding window of W tokens it can also be continued from anywhere between two
 snapshots that are at most W apart: the later one holds all that came in between.

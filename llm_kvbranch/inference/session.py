@@ -225,7 +225,7 @@ class Session(LoadedModel):
 
         That is the end of the answer's turn and the beginning of the user's, a quarter
         of the tokens of a short question; and, where the template drops the answer's
-        thinking, the answer's words without it. False if ``stop`` became true before
+        thinking, the answer's text without it. False if ``stop`` became true before
         the end. Not done where a sequence can only be continued from snapshots: a
         branch would have to go back further.
         """

@@ -137,7 +137,7 @@ class History:
         return stream.parts
 
     def _opening(self, answer: array[int], begin: int) -> int:
-        "Where what opens a list of calls begins, if a call at a position has it before"
+        "Where the opening of a list of calls begins, if a call follows one"
         before = self._chat.spell(answer[:begin]).rstrip()
         for form in self._chat.dialect.forms:
             n, opening = begin, form.begin.strip()
