@@ -1,11 +1,11 @@
 """Reading an answer that is thinking, text and calls between marks.
 
 The idea: a mark is a text at which something else begins: thinking, its end, a header,
-a call. Where a call may begin, the text is held back until it is one or cannot be.
+a call. Where a call may begin, text is held back until it is a call or cannot be one.
 
-The invariant: what is neither thinking nor part of a call is given out as text. A call
-is given when its end has been read, if its tool was offered and it stands neither in
-thinking nor in code or quotes.
+The invariant: what is neither thinking nor part of a call is recorded as text. A call
+is recorded once its end has been read, if its tool was offered and it is not inside
+thinking, code or quotes.
 
 This module does not know models or templates, or who is told.
 """
@@ -24,14 +24,14 @@ from .formats import Form, Found, Offered
 from .parts import Call, Kind, Record
 from .scanning import Marks, Source
 
-# Of a template that shows none. Only an answer that begins with it is thinking
+# For templates that show none; only counts at the beginning of an answer
 _THINKING = Thinking("<think>", "</think>")
 _SPACE = re.compile(r"\s*")
 _CONTROL = re.compile(r"<[|｜]|[|｜]>|\[/?[A-Z_]+\]")  # noqa: RUF001
 
 
 class AnswerReader:
-    "Reads an answer token by token, and writes what it is into a record"
+    "Reads an answer token by token into a record"
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class AnswerReader:
         self._source = Source()
         self._starts: list[int] = []  # of each feed, in the text
         self._hidden: deque[tuple[int, int]] = deque()  # control tokens, in the text
-        self._at = 0  # what comes before was given out, or left out
+        self._at = 0  # everything before was recorded or left out
         self._seen = 0  # no mark begins before
         self._since = 0  # where the current stretch of text or thinking began
         self._quotes = Quotes()  # in this stretch
         self._attempts: Attempts | None = None
         self._given = 0  # of the calls of these attempts
-        self._nested: list[Found] = []  # what may be calls, though thinking is open
+        self._nested: list[Found] = []  # possible calls inside thinking
         self._nested_at = 0
-        self._trim = False  # white space that comes next is left out
-        # Nothing was said yet: thinking may begin, or a call that has no mark
+        self._trim = False  # leave out the white space that comes next
+        # Nothing was said yet: thinking or a call without a mark may begin
         self._fresh = True
-        self._called = False  # a call was the last thing
+        self._called = False  # the last thing was a call
         self._find_marks(prompt)
 
     def _find_marks(self, prompt: str) -> None:
@@ -85,7 +85,7 @@ class AnswerReader:
 
     @property
     def in_answer(self) -> bool:
-        """Whether the answer itself has begun, or begins with whatever comes next.
+        """Whether the answer itself has begun, or begins with the next token.
 
         A constraint begins here, and stop strings count.
         """
@@ -111,13 +111,13 @@ class AnswerReader:
         begin = len(self._source.text)
         self._starts.append(begin)
         self._source.text += text
-        # One that would be part of a call is quoted where there is no call
+        # One that is used in calls is kept, in case there is no call
         if control and text and text not in self._quotable:
             self._hidden.append((begin, begin + len(text)))
         self._read()
 
     def end(self, ended_by: str | None) -> None:
-        "The answer has ended; None if it was cut off"
+        "End the answer; ``ended_by`` is None if it was cut off"
         self._source.done, self._source.ended = True, ended_by is not None
         self._read()
         end = len(self._source.text)
@@ -131,7 +131,7 @@ class AnswerReader:
             pass
 
     def _step(self) -> bool:
-        "Read on; False if that needs more text"
+        "Read on; False if more text is needed"
         if self._attempts is not None:
             if not self._attempts.read():
                 return self._fail()
@@ -160,7 +160,7 @@ class AnswerReader:
         else:
             self._give("reasoning", at, trim=True)
             self._pass(found.end())
-            if kind != "open":  # which repeats what the prompt has
+            if kind != "open":  # repeats the one in the prompt
                 self._thinking = self._may_think = False
                 self._fresh = True
                 self._headed = self._headed or kind == "head"
@@ -206,7 +206,7 @@ class AnswerReader:
         return True
 
     def _counts(self, kind: str, at: int, mark: str) -> bool:
-        "Whether a mark means here what it can mean"
+        "Whether a mark has its meaning here"
         first = not self._source.text[self._at : at].strip()
         if kind == "call":
             return not self._quotes.holds(self._source.text[self._since : at])
@@ -217,7 +217,7 @@ class AnswerReader:
         return (first and (self._fresh or self._called)) or bool(_CONTROL.search(mark))
 
     def _until_mark(self, kind: Kind, marks: Marks) -> bool:
-        "Give out what is before a mark that may have begun; more text is needed"
+        "Record the text before a mark that may have begun; False: more is needed"
         text = self._source.text
         self._seen = end = marks.begun(text, max(self._at, self._seen))
         self._give(kind, end, trim=bool(self._offered) or kind == "reasoning")
@@ -228,7 +228,7 @@ class AnswerReader:
         self._given = 0
 
     def _fail(self) -> bool:
-        "What was tried is no call"
+        "There is no call where one was tried"
         assert self._attempts is not None
         self._seen = (self._nested_at if self._thinking else self._attempts.at) + 1
         self._attempts, self._nested = None, []
@@ -236,7 +236,7 @@ class AnswerReader:
         return True
 
     def _try(self) -> bool:
-        "Give out calls as they come"
+        "Record calls as they come"
         attempts = self._attempts
         assert attempts is not None
         for found in attempts.calls[self._given :]:
@@ -253,10 +253,10 @@ class AnswerReader:
         return True
 
     def _try_nested(self) -> bool:
-        """Calls in thinking that was not closed.
+        """Calls inside thinking that was not closed.
 
-        They are calls if the model ended its answer with them, and thoughts if it
-        thinks on.
+        They count if the model ended its answer with them. If it goes on thinking,
+        they are part of the thinking.
         """
         attempts, text = self._attempts, self._source.text
         assert attempts is not None
@@ -306,15 +306,15 @@ class AnswerReader:
         return found.end()
 
     def _pass(self, at: int) -> None:
-        "Leave out what comes before a place, and white space behind it"
+        "Leave out everything before a place, and the white space after it"
         self._at = self._seen = self._since = at
         self._quotes = Quotes()
         self._trim = True
 
     def _give(self, kind: Kind, end: int, trim: bool = False) -> None:
-        """Give out text as far as a place, without control tokens.
+        """Record text up to a place, without control tokens.
 
-        With ``trim`` the white space before that place is held back.
+        With ``trim``, white space before that place is held back.
         """
         begin = self._at
         if trim:
@@ -338,6 +338,6 @@ class AnswerReader:
         return text + self._source.text[at:end]
 
     def _feeds(self, begin: int, end: int) -> tuple[int, int]:
-        "The feeds that a part of the text came in"
+        "The feeds that [begin, end) of the text came in"
         first = bisect_right(self._starts, begin) - 1
         return first, max(first + 1, bisect_left(self._starts, end))

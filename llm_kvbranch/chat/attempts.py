@@ -1,12 +1,12 @@
 """Telling calls from text: attempts to read a call at one place of an answer.
 
-The idea: every form is tried at once, each with a reader of its own. An attempt fails
-at the first character that cannot be a call's. The first form, in their order, that
+The idea: all forms are tried at once, each with its own reader. An attempt fails at
+the first character that cannot be part of a call. The first form in the list that
 reads a call wins.
 
 The invariant: what no attempt reads is left as it is.
 
-This module does not know what comes before the place, or who is told of calls.
+This module does not know what comes before the place, or who receives the calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAY_GROW = "`~ \t\n\r\f\v"
 
 
 class _Attempt:
-    "A form that is tried, and the calls that it has read"
+    "A form being tried, and the calls it has read"
 
     def __init__(self, form: Form, source: Source, at: int, offered: Offered):
         self.form = form
@@ -56,7 +56,7 @@ class _Attempt:
 
 
 class Attempts:
-    "All forms that are tried at a place; ``calls`` are those of the one that won"
+    "All forms tried at a place; ``calls`` are those of the form that won"
 
     def __init__(
         self, forms: Iterable[Form], source: Source, at: int, offered: Offered
@@ -95,7 +95,7 @@ class Attempts:
 
     @property
     def calls(self) -> list[Found]:
-        "The calls so far, also those of tools that were not offered"
+        "The calls so far, including calls to tools that were not offered"
         return self._won.found if self._won else []
 
     @property
@@ -111,18 +111,18 @@ class Attempts:
 
 
 class Quotes:
-    """Whether places in a text stand in code or in quotes.
+    """Whether places in a text are inside code or quotes.
 
-    Asked at growing places: each character is read once, because a model that repeats
-    itself may write thousands of marks.
+    Ask in order: each character is read once, because a model that repeats itself may
+    write thousands of marks.
     """
 
     def __init__(self) -> None:
-        self._at = 0  # what comes before has been read
+        self._at = 0  # everything before has been read
         self._state = _Code()
 
     def holds(self, text: str) -> bool:
-        "Whether what comes behind a text, which begins with the last one, is quoted"
+        "Whether what follows a text is quoted; the text must extend the last one"
         state, at = self._state, self._at
         for found in _CODE.finditer(text, at):
             if found.end() == len(text):  # it may become longer

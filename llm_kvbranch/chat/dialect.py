@@ -1,7 +1,7 @@
 """How a chat template writes thinking and tool calls.
 
-The idea: a template shows how its model was taught to write, so what it writes for
-known conversations says what to look for in the model's answers.
+The idea: a template shows how its model was trained to write, so rendering known
+conversations shows what to look for in the model's answers.
 
 The invariant: learning never raises. What a template does not show is left out.
 
@@ -43,12 +43,12 @@ class Thinking:
 
     @property
     def tags(self) -> tuple[str, str]:
-        "Its beginning and end without the white space around them"
+        "Beginning and end without white space around them"
         return self.open.strip(), self.close.strip()
 
     @property
     def is_spoken(self) -> bool:
-        "Whether it begins with words of its own in the prompt, not with a tag"
+        "Whether it begins with words in the prompt rather than a tag"
         return UNIT.search(self.open) is None
 
     def starts_open(self, prompt: str) -> bool:
@@ -57,39 +57,39 @@ class Thinking:
         return prompt.rfind(open) > prompt.rfind(close)
 
     def is_over(self, prompt: str) -> bool:
-        "Whether a prompt has thinking that is closed"
+        "Whether the last thinking in a prompt is closed"
         open, close = self.tags
         return prompt.rfind(close) > prompt.rfind(open)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What is known of how a model writes.
+    """How a model writes.
 
-    ``heads`` and ``tails`` are around the text of an answer. ``forms`` are those of
-    its calls, first the one that the template writes.
+    ``heads`` and ``tails`` are around the text of an answer. ``forms`` are the forms
+    of its calls, the one that the template writes first.
     """
 
     thinking: Thinking | None = None
     heads: tuple[str, ...] = ()
     tails: tuple[str, ...] = ()
     forms: tuple[Form, ...] = ()
-    # Formats that comparing renderings cannot find out: answers that are messages
+    # For answers that consist of messages, which comparing renderings cannot show
     messages: Messages | None = None
     short_ids: bool = False
 
     def new_id(self) -> str:
-        "A new id for a call, in the form that the template demands"
+        "A new id for a call, in the format that the template requires"
         if self.short_ids:
             return "".join(secrets.choice(_SHORT_ID) for _ in range(9))
         return f"call_{secrets.token_hex(8)}"
 
 
 def learn(source: str, render: Render) -> Dialect:
-    """What a template shows.
+    """The dialect of a template.
 
-    ``render`` is called with messages and other values; it may raise. A template whose
-    answers are messages is told by a mark in its source, see ``named``.
+    ``render`` is called with messages and other values; it may raise. Templates whose
+    answers consist of messages are recognized by their source, see ``named``.
     """
     if source not in _learned:
         while len(_learned) >= 8:
@@ -120,7 +120,7 @@ def _learn(source: str, render: Render) -> Dialect:
 
 
 def _thinking_of(probe: Probe) -> Thinking | None:
-    "What stands around thinking, in the first answer that shows it"
+    "What is around thinking, in the first answer that shows it"
     plain = probe.plain.partition(ANSWER)[0]
     parts = [
         {"type": "thinking", "thinking": THOUGHT},
@@ -147,7 +147,7 @@ def _around(before: str, behind: str, plain: str, prompt: str) -> Thinking | Non
     opening = [*UNIT.finditer(before)]
     open = before[opening[-1].start() :] if opening else ""
     if not open or before.rstrip() == plain.rstrip():
-        # Only the prompt for an answer has a text that thinking begins with
+        # Only the prompt has the text that thinking begins with
         open = prompt.removeprefix(common_prefix(prompt, before))
     if not open.strip():
         return None
@@ -157,7 +157,7 @@ def _around(before: str, behind: str, plain: str, prompt: str) -> Thinking | Non
 
 
 def _named_thinking(source: str) -> Thinking | None:
-    "The tags of thinking that a template has in its source, to leave it out"
+    "The tags of thinking in a template's source, which it uses to drop thinking"
     if found := re.search(r"</([\w:]*think\w*)>", source):
         return Thinking(f"<{found[1]}>", f"</{found[1]}>")
     return Thinking("[THINK]", "[/THINK]") if "[/THINK]" in source else None
@@ -166,7 +166,7 @@ def _named_thinking(source: str) -> Thinking | None:
 def _around_text(
     probe: Probe, thinking: Thinking | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    "The tags that the text of an answer stands between, if any"
+    "The tags around the text of an answer, if any"
     before, answer, behind = probe.plain.partition(ANSWER)
     begin = len(common_prefix(probe.prompt, before))
     tags = [*UNIT.finditer(before)]
@@ -179,7 +179,7 @@ def _around_text(
     if not answer or not heads:
         return (), ()
     if again := common_suffix(behind, probe.prompt):
-        # Some templates ask for the next answer at once
+        # Some templates start the next answer right away
         tails = UNIT.findall(behind.removesuffix(again))
     else:
         tails = UNIT.findall(behind)[:-1]  # the last one ends the model's turn
@@ -187,7 +187,7 @@ def _around_text(
 
 
 def _asks_short_ids(probe: Probe) -> bool:
-    "Whether the template refuses ids but those of nine letters and digits"
+    "Whether the template refuses ids that are not nine letters and digits"
     arguments = {KEYS[0]: VALUES[0]}
     long = probe.answer("", calls=[call(0, arguments, "call_0123456789abcdef")])
     return long is None and probe.answer("", calls=[call(0, arguments)]) is not None

@@ -1,11 +1,11 @@
-"""The forms in which models write calls of tools.
+"""The forms in which models write tool calls.
 
 The idea: a form is the texts around calls, names and arguments, and a way to write
-arguments. Any number of calls is read by one function from a form's description.
-``dialect`` learns forms from templates; those that models are known to write whatever
-their template says are in ``known``.
+arguments. One function reads any number of calls, given a form. ``dialect`` learns
+forms from templates; ``known`` has those that models write whatever their template
+says.
 
-The invariant: a call is given only when its end has been read.
+The invariant: a call is returned only once its end has been read.
 
 This module does not know templates, or what is done with calls.
 """
@@ -20,14 +20,14 @@ from typing import Any
 from .scanning import ANY, Mismatch, Reading, Scanner, read_json
 from .values import Schema, bare_object, part, python_arguments, takes_text, typed
 
-# Stand in a tag for the key of its argument, and in an id for the name of its tool
+# Placeholders: the argument's key in a tag, the tool's name in an id
 KEY = "\ue011"
 NAME = "\ue012"
 
 
 @dataclass(frozen=True)
 class Json:
-    "Arguments are a JSON object behind the name"
+    "Arguments are a JSON object after the name"
 
     opening = "{"
 
@@ -41,7 +41,7 @@ class Python:
 
 @dataclass(frozen=True)
 class Bare:
-    "Arguments are an object without quotes around keys; ``quote`` is around strings"
+    "Arguments are an object with unquoted keys; ``quote`` is around strings"
 
     quote: str
     opening = "{"
@@ -51,9 +51,9 @@ class Bare:
 class Tagged:
     """Each argument is a key and a value between tags.
 
-    ``value`` is between a key and its value, ``others`` stand there before a value
-    that is JSON. KEY in ``end`` is the key again. ``item`` is the key of a list's items
-    where lists and objects are written with tags too.
+    ``value`` is between a key and its value; ``others`` are used there if the value is
+    JSON. KEY in ``end`` is the key again. ``item`` is the key of a list's items if
+    lists and objects are written as tags too.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Object:
     """Name and arguments are values of a JSON object.
 
     Without a ``name`` the object's only key is the name. ``texts`` are what a template
-    writes before the name, between it and the arguments, and behind them.
+    writes before the name, between it and the arguments, and after them.
     """
 
     name: str = "name"
@@ -86,9 +86,9 @@ class Form:
 
     ``begin`` and ``end`` are around all calls, ``between`` separates them. ``before``
     and ``after`` are around each call, ``middle`` is between its name and its
-    arguments. ``id`` is a call's id, if the model writes it: ANY in it is what the
-    model writes, NAME the tool's name. A form that is ``whole`` has nothing that tells
-    it from text, so that only an answer with nothing else in it is read so.
+    arguments. ``id`` is a call's id, if the model writes one: ANY in it is what the
+    model writes, NAME the tool's name. A ``whole`` form has nothing that tells it from
+    text, so it counts only if it is the whole answer.
     """
 
     arguments: Json | Python | Bare | Tagged | Object
@@ -108,7 +108,7 @@ class Form:
 
     @property
     def marks(self) -> str:
-        "All that is written around names and values"
+        "Everything written around names and values"
         how = self.arguments
         inner = (how.key, how.value, how.end) if isinstance(how, Tagged) else ()
         quote = how.quote if isinstance(how, Bare) else ""
@@ -117,7 +117,7 @@ class Form:
 
     @property
     def closers(self) -> tuple[str, ...]:
-        "What may be left over behind a call"
+        "What may be left over after a call"
         return tuple(w for w in (self.after + " " + self.end).split() if len(w) > 3)
 
 
@@ -139,7 +139,7 @@ class Found:
 
 
 Offered = Mapping[str, Schema]
-# Brackets around a list, which white space may come before and behind
+# Brackets around a list, which may have white space around them
 _LIST = re.compile(r"(?<=[^\[])(\[)\s*$")
 _LIST_END = re.compile(r"^\s*\]")
 _NAME = re.compile(r"[\w.:/-]{0,128}")
@@ -149,10 +149,10 @@ _KEY = re.compile(r"[^<>\n\"]{0,128}")
 def calls(
     form: Form, scanner: Scanner, offered: Offered
 ) -> Generator[Found | None, None, None]:
-    """Read calls, as they come; yields None where it needs more text.
+    """Read calls as they come; yields None when it needs more text.
 
-    Raises Mismatch where the text is something else; the scanner then stands behind
-    the last call. Among several calls there may be some of tools not in ``offered``.
+    Raises Mismatch if the text is something else; the scanner is then just after the
+    last call. Some of several calls may be to tools that are not in ``offered``.
     """
     yield from scanner.mark(_LIST.sub(r" \1 ", form.begin))
     first = True
@@ -176,7 +176,7 @@ def calls(
 
 
 def _is_end(form: Form, scanner: Scanner) -> Reading[bool]:
-    "Read what ends all calls, if that comes next and not another call"
+    "Read what ends all calls, if it comes next rather than another call"
     start = scanner.at
     following = (form.between + form.before).strip() or form.arguments.opening
     end = _LIST_END.sub("] ", form.end)
@@ -187,7 +187,7 @@ def _is_end(form: Form, scanner: Scanner) -> Reading[bool]:
 
 
 def _is_over(scanner: Scanner) -> Reading[bool]:
-    "Whether no call follows, where nothing ends them and little separates them"
+    "Whether no call follows, in a form without an end or clear separators"
     try:
         if (yield from scanner.skip()) in ";,":
             scanner.at += 1
@@ -222,10 +222,9 @@ def _call(
 
 
 def _after(form: Form, scanner: Scanner) -> Reading[None]:
-    """Read what is behind a call.
+    """Read what follows a call.
 
-    If the model ended its answer there, tags may be missing whose only use is to say
-    that a call is over.
+    If the model ended its answer there, tags that only close the call may be missing.
     """
     least = isinstance(form.arguments, Tagged)
     for n, word in enumerate(form.after.split()):
@@ -242,7 +241,7 @@ def _after(form: Form, scanner: Scanner) -> Reading[None]:
 def _name(
     form: Form, scanner: Scanner, offered: Offered, only: Offered | None
 ) -> Reading[str]:
-    while only is not None:  # most answers are not a call: say so at once
+    while only is not None:  # most answers are not calls: fail early
         text = scanner.source.text[scanner.at :]
         if not any(name.startswith(text) for name in only):
             if not any(text.startswith(name) for name in only):
@@ -281,7 +280,7 @@ def _object(
 ) -> Reading[tuple[str, dict[str, Any], str]]:
     """A JSON object that is a call.
 
-    With ``only`` it is one only with such a name, and with arguments.
+    With ``only``, its name must be one of those, and it must have arguments.
     """
     kinds = {**_KINDS, how.name: "name", how.arguments: "arguments", how.id: "id"}
     values: dict[str, Any] = {}
@@ -322,9 +321,9 @@ def _object(
 def _tagged(
     how: Tagged, closing: str, scanner: Scanner, schema: Any, root: Schema
 ) -> Reading[dict[str, Any]]:
-    "Keys and values up to a closing tag, which is not read"
+    "Keys and values up to a closing tag, which is left unread"
     found: dict[str, Any] = {}
-    following = (closing, how.key)  # in this order: it may begin as a key does
+    following = (closing, how.key)  # in this order: they may begin alike
     while True:
         start = scanner.at
         if not (yield from scanner.choose(following)):
@@ -375,9 +374,10 @@ def _value(
 
 
 def _text(scanner: Scanner, stop: str, following: tuple[str, str]) -> Reading[str]:
-    """Everything up to the tag that ends a value, which is read.
+    """Everything up to the tag that ends a value; reads the tag as well.
 
-    A value may have that tag in it: at its end, what follows a value follows.
+    A value may contain that tag: it ends the value only if a key or the closing tag
+    comes next.
     """
     begin = scanner.at
     while True:

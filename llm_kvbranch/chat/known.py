@@ -1,8 +1,8 @@
-"""Forms of calls that models are known to write, whatever their template says.
+"""Forms of tool calls that models are known to write, whatever their template says.
 
 The idea: templates differ from what models were trained to write, some do not show
-calls at all, and some models write another model's form. These cannot be mistaken for
-anything else, or make up the whole answer.
+calls at all, and some models write another model's form. These forms cannot be mistaken
+for anything else, or count only as the whole answer.
 
 This module does not know templates.
 """

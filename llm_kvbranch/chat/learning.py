@@ -1,8 +1,8 @@
 """The form in which a template writes calls, found by comparing what it writes.
 
-The idea: two calls with known names, arguments and ids are rendered. What stands
-before the first, between the two and behind the second shows what is around all calls,
-around each, and between them.
+The idea: two calls with known names, arguments and ids are rendered. The text before
+the first, between the two and after the second shows what is around all calls, around
+each, and between them.
 
 This module does not know how calls are read.
 """
@@ -36,7 +36,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class _Written:
-    "A call at [begin, end) of a text; for an object, that is the object"
+    "A call at [begin, end) of a text; for an object, the range of the object"
 
     begin: int
     end: int
@@ -45,9 +45,9 @@ class _Written:
 
 
 def form_of(probe: Probe, others: tuple[str, ...] = ()) -> Form | None:
-    """How a template writes calls; None if it does not, or that is not understood.
+    """How a template writes calls; None if it does not, or in an unknown way.
 
-    ``others`` are tags that are not part of calls, though they come before them.
+    ``others`` are tags that come before calls but are not part of them.
     """
     lead, _, tail = probe.plain.partition(ANSWER)
     calls = [call(0, _ARGUMENTS), call(1, _ARGUMENTS)]
@@ -92,7 +92,7 @@ def form_of(probe: Probe, others: tuple[str, ...] = ()) -> Form | None:
 
 
 def shortened(form: Form) -> Form | None:
-    "The same without each call's first and last tag, which models may leave out"
+    "The form without each call's first and last tag, which models may leave out"
     before, after = form.before.split(), form.after.split()
     if not isinstance(form.arguments, Tagged) or min(len(before), len(after)) < 2:
         return None
@@ -100,7 +100,7 @@ def shortened(form: Form) -> Form | None:
 
 
 def _without_tail(text: str, tail: str) -> str:
-    "What comes before a tail; a tag right behind a word closes that word's own tag"
+    "What comes before a tail; a tag right after a word belongs to that word"
     before = text.removesuffix(tail)
     closing = UNIT.match(tail)
     if closing and re.search(r"[|>]\w+$", before):
@@ -109,7 +109,7 @@ def _without_tail(text: str, tail: str) -> str:
 
 
 def _begin(text: str, start: int, others: tuple[str, ...]) -> int:
-    "Where calls begin in a text: behind other tags"
+    "Where calls begin in a text: after other tags"
     while True:
         rest = text[start:].lstrip()
         tag = next((tag for tag in others if tag and rest.startswith(tag)), None)
@@ -119,7 +119,7 @@ def _begin(text: str, start: int, others: tuple[str, ...]) -> int:
 
 
 def _shown(probe: Probe, calls: list[dict[str, Any]]) -> str | None:
-    "An answer of calls only, with a sign in place of their ids"
+    "An answer of calls only, with ANY in place of their ids"
     text = probe.answer("", calls=calls)
     if text is None or NAMES[0] not in text or VALUES[0] not in text:
         return None
@@ -129,14 +129,14 @@ def _shown(probe: Probe, calls: list[dict[str, Any]]) -> str | None:
 
 
 def _without_more_tags(text: str, other: str) -> str:
-    "As many tags of a text as another has; further ones end the model's turn"
+    "A text cut after as many tags as another has; more tags end the model's turn"
     count = len(UNIT.findall(other))
     units = list(UNIT.finditer(text))
     return text[: units[count].start()] if len(units) > count else text
 
 
 def _numbered(one: str, other: str) -> str:
-    "The text in which two calls differ by their number"
+    "The text with ANY for the number by which two calls differ"
     if one == other:
         return one
     return re.sub(r"\d+", ANY, one)
@@ -198,7 +198,7 @@ def _keys(value: dict[str, Any], name: str) -> Object | None:
 
 
 def _as_named(text: str, at: int, behind: int) -> _Written | None:
-    "A call whose arguments stand behind its name, as JSON or in another way"
+    "A call whose arguments follow its name, as JSON or in another way"
     key, value = text.find(KEYS[0], behind), text.find(VALUES[0], behind)
     if not behind <= key < value:
         return None
@@ -227,7 +227,7 @@ def _as_named(text: str, at: int, behind: int) -> _Written | None:
 
 
 def _as_tagged(text: str, at: int, behind: int, last: int) -> _Written | None:
-    "A call whose arguments stand between tags; the last value ends at ``last``"
+    "A call whose arguments are between tags; the last value ends at ``last``"
     spans: list[tuple[int, int]] = []
     for word in (KEYS[0], VALUES[0], KEYS[1], VALUES[1]):
         place = text.find(word, spans[-1][1] if spans else behind)
@@ -249,7 +249,7 @@ def _as_tagged(text: str, at: int, behind: int, last: int) -> _Written | None:
 
 
 def _typed(probe: Probe, how: Tagged) -> Tagged:
-    "The same, with how values that are not strings are told apart"
+    "The same, with how values other than strings are marked"
     others: list[str] = []
     last = how.value[-1:]
     for value in (_NUMBER, True, None, {"kvinner": _NUMBER}, [_NUMBER]):
@@ -269,7 +269,7 @@ def _typed(probe: Probe, how: Tagged) -> Tagged:
 def _between(
     probe: Probe, value: Any, spellings: tuple[str, ...], last: str = ""
 ) -> str | None:
-    "What stands between a key and its value, and ends with a character"
+    "The text between a key and its value that ends with ``last``"
     text = probe.answer("", calls=[call(0, {KEYS[0]: value})])
     _, key, behind = (text or "").partition(KEYS[0])
     found = [behind.find(last + each) for each in spellings]

@@ -1,14 +1,14 @@
-"""Formats that comparing a template's renderings cannot find out, by name.
+"""Formats that cannot be learned by comparing a template's renderings.
 
 The idea: gpt-oss and muse-glimmer write an answer as messages, each with a header that
-says whom it is for: ``<|channel|>analysis<|message|>`` is thinking, a header with
-``to=functions.get_time`` makes the message the arguments of a call. What a message is
-depends on its header, not on what is around it, so it is read here.
+says whom it is for: ``<|channel|>analysis<|message|>`` is thinking, and a message whose
+header has ``to=functions.get_time`` is the arguments of a call. The meaning of a
+message depends on its header, not on what is around it, so it is read here.
 
 The invariant: a message to a function is a call only if the function was offered, its
 arguments can be read, and its end came or the model ended the answer with it.
 
-This module does not know models or templates, or who is told.
+This module does not know who receives what was read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Calls = list[tuple[str, dict[str, Any]]]  # names and arguments
 
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-# What a header is before its first control token, while it is being written
+# The beginning of a header before its first control token, possibly incomplete
 _ROLE = re.compile(r"(a(s(s(i(s(t(a(n(t)?)?)?)?)?)?)?)?)?( (t(o(=\S*)?)?)?)?")
 _LONGEST_HEADER = 200
 
 
 @dataclass(frozen=True)
 class Messages:
-    """How the messages that an answer consists of are written.
+    """How the messages of an answer are written.
 
-    ``thinking`` is what stands around it. ``others`` are in headers. ``form`` is how a
-    message to a function is written, if it is not just the arguments as JSON.
+    ``thinking`` is what is around thinking. ``others`` occur in headers. ``form`` is
+    how a message to a function is written, if it is not just the arguments as JSON.
     """
 
     thinking: tuple[str, str]
@@ -51,7 +51,7 @@ class Messages:
         return (self.start, self.message, *self.ends, *self.others)
 
     def calls(self, name: str, text: str, offered: Offered) -> Calls:
-        "What a message to a function is; nothing if it is not calls of offered tools"
+        "The calls in a message to a function; none unless all are to offered tools"
         try:
             found = self._calls(name, text, offered)
         except Mismatch:
@@ -94,7 +94,7 @@ MUSE = Messages(
 
 
 def messages_of(source: str) -> Messages | None:
-    "The messages that a template writes answers as, if it is one of those"
+    "How a template writes the messages of an answer, if it is one of these"
     if "<|channel|>analysis<|message|>" in source:
         return GPT_OSS
     return MUSE if "to=self<|message|>" in source and "<atem:" in source else None
@@ -102,7 +102,7 @@ def messages_of(source: str) -> Messages | None:
 
 @dataclass
 class _Said:
-    "Something that has become certain: text, or a call with the text it was read from"
+    "A stretch of text, or calls with the text they were read from"
 
     kind: Kind
     text: str
@@ -110,7 +110,7 @@ class _Said:
 
 
 class MessageReader:
-    """Reads an answer that consists of messages, and writes what it is into a record.
+    """Reads an answer that consists of messages, token by token, into a record.
 
     ``offered`` are the parameters of the tools, ``prompt`` is the end of the prompt.
     Once a marker has come as a control token, text that spells one is text.
@@ -135,19 +135,19 @@ class MessageReader:
         self._n_feeds = 0
         self._spelled = Marks((marker, "marker") for marker in messages.markers)
         self._controls = False
-        self._held = ""  # may be the beginning of a marker
+        self._held = ""  # possible beginning of a marker
         self._state: Literal["between", "header", "body"] = "between"
         self._header = ""
-        self._started = False  # by the control token that comes before a header
+        self._started = False  # the header follows a start marker
         self._kind: Kind = "text"
         self._name = self._body = ""
         for _ in self._text(prompt):
-            pass  # what the prompt says already
+            pass  # already in the prompt
         self._body = ""
 
     @property
     def in_answer(self) -> bool:
-        "Whether what comes now is the text of the answer"
+        "Whether the text of the answer comes next"
         return self._state == "body" and self._kind == "text"
 
     @property
@@ -164,7 +164,7 @@ class MessageReader:
         self._add(self._read(text, control))
 
     def end(self, ended_by: str | None) -> None:
-        "The answer has ended; None if it was cut off"
+        "End the answer; ``ended_by`` is None if it was cut off"
         self._add(self._rest(ended_by is not None))
 
     def _add(self, found: Iterable[_Said]) -> None:
@@ -193,7 +193,7 @@ class MessageReader:
             yield from self._text(text)
 
     def _rest(self, ended: bool) -> Iterator[_Said]:
-        "What was held back when the answer was over; ``ended`` if not cut off"
+        "What was held back; ``ended`` if the answer was not cut off"
         yield from self._release()
         if self._state == "body" and self._kind == "call":
             yield from self._close(ended)
@@ -201,7 +201,7 @@ class MessageReader:
             yield from self._not_a_header()
 
     def _text(self, text: str) -> Iterator[_Said]:
-        "Text that may spell markers"
+        "Text that may contain markers"
         text, done = self._held + text, 0
         self._held = ""
         for match in self._spelled.pattern.finditer(text):
@@ -264,7 +264,7 @@ class MessageReader:
             yield _Said("text", body, [])
 
     def _not_a_header(self) -> Iterator[_Said]:
-        "The model left the header out: what it wrote is the answer"
+        "The model left out the header: what it wrote is the answer"
         header, self._header = self._header, ""
         self._state, self._kind = "body", "text"
         if self._started:
@@ -274,7 +274,7 @@ class MessageReader:
 
 
 def _section(header: str) -> tuple[Kind, str]:
-    "What a message is, and the name of the function that it is for"
+    "The kind of a message, and the name of the function that it is for"
     recipients, channels = _RECIPIENT.findall(header), _CHANNEL.findall(header)
     recipient = recipients[-1] if recipients else ""
     if recipient not in ("", "assistant", "user", "self"):

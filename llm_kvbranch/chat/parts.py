@@ -1,6 +1,6 @@
 """What an answer consists of: thinking, text and tool calls.
 
-Events tell of them as they come, here and as JSON in other processes.
+The idea: events report them as they come, to other processes as JSON.
 
 This module does not know how they are read, or who is told.
 """
@@ -15,7 +15,7 @@ Kind = Literal["text", "reasoning", "call"]
 
 @dataclass(frozen=True)
 class Call:
-    "A call of a tool that the model asks for"
+    "A tool call that the model asks for"
 
     id: str
     name: str
@@ -24,7 +24,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Event:
-    "What has become certain about an answer: new text, or a whole call"
+    "Something new in an answer: text, or a whole call"
 
     kind: Kind
     text: str = ""
@@ -39,7 +39,7 @@ def event_to_json(event: Event) -> dict[str, Any]:
 
 
 def event_of(data: dict[str, Any]) -> Event | None:
-    "The event that JSON has, None if it has another kind of message"
+    "The event in a JSON message, None if the message is something else"
     if "piece" in data:
         return Event("text", data["piece"])
     if "reasoning" in data:
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass
 class Record:
-    "All that was read of an answer, and the events since they were last taken"
+    "Everything read of an answer, and the events not taken yet"
 
     text: str = ""
     reasoning: str = ""

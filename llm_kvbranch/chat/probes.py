@@ -1,9 +1,9 @@
-"""Conversations with known words, as a template writes them, to be compared.
+"""Conversations with known words, as a template renders them.
 
-The idea: the words are unlike any template's own, so that what stands around them is
-the template's.
+The idea: the words do not occur in any template, so what is around them comes from the
+template.
 
-The invariant: nothing is raised; what a template refuses or fails on is None.
+The invariant: nothing is raised; the result is None if a template refuses or fails.
 
 This module does not know what is looked for.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from .history import Arguments
 
-_SECONDS = 10.0  # that all renderings of a template may take together
+_SECONDS = 10.0  # for all renderings of a template together
 
 # Renders messages, as chat templates take them, with other values of the template
 Render = Callable[..., str]
@@ -30,7 +30,7 @@ THOUGHT = "Kvthought"
 NAMES = "kv_alpha", "kv_beta"
 KEYS = "kvkey_one", "kvkey_two"
 VALUES = "kvvalue_one", "kvvalue_two"
-IDS = "kvid00001", "kvid00002"  # in the strictest form that a template is known to ask
+IDS = "kvid00001", "kvid00002"  # in the strictest format that templates require
 
 _TOOLS = [
     {
@@ -50,7 +50,7 @@ _TOOLS = [
     for name in NAMES
 ]
 
-# What thinking and calls may have to be asked for with; the plain way comes first
+# Values that templates may need to show thinking and calls, plainest first
 _SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"tools": _TOOLS},
     {},
@@ -64,7 +64,7 @@ _TOKEN = re.compile(r"<\|[^<>|]*\|>|<[^<>\s]*>?|\[[^\[\]\s<>]*\]?|\s+|\w+|.", re
 
 
 class Probe:
-    "A template, and what it writes behind a known question"
+    "A template, and what it writes after a known question"
 
     def __init__(self, render: Render):
         self._render = render
@@ -84,7 +84,7 @@ class Probe:
         calls: Sequence[dict[str, Any]] = (),
         values: Mapping[str, Any] | None = None,
     ) -> str | None:
-        "An answer and what is around it; None if the template does not take it"
+        "An answer and what is around it; None if the template does not accept it"
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if reasoning:
             message |= dict.fromkeys(("reasoning_content", "thinking"), reasoning)
@@ -105,7 +105,7 @@ class Probe:
 
 
 def call(n: int, arguments: dict[str, Any], id: str = "") -> dict[str, Any]:
-    "A call of one of two tools"
+    "A call to one of two tools"
     return {
         "type": "function",
         "id": id or IDS[n],
@@ -114,13 +114,13 @@ def call(n: int, arguments: dict[str, Any], id: str = "") -> dict[str, Any]:
 
 
 def common_prefix(one: str, other: str) -> str:
-    "What two texts begin with, not ending inside a tag or a word"
+    "The common beginning of two texts, in whole tags and words"
     pairs = zip(_TOKEN.findall(one), _TOKEN.findall(other), strict=False)
     return "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def common_suffix(one: str, other: str) -> str:
-    "What two texts end with, not beginning inside a tag or a word"
+    "The common end of two texts, in whole tags and words"
     pairs = zip(
         reversed(_TOKEN.findall(one)), reversed(_TOKEN.findall(other)), strict=False
     )

@@ -1,10 +1,10 @@
-"""What a model says, as events: thinking, text, and calls of tools.
+"""What a model says, as events: thinking, text and tool calls.
 
 The idea: an answer is read token by token, with the control tokens that users never
 see, in the form that the template's dialect describes.
 
-The invariant: text that is neither thinking nor part of a call is given out as text,
-and a call only when it is complete.
+The invariant: text that is neither thinking nor part of a call is returned as text,
+and a call only once it is complete.
 
 This module does not know models, tokens' numbers, or who shows the events.
 """
@@ -24,8 +24,8 @@ class Reader:
     """Takes an answer, one token at a time, and returns events.
 
     ``tools`` are as chat templates take them. ``prompt`` is what the template wrote
-    after the last message, and what a continued answer has so far: it shows whether
-    thinking has begun already. Without ``several`` there is one call at most; further
+    after the last message, plus what a continued answer has so far: it shows whether
+    thinking has already begun. Without ``several`` there is at most one call; further
     ones are text.
     """
 
@@ -69,7 +69,7 @@ class Reader:
 
     @property
     def in_answer(self) -> bool:
-        """Whether the answer itself has begun, or begins with whatever comes next.
+        """Whether the answer itself has begun, or begins with the next token.
 
         A constraint begins here, and stop strings count.
         """
@@ -82,12 +82,12 @@ class Reader:
 
     @property
     def is_thinking(self) -> bool:
-        "Whether thinking has begun and is not over; false in a header"
+        "Whether thinking has begun and is not over; False in a header"
         return self._answer.is_thinking
 
     @property
     def missing(self) -> str:
-        "What must follow for the calls that have come to be complete, if anything"
+        "What must follow to complete the calls so far, if anything"
         return self._answer.missing
 
     def feed(self, text: str, control: bool = False) -> list[Event]:
@@ -96,9 +96,9 @@ class Reader:
         return self._record.take()
 
     def end(self, ended_by: str | None = None) -> list[Event]:
-        """The answer has ended: returns what was held back.
+        """End the answer; returns what was held back.
 
-        ``ended_by`` is the text of the token that the model ended it with; None if it
+        ``ended_by`` is the text of the token that the model ended it with, None if it
         was cut off.
         """
         self._answer.end(ended_by)

@@ -1,4 +1,4 @@
-"""Conversations of all kinds, which show what a template writes.
+"""Sample conversations of all kinds, to see what a template writes.
 
 This module does not know templates.
 """
@@ -26,14 +26,14 @@ TOOL: dict[str, Any] = {
 
 
 def call(id: str = "abcdef123", name: str = "look_up") -> dict[str, Any]:
-    "A call of the tool"
+    "A call to the tool"
     arguments = {"word": "sea", "exact": True}
     function = {"name": name, "arguments": arguments}
     return {"type": "function", "id": id, "function": function}
 
 
 def result(id: str = "abcdef123", output: str = "Salt water.") -> dict[str, Any]:
-    "What the tool says"
+    "What the tool returns"
     return {"role": "tool", "name": "look_up", "tool_call_id": id, "content": output}
 
 
@@ -55,7 +55,7 @@ def thought(text: str = "Water, I think.") -> dict[str, Any]:
 
 
 def conversations() -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    "Conversations, and what else a template is given"
+    "Conversations, each with the other values that a template is given"
     tools = {"tools": [TOOL]}
     for more in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
         yield [asked()], more

@@ -1,12 +1,11 @@
-"""Reading a text that is still being written.
+"""Parsing text that is still being written.
 
-The idea: what reads is a generator. It yields when it needs more text, returns what it
-has read, and raises Mismatch as soon as the text cannot be what it reads. So a text
-is told apart at the first character that decides, and read once however slowly it
-comes.
+The idea: parsers are generators. They yield when they need more text, return what they
+have read, and raise Mismatch as soon as the text cannot match. So the first character
+that differs decides, and text is read once however slowly it comes.
 
 The invariant: JSON is strict. What two readers of JSON could understand differently
-(NaN, a key that is there twice, half a surrogate pair) does not match.
+(NaN, a duplicate key, half a surrogate pair) does not match.
 
 This module does not know calls or models.
 """
@@ -22,10 +21,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Reading = Generator[None, None, T]
 
-# Stands in a mark for a number or an id, which is read and kept
+# A placeholder in a mark for a number or an id, which is read and kept
 ANY = "\ue010"
 
-_WORD = re.compile(r"```|(?:(?!```)\S)+")  # around a fence there may be white space
+_WORD = re.compile(r"```|(?:(?!```)\S)+")  # white space may surround a fence
 _SPACE = re.compile(r"\s*")
 _ANY = re.compile(r"[\w.:-]{0,128}")
 _STRING_END = re.compile(r'[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*', re.DOTALL)
@@ -41,7 +40,7 @@ class Mismatch(Exception):
 
 
 class Source:
-    "A text that grows until it is done; ``ended`` if its author ended it"
+    "A text that grows until ``done``; ``ended`` if it was not cut off"
 
     def __init__(self) -> None:
         self.text = ""
@@ -53,7 +52,7 @@ class Marks:
     "Texts to look for, each with its kind; where two match, the longer one counts"
 
     def __init__(self, kinds: Iterable[tuple[str, str]]):
-        # An earlier kind of the same mark comes first
+        # The first kind given for a mark counts
         self.kinds = {mark: kind for mark, kind in reversed([*kinds]) if mark}
         marks = sorted(self.kinds, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, marks)) or "(?!)")
@@ -61,14 +60,14 @@ class Marks:
         self._longest = max(map(len, marks), default=0)
 
     def find(self, source: Source, at: int) -> re.Match[str] | None:
-        "The next mark, unless it may become a longer one"
+        "The next mark, unless more text could make it a longer one"
         found = self.pattern.search(source.text, at)
         if found and not source.done and source.text[found.start() :] in self._begun:
             return None
         return found
 
     def begun(self, text: str, at: int) -> int:
-        "Where at the end of a text a mark may have begun; its length if none has"
+        "Where a mark may have begun at the end of a text; its length if none has"
         for begin in range(max(at, len(text) - self._longest), len(text)):
             if text[begin:] in self._begun:
                 return begin
@@ -76,12 +75,12 @@ class Marks:
 
 
 class Scanner:
-    "A place in a text, and readers that move it on"
+    "A place in a text, and parsers that advance it"
 
     def __init__(self, source: Source, at: int = 0):
         self.source = source
         self.at = at
-        self.kept: list[str] = []  # what stood for ANY
+        self.kept: list[str] = []  # the texts in place of ANY
 
     def more(self) -> Reading[None]:
         "Wait for more text"
@@ -90,13 +89,13 @@ class Scanner:
         yield
 
     def space(self) -> None:
-        "Move on behind the white space that has come so far"
+        "Advance past the white space so far"
         found = _SPACE.match(self.source.text, self.at)
         assert found is not None
         self.at = found.end()
 
     def skip(self) -> Reading[str]:
-        "Move on to the next character that is not white space"
+        "Advance to the next character that is not white space"
         while True:
             self.space()
             if self.at < len(self.source.text):
@@ -122,7 +121,7 @@ class Scanner:
             yield from self.more()
 
     def run(self, pattern: re.Pattern[str], stop: str = "") -> Reading[str]:
-        "Characters that match a pattern, up to others or a stop"
+        "Characters that match a pattern, up to the first that does not, or a stop"
         while True:
             found = pattern.match(self.source.text, self.at)
             text = found[0] if found else ""
@@ -136,13 +135,13 @@ class Scanner:
             return text
 
     def mark(self, mark: str) -> Reading[None]:
-        "A template's own text; its white space may be missing or more"
+        "A template's own text; the amount of white space in it may differ"
         for word in _WORD.findall(mark):
             yield from self.skip()
             yield from self.exact(word)
 
     def choose(self, marks: Sequence[str]) -> Reading[int]:
-        "Read the first of several marks that matches; returns which it is"
+        "Read the first of several marks that matches; returns its index"
         start = self.at
         for n, mark in enumerate(marks):
             self.at = start
@@ -154,7 +153,7 @@ class Scanner:
         raise Mismatch
 
     def upto(self, stop: str) -> Reading[str]:
-        "Everything before a stop, which is not read"
+        "Everything before a stop, which is left unread"
         begin = search = self.at
         while (end := self.source.text.find(stop, search)) < 0:
             search = max(begin, len(self.source.text) - len(stop) + 1)
@@ -221,7 +220,7 @@ class Scanner:
         return found
 
     def item(self, end: str, first: bool) -> Reading[bool]:
-        "Whether another item of a list follows; if not, its end is read"
+        "Whether another item follows; if not, reads the end of the list"
         char = yield from self.skip()
         if char == end or not first:
             if char not in (end, ","):
@@ -250,7 +249,7 @@ def scalar(text: str) -> Any:
 
 
 def run(reading: Reading[T]) -> T:
-    "What a reader makes of a text that is done"
+    "The result of parsing a text that is done"
     try:
         next(reading)
     except StopIteration as end:
@@ -260,7 +259,7 @@ def run(reading: Reading[T]) -> T:
 
 
 def read_json(text: str) -> Any:
-    "A text that is a JSON value and nothing else; raises Mismatch"
+    "Parse a text that is one JSON value; raises Mismatch"
     source = Source()
     source.text, source.done = text.strip(), True
     scanner = Scanner(source)

@@ -1,10 +1,10 @@
 """Values of arguments that are not written as JSON.
 
-The idea: some models write Python literals, some write objects without quotes around
-keys, some write bare text between tags, whose type only the tool's schema tells.
+The idea: some models write Python literals, some write objects with unquoted keys, and
+some write bare text between tags, whose type only the tool's schema tells.
 
-The invariant: a text is what the schema says, and stays text if that allows it and it
-is nothing else for certain.
+The invariant: a text has the type that the schema asks for. It stays text if the
+schema allows that and it is not clearly something else.
 
 This module does not know calls.
 """
@@ -33,7 +33,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 def python_arguments(scanner: Scanner) -> Reading[dict[str, Any]]:
-    "Keyword arguments in parentheses, their values literals of Python or JSON"
+    "Keyword arguments in parentheses, with Python or JSON literals as values"
     found: dict[str, Any] = {}
     yield from scanner.exact("(")
     while (yield from scanner.item(")", not found)):
@@ -109,7 +109,7 @@ def _unescaped(found: re.Match[str]) -> str:
 def bare_object(
     scanner: Scanner, quote: str, depth: int = DEPTH
 ) -> Reading[dict[str, Any]]:
-    "An object without quotes around keys; ``quote`` is around strings"
+    "An object with unquoted keys; ``quote`` is around strings"
     found: dict[str, Any] = {}
     yield from scanner.exact("{")
     while (yield from scanner.item("}", not found)):
@@ -138,11 +138,11 @@ def _bare(scanner: Scanner, quote: str, depth: int) -> Reading[Any]:
     return items
 
 
-# Text whose type the schema tells
+# Text whose type comes from the schema
 
 
 def typed(text: str, schema: Any, root: Schema) -> Any:
-    "What a bare text is, by the schema of its argument; ``root`` has its references"
+    "The value of bare text by its argument's schema, whose $refs are in ``root``"
     types = _types(schema, root)
     value: Any = text
     try:
@@ -150,7 +150,7 @@ def typed(text: str, schema: Any, root: Schema) -> Any:
     except Mismatch:
         return text
     if isinstance(value, str):
-        # Strings are written without quotes
+        # Strings are written unquoted
         return value if types and "string" not in types else text
     if types is None or "string" not in types or _type(value) & types:
         return value
@@ -163,7 +163,7 @@ def takes_text(schema: Any, root: Schema) -> bool:
 
 
 def part(schema: Any, root: Schema, key: str) -> Any:
-    "The schema of a value's part"
+    "The schema of a property or item"
     schema = _resolved(schema, root)
     for each in (schema, *_alternatives(schema)):
         inner = _resolved(each, root)

@@ -1,12 +1,12 @@
 """Enough of C++ to read the cases of llama.cpp's test-chat.cpp from its source.
 
-The idea: a test file of that kind is data written as code: constants, helper functions
-that build messages, and chains of calls such as ``tst.test(...).tools(...).run()``. Its
-functions are run here, statement by statement, with Python functions for the few
-helpers that are more than one ``return``.
+The idea: such a test file is data written as code: constants, helper functions that
+build messages, and chains of calls such as ``tst.test(...).tools(...).run()``. Its
+functions are interpreted statement by statement, with Python functions in place of the
+few helpers that are more than one ``return``.
 
-The invariant: a statement that cannot be evaluated is skipped, but never one that holds
-a chain of calls to ``test``: then ``Unreadable`` is raised, so that no case is lost.
+The invariant: a statement that cannot be evaluated is skipped, unless it contains a
+chain of calls to ``test``: then ``Unreadable`` is raised, so that no case is lost.
 
 This module does not know what the values mean.
 """
@@ -34,7 +34,7 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]+|[0-7]{1,3}|.)", re.DOTAL
 
 
 class Unreadable(Exception):
-    "A part of the file that is more than this module understands"
+    "A part of the file that this module does not understand"
 
 
 class Token(NamedTuple):
@@ -45,7 +45,7 @@ class Token(NamedTuple):
 
 @dataclass
 class Object:
-    "A value of a class: its name, what it was made with, and what was assigned"
+    "An object: its class, constructor arguments and assigned fields"
 
     kind: str
     values: list[Any]
@@ -105,7 +105,7 @@ def _unescape(text: str) -> str:
 
 
 class Program:
-    """A file's constants and functions, and the chains that running a function meets.
+    """A file's constants and functions, and the chains found by running a function.
 
     ``helpers`` are Python functions in place of the file's own.
     """
@@ -291,7 +291,7 @@ def _closing(tokens: list[Token], begin: int) -> int:
 
 
 def _outer(tokens: list[Token], sign: str) -> int | None:
-    "Where a sign stands outside of brackets"
+    "Where a sign is outside of brackets"
     at = 0
     while at < len(tokens):
         if _is(tokens[at], sign):
@@ -302,7 +302,7 @@ def _outer(tokens: list[Token], sign: str) -> int | None:
 
 
 def _split(tokens: list[Token], sign: str = ",") -> list[list[Token]]:
-    "The parts between signs that stand outside of brackets"
+    "The parts between signs that are outside of brackets"
     parts, rest = [], tokens
     while (at := _outer(rest, sign)) is not None:
         parts.append(rest[:at])
@@ -311,7 +311,7 @@ def _split(tokens: list[Token], sign: str = ",") -> list[list[Token]]:
 
 
 def _statements(tokens: list[Token]) -> Iterator[list[Token]]:
-    "Up to a semicolon, or a block with what stands before it"
+    "Statements: up to a semicolon, or a block with what precedes it"
     begin = at = 0
     while at < len(tokens):
         token = tokens[at]

@@ -1,14 +1,14 @@
-"""llama.cpp's own cases of what models say, as a measure for ``chat/reader.py``.
+"""llama.cpp's own test cases of model output, run against ``chat/reader.py``.
 
-The idea: ``tests/test-chat.cpp`` in llama-cpp-python's source distribution has some 460
-answers of some 50 models, with what each says: its thinking, its text, its calls. The
-file is read from there, none of it is copied here. Each answer is fed to a Reader in
-small pieces, as a model writes it.
+The idea: ``tests/test-chat.cpp`` in llama-cpp-python's source distribution has about
+460 answers of about 50 models, each with its thinking, text and calls. The file is read
+from there; none of it is copied here. Each answer is fed to a Reader in small pieces,
+as a model writes it.
 
 The invariant: no case is lost; a chain of calls that cannot be evaluated raises.
 
-This module does not know what must be right: ``test_llamacpp.py`` does. As a command
-(``python -m tests.chat.llamacpp``) it prints figures by template, and what differs.
+This module does not know how many must pass: ``test_llamacpp.py`` does. As a command
+(``python -m tests.chat.llamacpp``) it prints figures per template and the differences.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llm_kvbranch.errors import ChatError
 
 from .cplusplus import Chain, Object, Program
 
-# Names an unpacked source distribution, in place of one that is downloaded
+# Path of an unpacked source distribution to use instead of downloading one
 SOURCE = "LLAMA_CPP_PYTHON_SOURCE"
 
 THINKING = "COMMON_CHAT_CONTINUATION_REASONING"
@@ -58,7 +58,7 @@ def source() -> Path:
 
 @dataclass
 class Said:
-    "What an answer is: calls are names, arguments (JSON) and ids"
+    "What is in an answer; calls are names, arguments (JSON) and ids"
 
     content: str = ""
     reasoning: str = ""
@@ -67,7 +67,7 @@ class Said:
 
 @dataclass(eq=False)
 class Case:
-    "An answer as a model writes it, and what llama.cpp makes of it"
+    "An answer as a model writes it, and what llama.cpp reads in it"
 
     line: int
     template: str
@@ -75,9 +75,9 @@ class Case:
     expected: Said = field(default_factory=Said)
     tools: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=lambda: [USER])
-    continues: str = ""  # THINKING or ANSWER: the last message goes on
+    continues: str = ""  # THINKING or ANSWER if the answer continues the last message
     thinks: bool = True  # enable_thinking, which llama.cpp's tests leave true
-    separates: bool = False  # whether llama.cpp was asked to separate the thinking
+    separates: bool = False  # whether llama.cpp was asked to separate thinking
     partial: bool = False
     schema: str = ""
 
@@ -135,7 +135,7 @@ def _said(message: Object) -> Said:
 
 
 def _calls(values: Sequence[Sequence[Any]]) -> list[tuple[str, str, str]]:
-    "An id left out, or written {}, is none"
+    "An id left out, or written as {}, means none"
     return [(v[0], v[1], (v[2] if len(v) > 2 else "") or "") for v in values]
 
 
@@ -210,8 +210,8 @@ def _case(chain: Chain) -> Case:
     return case
 
 
-# What llama.cpp's conversion makes a control token whatever the tokenizer says, and
-# what is one in the models that have it. Everything else is text.
+# What llama.cpp's conversion always makes a control token, and what is one in the
+# models that have it. Everything else is text.
 RULE = re.compile(
     r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?[A-Z_]+\]|</?s>"
     r"|<SPECIAL_\d+>|\]~!?b[\[\]]|\[e~\["  # Nemotron's, MiniMax's
@@ -219,7 +219,7 @@ RULE = re.compile(
 # Tags that are tokens of their own in most models, control tokens in some
 TAGS = re.compile(RULE.pattern + r"|</?[a-z_]+(?::[a-z_]+)?>")
 NONE = re.compile(r"(?!)")
-# How an answer is fed: what of it is a control token, and the size of other pieces
+# How an answer is fed: which parts are control tokens, and the size of other pieces
 FEEDS = {"rule": (RULE, 3), "tags": (TAGS, 4), "text": (NONE, 1)}
 
 _MARK = "\ue000mark\ue001"
@@ -239,7 +239,7 @@ def pieces(text: str, feed: str) -> list[tuple[str, bool]]:
 
 
 def rendered(case: Case, messages: Sequence[dict[str, Any]], ask: bool = True) -> str:
-    "The messages as the case's template writes them; raises ChatError"
+    "Render messages with the case's template; raises ChatError"
     values: dict[str, Any] = {"enable_thinking": case.thinks}
     if case.tools:
         values["tools"] = case.tools
@@ -247,7 +247,7 @@ def rendered(case: Case, messages: Sequence[dict[str, Any]], ask: bool = True) -
 
 
 def renderer(name: str) -> Callable[..., str]:
-    "What renders messages with a template; raises ChatError"
+    "A function that renders messages with a template; it raises ChatError"
 
     def render(messages: Sequence[dict[str, Any]], **values: Any) -> str:
         # llama.cpp gives firefunction's template these as well
@@ -269,14 +269,13 @@ def dialect_of(name: str) -> Dialect:
 def prompt(case: Case) -> str:
     """What the template writes between the last question and the answer.
 
-    For an answer that is continued, what it has so far comes after that, as the model
-    wrote it.
+    If the answer is continued, followed by what it has so far, as the model wrote it.
     """
     history = case.messages[:-1] if case.continues else case.messages
     marked = [*history[:-1], {**history[-1], "content": history[-1]["content"] + _MARK}]
     try:
         begun = rendered(case, marked).partition(_MARK)[2]
-    except ChatError:  # it does not take tools
+    except ChatError:  # the template does not accept tools
         begun = rendered(replace(case, tools=[]), marked).partition(_MARK)[2]
     if not case.continues:
         return begun
@@ -316,7 +315,7 @@ def turn_end(name: str) -> str | None:
 
 
 def expected(case: Case) -> Said:
-    "What is to be read: without what the prompt of a continued answer has already"
+    "What must be read: not what the prompt of a continued answer already has"
     if not case.continues:
         return case.expected
     before = case.messages[-1]
@@ -362,7 +361,7 @@ def differences(case: Case, feed: str = "rule") -> dict[str, tuple[Any, Any]]:
 
 
 def table(feed: str) -> dict[str, Counter[str]]:
-    "Template -> how many cases have calls, thinking; of how many it is understood"
+    "Template -> how many cases have calls and thinking, and how many were understood"
     counts: dict[str, Counter[str]] = {}
     for case in cases():
         found = differences(case, feed)
@@ -392,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--feed", choices=FEEDS, default="rule")
     parser.add_argument("--template", default="", help="part of a template's name")
-    parser.add_argument("-v", action="store_true", help="show what differs")
+    parser.add_argument("-v", action="store_true", help="show the differences")
     chosen = parser.parse_args(arguments)
     counts = table(chosen.feed)
     names = [name for name in counts if chosen.template.lower() in name.lower()]

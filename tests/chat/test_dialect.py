@@ -1,4 +1,4 @@
-"""What a template shows of how its model thinks and calls tools is found out."""
+"""Templates show how their models think and call tools."""
 
 from __future__ import annotations
 

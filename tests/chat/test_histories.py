@@ -1,11 +1,11 @@
 """Follow-ups with each of the templates that come with llama.cpp.
 
 The idea: a model with the template says something, and is asked again in a later
-process. ``llamacpp.py`` has the templates. What the prompt must be is rendered by the
-template itself from the ideal history, with a word where the answer stands.
+process. ``llamacpp.py`` has the templates. The template itself renders the expected
+prompt from the ideal history, with a word in place of the answer.
 
-The invariant: a follow-up goes on from what the model read and wrote, and nothing but
-what the template writes after an answer is prefilled.
+The invariant: a follow-up continues from what the model read and wrote, and only what
+the template writes after an answer is prefilled.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def ending(template: str) -> str:
 
 
 class Vocab(FakeVocab):
-    "What looks like a control token in a template is one; the rest are bytes"
+    "Control tokens are what looks like one in a template; all else is bytes"
 
     def __init__(self, template: str):
         super().__init__()
@@ -84,7 +84,7 @@ class Vocab(FakeVocab):
 
 
 class Scripted(FakeEngine):
-    "Generates given tokens first, then those that its rows lead to"
+    "Generates given tokens first, then those that follow from its rows"
 
     def __init__(self, template: str, script=()):
         super().__init__()
@@ -153,7 +153,7 @@ def _chat(message: llm.Message) -> dict[str, Any]:
 
 
 def ideal(template: str, scenario: Scenario, questions, n: int) -> str:
-    "What is rendered after the last of n answers"
+    "What the template renders after the last of n answers"
     chats = [_chat(SYSTEM)] if scenario.system else []
     for question, said in zip(questions, scenario.answers[:n], strict=False):
         chats += [_chat(question), {"role": "assistant", "content": said}]
@@ -167,7 +167,7 @@ def ideal(template: str, scenario: Scenario, questions, n: int) -> str:
 
 
 def says(template: str, chat: Chat, messages, scenario: Scenario, said: str) -> str:
-    "What the model writes: it closes thinking that the prompt opened"
+    "What the model writes: it first closes thinking that the prompt opened"
     rendering = Rendering(tools=scenario.tools)
     prompt = spell(chat.vocab, chat.encode(messages, rendering))
     thinking = chat.dialect.thinking
@@ -205,9 +205,9 @@ def test_a_follow_up_is_the_answer_and_what_the_template_adds(template, name, tm
 
 
 def follows(template: str, before: Answer, after: Answer, tail: str) -> None:
-    """A follow-up has the own tokens of an answer, and what the template adds.
+    """A follow-up has an answer's own tokens, and what the template adds.
 
-    Nothing is changed before them, but for thinking that the template drops.
+    Nothing before them changes, except that the template may drop thinking.
     """
     known, plan = before.generation.tokens, after.generation.plan.tokens
     vocab = Vocab(template)
@@ -231,7 +231,7 @@ def follows(template: str, before: Answer, after: Answer, tail: str) -> None:
 
 
 def as_logged(reader: Reader) -> llm.Message:
-    "What was read, as llm logs it"
+    "The answer that was read, as llm logs it"
     parts: list[Any] = []
     for part in reader.parts:
         if part.kind == "text":
@@ -247,8 +247,8 @@ def as_logged(reader: Reader) -> llm.Message:
 def history(case: Case) -> tuple[str, str] | None:
     """The answer and what follows it: as rendered from the log, and the ideal one.
 
-    The ideal one has what llama.cpp makes of the answer. None if the template refuses,
-    or llama.cpp was not asked to separate the thinking that there is.
+    The ideal one has what llama.cpp reads in the answer. None if the template refuses
+    it, or if there is thinking and llama.cpp was not asked to separate it.
     """
     source = llamacpp.templates()[case.template]
     reader = read(case, ended_by=llamacpp.ending(case))
@@ -307,7 +307,7 @@ def history(case: Case) -> tuple[str, str] | None:
 
 
 def names_tools(render: Callable[..., str], case: Case) -> bool:
-    "Whether the template says which tools there are, or writes calls of them only"
+    "Whether the template lists the tools; some write only the calls"
     name = case.tools[0]["function"]["name"]
     return name in render([_chat(USER)], tools=case.tools, add_generation_prompt=True)
 

@@ -1,9 +1,9 @@
-"""What a Reader makes of llama.cpp's own test cases.
+"""A Reader reads llama.cpp's own test cases.
 
 The idea: ``llamacpp.py`` reads them from llama-cpp-python's source distribution, and
 ``python -m tests.chat.llamacpp`` prints the figures that are asserted here.
 
-The invariant: a call is never wrong, never invented, and never there before it is
+The invariant: a call is never wrong, never invented, and never returned before it is
 complete.
 """
 
@@ -18,7 +18,7 @@ from . import llamacpp
 from .cplusplus import Program, Unreadable, tokens_of
 from .llamacpp import FEEDS, Case, answer_of, ending, read
 
-# At least so many cases are understood, of those in llama-cpp-python 0.3.36
+# The cases that must be understood, of those in llama-cpp-python 0.3.36
 CALLS = 267  # of 268
 THINKING = 171  # of 174
 

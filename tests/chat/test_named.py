@@ -47,7 +47,7 @@ def test_a_text_before_a_call_and_a_call():
 
 @pytest.mark.parametrize("end", [None, "<|call|>"])
 def test_a_call_that_is_not_complete_is_text(end):
-    "Whoever ended it: the arguments are no JSON yet"
+    "Whoever ended it: the arguments are not valid JSON yet"
     for length in range(1, 14):
         _, text, calls = answer(CALL[:-length], ended_by=end)
         assert calls == []

@@ -1,4 +1,4 @@
-"""What a model says is told apart: thinking, text and calls, and nothing is lost."""
+"""Answers are split into thinking, text and calls, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -486,7 +486,7 @@ class TestQuotes:
 
 
 class TestTokens:
-    "Fails if control tokens are shown, or parts do not say which tokens they are"
+    "Fails if control tokens are shown, or parts do not know their tokens"
 
     def test_control_tokens_are_not_shown(self):
         reader = Reader(THINKS, TOOLS)
