@@ -34,6 +34,19 @@ def _calls(result):
     ]
 
 
+def _give_weather(agent):
+    "Give an agent a tool; returns the list of cities that it will be called for"
+    called = []
+
+    @agent.tool_plain
+    def get_weather(city: str) -> str:
+        "The weather in a city"
+        called.append(city)
+        return "It rains."
+
+    return called
+
+
 async def text():
     result = await Agent(MODEL).run("Name a city.")
     assert result.output
@@ -76,14 +89,7 @@ async def native_output():
 
 async def tool_then_output_type():
     agent = Agent(MODEL, output_type=City)
-    called = []
-
-    @agent.tool_plain
-    def get_weather(city: str) -> str:
-        "The weather in a city"
-        called.append(city)
-        return "It rains."
-
+    called = _give_weather(agent)
     result = await agent.run("How is the weather in Paris?", usage_limits=LIMITS)
     assert isinstance(result.output, City)
     assert called
@@ -92,14 +98,7 @@ async def tool_then_output_type():
 
 async def tool_then_text():
     agent = Agent(MODEL)
-    called = []
-
-    @agent.tool_plain
-    def get_weather(city: str) -> str:
-        "The weather in a city"
-        called.append(city)
-        return "It rains."
-
+    called = _give_weather(agent)
     result = await agent.run("How is the weather in Paris?", usage_limits=LIMITS)
     assert called
     assert result.output
