@@ -38,6 +38,17 @@ def walk(weights: Weights, grammar: str, seed: int) -> str | None:
     return None
 
 
+def walks(weights: Weights, grammar: str, n: int) -> list[str]:
+    "The answers of n walks that find an end; of fewer if most do not"
+    found: list[str] = []
+    for seed in range(4 * n):
+        if (said := walk(weights, grammar, seed)) is not None:
+            found.append(said)
+            if len(found) == n:
+                break
+    return found
+
+
 def _some(weights: Weights, name: str, pieces: set[bytes]) -> list[int]:
     "Tokens that end answers or are one of the pieces"
     found: list[int] | None = getattr(weights, name, None)
