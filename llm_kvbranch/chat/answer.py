@@ -85,10 +85,7 @@ class AnswerReader:
 
     @property
     def in_answer(self) -> bool:
-        """Whether the answer itself has begun, or begins with the next token.
-
-        A constraint begins here, and stop strings count.
-        """
+        "Whether the answer itself has begun, or begins with the next token"
         if self._thinking:
             return False
         return bool(self._record.text) or (self._headed and not self._may_think)

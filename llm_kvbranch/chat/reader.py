@@ -69,15 +69,15 @@ class Reader:
 
     @property
     def in_answer(self) -> bool:
-        """Whether the answer itself has begun, or begins with the next token.
-
-        A constraint begins here, and stop strings count.
-        """
+        "Whether the answer itself has begun, or begins with the next token"
         return self._answer.in_answer
 
     @property
     def may_answer(self) -> bool:
-        "Whether the answer may begin here: neither thinking nor a header is open"
+        """Whether the answer may begin here: neither thinking nor a header is open.
+
+        A constraint holds from here on, and stop strings count.
+        """
         return self._answer.may_answer
 
     @property
