@@ -32,9 +32,9 @@ def asgi_wrapper(datasette: Any) -> Any:
     "Called last, so that the guard is around the wrappers of other plugins"
     from .door import guarded
     from .page import ENTRANCE
-    from .routes import is_ours
+    from .routes import form_of, is_ours
 
-    return lambda app: guarded(app, datasette, is_ours, ENTRANCE)
+    return lambda app: guarded(app, datasette, is_ours, ENTRANCE, form_of)
 
 
 @hookimpl(tryfirst=True)
@@ -104,11 +104,11 @@ def permission_resources_sql(
 def handle_exception(datasette: Any, request: Any, exception: Exception) -> Any:
     "For our own paths; None leaves it to datasette"
     from .api import failure_response
-    from .routes import is_ours
+    from .routes import form_of, is_ours
 
     if not is_ours(datasette, request.scope):
         return None
-    return failure_response(datasette, exception)
+    return failure_response(datasette, exception, form_of(request.scope))
 
 
 @hookimpl

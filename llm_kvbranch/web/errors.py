@@ -1,7 +1,7 @@
-"""What a client is told when a request fails: a status and OpenAI's error object.
+"""What a client is told when a request fails: a status, and an error in its dialect.
 
-The idea: whatever goes wrong becomes one RequestError, and one function builds the
-error object for the door, the API and the pages.
+The idea: whatever goes wrong becomes one RequestError, for the door, the API and the
+pages. A form is how a dialect prints one.
 
 The invariant: the text of an unforeseen exception is never shown to anyone, since
 it may contain a prompt or a path.
@@ -11,6 +11,7 @@ This module does not know datasette or how a response is sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import (
@@ -30,22 +31,11 @@ _KINDS = {
 }
 
 
-def kind_of(status: int) -> str:
-    "The type that OpenAI gives an error with a status"
-    usual = "invalid_request_error" if status < 500 else "server_error"
-    return _KINDS.get(status, usual)
-
-
-def error_object(
-    message: str, kind: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    "The body of a failed request, as OpenAI's clients read it"
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return {"error": error}
-
-
 class RequestError(Exception):
-    "A request that fails: its HTTP status, headers and error object"
+    """A request that fails: its HTTP status and headers, and what is wrong.
+
+    ``param`` is the parameter that is to blame, ``code`` a word for programs.
+    """
 
     def __init__(
         self,
@@ -57,8 +47,34 @@ class RequestError(Exception):
     ):
         super().__init__(message)
         self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
         self.headers = headers or {}
-        self.body = error_object(message, kind_of(status), param, code)
+
+    @property
+    def kind(self) -> str:
+        "The type that OpenAI gives an error with this status"
+        usual = "invalid_request_error" if self.status < 500 else "server_error"
+        return _KINDS.get(self.status, usual)
+
+
+Form = Callable[[RequestError], dict[str, Any]]
+
+
+def openai_form(error: RequestError) -> dict[str, Any]:
+    "The body of a failed request, as OpenAI's clients read it"
+    about = {"message": error.message, "type": error.kind}
+    return {"error": {**about, "param": error.param, "code": error.code}}
+
+
+def llama_form(error: RequestError) -> dict[str, Any]:
+    "The same, as llama-server writes it: its code is the status"
+    kind = error.kind
+    if error.code == "context_length_exceeded":
+        kind = "exceed_context_size_error"
+    about = {"code": error.status, "message": error.message, "type": kind}
+    return {"error": {**about, "param": error.param}}
 
 
 def to_request_error(error: Exception) -> RequestError:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .api import branches, chat, internal, openapi, status
 from .door import HOME, LOGIN, door_of, paths_of
+from .errors import Form, openai_form
 from .page import login, page_api, page_changes, pages, static_files
 from .serving import server_of
 
@@ -68,6 +69,14 @@ def is_ours(datasette: Any, scope: dict[str, Any]) -> bool:
         for path in paths_of(scope, datasette.setting("base_url"))
         for pattern in _patterns(_is_served(datasette))
     )
+
+
+def form_of(scope: dict[str, Any]) -> Form:
+    "The form of the errors at a path: that of the view that is there"
+    for route, pattern in zip(ROUTES, _patterns(True)[len(_OURS) :], strict=True):
+        if pattern.match(scope["path"]):
+            return getattr(route[1], "form", openai_form)
+    return openai_form
 
 
 def _is_served(datasette: Any) -> bool:

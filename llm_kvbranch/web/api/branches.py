@@ -17,7 +17,7 @@ from ...log import Branch, Forest, History, Node, Place, branching
 from ..door import GENERATE
 from ..errors import RequestError
 from . import schemas
-from .chat import respond
+from .chat import answer
 from .endpoint import Call, view
 from .status import response_in_slot
 
@@ -113,7 +113,7 @@ async def _respond(call: Call, plan: Callable[[History], Branch]) -> Any:
     "Answer a branch, which ``plan`` makes from the log"
     branch = await call.read(plan)
     system = getattr(call.body, "system", None)
-    return await respond(call, branch=branch, system=system)
+    return await answer(call, branch=branch, system=system)
 
 
 async def _parent(call: Call) -> str:

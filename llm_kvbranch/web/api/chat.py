@@ -1,23 +1,22 @@
-"""Chat completions: prompts answered as a whole or as a stream.
+"""OpenAI's chat API: its requests as AnswerRequests, its answers by a Writer.
 
-The idea: every endpoint that generates turns its request into AnswerRequests, one per
-choice, and responds as OpenAI's chat API does.
+The idea: the endpoints that branch answer in this form as well.
 
 This module does not know how answers are generated.
 """
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ...chat import Event
 from ..door import GENERATE
 from ..errors import RequestError
 from ..serving import Answer, AnswerRequest
 from . import schemas
-from .endpoint import Call, json_response, view
+from .answering import Writer, respond
+from .endpoint import Call, view
 from .openai import (
     about,
     chunk,
@@ -30,7 +29,7 @@ from .openai import (
     tools_of,
     usage,
 )
-from .streams import Event, merged
+from .streams import Sent
 
 
 @view("POST", GENERATE, schemas.ChatRequest)
@@ -46,7 +45,7 @@ async def chat_completions(call: Call) -> Any:
     name = last.text() if last else None
     names = must_call(body)
     is_named = bool(names) and not isinstance(body.tool_choice, str)
-    return await respond(
+    return await answer(
         call,
         messages=messages,
         name=name,
@@ -65,21 +64,13 @@ async def generate(call: Call) -> Any:
     body = call.body
     messages = [llm.system(body.system)] if body.system else []
     messages.append(llm.user(body.prompt))
-    return await respond(call, messages=messages, name=body.prompt)
+    return await answer(call, messages=messages, name=body.prompt)
 
 
-async def respond(call: Call, **fields: Any) -> Any:
+async def answer(call: Call, **fields: Any) -> Any:
     "Generate as many answers as the body wants; ``fields`` are those of AnswerRequest"
-    answers: list[Answer] = []
-    try:
-        for request in _requests(call, **fields):
-            answers.append(Answer(call.server, call.datasette, request))
-        if call.body.stream:
-            return await call.stream(_events(call, answers))
-        return await _whole(call, answers)
-    finally:
-        for answer in answers:
-            answer.cancel()
+    requests = _requests(call, **fields)
+    return await respond(call, requests, ChatWriter, bool(call.body.stream))
 
 
 def _requests(call: Call, **fields: Any) -> list[AnswerRequest]:
@@ -105,37 +96,43 @@ def _requests(call: Call, **fields: Any) -> list[AnswerRequest]:
     return requests
 
 
-async def _whole(call: Call, answers: list[Answer]) -> Any:
-    async def work() -> None:
-        async for _ in merged([answer.events() for answer in answers]):
-            pass
+class ChatWriter(Writer):
+    "Writes a chat completion, or its chunks"
 
-    await call.finish(work())
-    model = call.server.model.model_id
-    return json_response(completion(answers, model, int(time.time())))
+    def __init__(self, call: Call, answers: Sequence[Answer]):
+        super().__init__(call, answers)
+        self._begun: set[int] = set()
+        self._n_calls = [0] * len(answers)
 
+    def whole(self) -> Any:
+        return completion(self.answers, self.model, self.created)
 
-async def _events(call: Call, answers: list[Answer]) -> AsyncGenerator[Event]:
-    "The events of OpenAI's stream"
-    model = call.server.model.model_id
-    make = functools.partial(chunk, answers, model, int(time.time()))
-    begun: set[int] = set()
-    n_calls = [0] * len(answers)
-    async for i, event in merged([answer.events() for answer in answers]):
-        answer = answers[i]
-        said = delta(event, n_calls[i])
-        n_calls[i] += "tool_calls" in said
-        if i not in begun:
-            begun.add(i)
+    def said(self, index: int, event: Event) -> Iterable[Sent]:
+        said = delta(event, self._n_calls[index])
+        self._n_calls[index] += "tool_calls" in said
+        return [self._chunk(index, said)]
+
+    def ended(self, index: int) -> Iterable[Sent]:
+        answer = self.answers[index]
+        reason, more = finish_reason(answer.facts), about(answer)
+        return [self._chunk(index, {}, reason, **more)]
+
+    def end(self) -> Iterable[Sent]:
+        options = self.call.body.stream_options
+        if options is not None and options.include_usage:
+            yield self._made([], usage=usage(self.answers))
+        yield "[DONE]"
+
+    def _chunk(
+        self, index: int, said: dict[str, Any], reason: str | None = None, **more: Any
+    ) -> dict[str, Any]:
+        if index not in self._begun:
+            self._begun.add(index)
             said = {"role": "assistant", **(said or {"content": ""})}
-        each = {"index": i, "delta": said, "finish_reason": None}
-        more: dict[str, Any] = {}
-        if event is None:
-            each["finish_reason"] = finish_reason(answer.facts)
-            more = about(answer)
-        slot = answer.slot_id
-        yield make([each], **{"slot_id": slot, "response_id": answer.id, **more})
-    options = call.body.stream_options
-    if options is not None and options.include_usage:
-        yield make([], usage=usage(answers))
-    yield "[DONE]"
+        answer = self.answers[index]
+        made = {"index": index, "delta": said, "finish_reason": reason}
+        known = {"slot_id": answer.slot_id, "response_id": answer.id}
+        return self._made([made], **{**known, **more})
+
+    def _made(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return chunk(self.answers, self.model, self.created, choices, **more)

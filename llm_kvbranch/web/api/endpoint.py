@@ -9,18 +9,17 @@ This module does not know what an endpoint answers.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...errors import TimeLimitError, UnavailableError
 from ...log import History, deadline
 from ..compat import allowed, is_interrupted
-from ..errors import RequestError, error_object, to_request_error
+from ..errors import Form, RequestError, openai_form, to_request_error
 from ..serving import Log, Server, find_log, server_of
-from .streams import Event, EventStream, attend, leaving
+from .streams import attend, leaving
 
 _HEAD = ("GET", "HEAD")  # HEAD is allowed wherever GET is
 Result = TypeVar("Result")
@@ -39,6 +38,7 @@ class Call:
     send: Any
     receive: Any
     log: Log
+    form: Form = openai_form
     body: Any = None
 
     @property
@@ -90,29 +90,9 @@ class Call:
         if not await attend(self.receive, self.server.stopping, work):
             raise UnavailableError()
 
-    async def stream(self, events: AsyncGenerator[Event], lines: bool = False) -> None:
-        """Send events as server-sent events, or as lines of JSON.
-
-        An error before the first event is raised, so that the response gets its
-        status; a later one is an event of its own.
-        """
-        stream = EventStream(self.send, lines)
-        try:
-            async with contextlib.aclosing(events):
-                await self.finish(stream.run(events))
-        except Exception as error:
-            if not stream.begun:
-                raise
-            await stream.put(to_request_error(error).body)
-            await stream.end()
-
 
 Endpoint = Callable[[Call], Awaitable[Any]]
 Refuse = Callable[[Any, Any, Exception], Awaitable[Any]]
-
-
-async def _refuse(datasette: Any, request: Any, error: Exception) -> Any:
-    return error_response(to_request_error(error))
 
 
 def view(
@@ -120,13 +100,14 @@ def view(
     action: str | None = None,
     schema: Any = None,
     refuse: Refuse | None = None,
+    form: Form = openai_form,
 ) -> Callable[[Endpoint], Any]:
     """Make a datasette view of a function of a Call.
 
     With ``action``, it is for actors who may do that, and needs a served model.
     Without, it is for actors who may see the log that ``db`` names, and only reads.
-    ``schema`` is the pydantic model of the body. ``refuse`` makes the response to an
-    error, OpenAI's error object by default.
+    ``schema`` is the pydantic model of the body. An error is printed in a ``form``,
+    unless ``refuse`` makes the response.
     """
 
     def wrap(function: Endpoint) -> Any:
@@ -134,15 +115,18 @@ def view(
             try:
                 check_method(request, method)
                 log = await _authorize(datasette, request, action)
-                call = Call(datasette, request, send, receive, log)
+                call = Call(datasette, request, send, receive, log, form)
                 if schema is not None:
                     call.body = _parse(schema, await request.post_body())
                 return await function(call)
             except Exception as error:
                 told = _time_limit(datasette) if is_interrupted(error) else error
-                return await (refuse or _refuse)(datasette, request, told)
+                if refuse is not None:
+                    return await refuse(datasette, request, told)
+                return error_response(to_request_error(told), form)
 
         handle.__name__, handle.__doc__ = function.__name__, function.__doc__
+        handle.form = form  # type: ignore[attr-defined]
         if refuse is None:  # part of the API, which OpenAPI describes
             handle.method, handle.schema = method, schema  # type: ignore[attr-defined]
         return handle
@@ -241,23 +225,24 @@ def _json_text(text: str, status: int = 200, headers: Any = None) -> Any:
     )
 
 
-def error_response(error: RequestError) -> Any:
+def error_response(error: RequestError, form: Form = openai_form) -> Any:
     headers = dict(error.headers)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return json_response(error.body, error.status, headers)
+    return json_response(form(error), error.status, headers)
 
 
-def failure_response(datasette: Any, exception: Exception) -> Any:
+def failure_response(
+    datasette: Any, exception: Exception, form: Form = openai_form
+) -> Any:
     "The response to an exception outside of any endpoint, whose text it may not show"
     from datasette.utils.asgi import Base400, NotFound, Response
 
     if is_interrupted(exception):
-        return error_response(_time_limit(datasette))
+        return error_response(_time_limit(datasette), form)
     expected = isinstance(exception, Base400)
     status = getattr(exception, "status", 500) if expected else 500
     message = str(exception) if expected else "The server failed to answer this request"
     if isinstance(exception, NotFound):
         message = "There is nothing at this path"
-    kind = "invalid_request_error" if expected else "server_error"
-    return Response.json(error_object(message, kind), status=status)
+    return Response.json(form(RequestError(status, message)), status=status)

@@ -27,8 +27,9 @@ from ...model import request_of
 from ...models import KVLlamaOptions
 from ..door import GENERATE
 from ..errors import RequestError
+from .answering import stream_events
 from .endpoint import Call, json_response, view
-from .streams import Event
+from .streams import Sent
 
 # Limits for answers that are not logged yet and may hold rows in memory until then.
 # A command logs its answer at once, or never.
@@ -127,7 +128,7 @@ async def run(call: Call) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(400, str(error)) from None
 
-    async def events() -> AsyncGenerator[Event]:
+    async def events() -> AsyncGenerator[Sent]:
         last = None
         stream = server.host.stream(request, call.client)
         async with contextlib.aclosing(stream) as said:
@@ -143,7 +144,10 @@ async def run(call: Call) -> Any:
             "ticket": _keep(server.uncommitted, last),
         }
 
-    return await call.stream(events(), lines=True)
+    def failed(error: RequestError) -> list[Sent]:
+        return [call.form(error)]
+
+    return await stream_events(call, events(), failed, lines=True)
 
 
 def _keep(uncommitted: dict[str, HostedAnswer], answer: HostedAnswer) -> str:

@@ -6,6 +6,7 @@ This module does not know how an answer is generated, or HTTP.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import llm
@@ -146,7 +147,7 @@ def finish_reason(facts: dict[str, Any]) -> str:
     return "length" if reason in ("length", "context") else "stop"
 
 
-def usage(answers: list[Answer]) -> dict[str, Any]:
+def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     "Token counts of several answers to one prompt, as OpenAI has them"
     facts = [answer.facts for answer in answers]
     prompt = facts[0].get("prompt_tokens", 0)
@@ -162,7 +163,7 @@ def usage(answers: list[Answer]) -> dict[str, Any]:
 
 
 def chunk(
-    answers: list[Answer],
+    answers: Sequence[Answer],
     model: str,
     created: int,
     choices: list[dict[str, Any]],
@@ -196,10 +197,8 @@ def choice(answer: Answer, index: int) -> dict[str, Any]:
     }
 
 
-def delta(event: Event | None, n_calls: int) -> dict[str, Any]:
+def delta(event: Event, n_calls: int) -> dict[str, Any]:
     "What an event adds to a message that has some calls already"
-    if event is None:
-        return {}
     if event.call is not None:
         return {"tool_calls": [_tool_call(event.call, n_calls)]}
     name = "reasoning_content" if event.kind == "reasoning" else "content"
@@ -225,7 +224,7 @@ def about(answer: Answer) -> dict[str, Any]:
     }
 
 
-def completion(answers: list[Answer], model: str, created: int) -> dict[str, Any]:
+def completion(answers: Sequence[Answer], model: str, created: int) -> dict[str, Any]:
     "A whole completion"
     return {
         "id": answers[0].id,

@@ -13,7 +13,8 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
-Event = dict[str, Any] | str  # sent as JSON, or as it is
+# An event of a stream: JSON, text as it is, or JSON with a name
+Sent = dict[str, Any] | str | tuple[str, dict[str, Any]]
 Item = TypeVar("Item")
 QUIET = 5.0  # seconds without an event, after which a keep-alive is sent
 
@@ -58,7 +59,7 @@ class EventStream:
         self._spoke = 0.0
         self.begun = False
 
-    async def run(self, events: AsyncIterator[Event]) -> None:
+    async def run(self, events: AsyncIterator[Sent]) -> None:
         "Send all events, then end the response"
         beating = asyncio.ensure_future(self._beat())
         try:
@@ -68,9 +69,12 @@ class EventStream:
             beating.cancel()
         await self.end()
 
-    async def put(self, event: Event) -> None:
+    async def put(self, event: Sent) -> None:
+        name = ""
+        if isinstance(event, tuple):
+            name, event = f"event: {event[0]}\n", event[1]
         text = event if isinstance(event, str) else json.dumps(event)
-        await self._write(f"{text}\n" if self._lines else f"data: {text}\n\n")
+        await self._write(f"{text}\n" if self._lines else f"{name}data: {text}\n\n")
 
     async def _beat(self) -> None:
         "Send an empty line, or a comment, whenever nothing was sent for a while"

@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 from ...errors import OverloadedError
 from ..compat import actor_of
+from ..errors import Form
 from .guard import (
     LOOPBACK,
     App,
@@ -130,8 +131,11 @@ def guarded(
     datasette: Any,
     is_ours: Callable[[Any, Scope], bool],
     entrance: Entrance,
+    form_of: Callable[[Scope], Form],
 ) -> Guard:
     """The guard around an instance; ``is_ours`` knows this plugin's paths.
+
+    ``form_of`` gives the form of the errors of a path.
 
     Behind a door it guards everything. Otherwise only this plugin's paths, which the
     host names in the plugin's setting ``allowed_hosts`` reach, too.
@@ -153,10 +157,11 @@ def guarded(
             admit=admit,
             is_form=is_login_form,
             closing=door.closing,
+            form_of=form_of,
         )
     config = datasette.plugin_config(_PLUGIN) or {}
     names = config.get("allowed_hosts") or []
-    return Guard(app, ours, LOOPBACK | host_names(names))
+    return Guard(app, ours, LOOPBACK | host_names(names), form_of=form_of)
 
 
 def is_login_form(scope: Scope) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import SettingError
-from ..errors import error_object, kind_of
+from ..errors import Form, RequestError, openai_form
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -54,7 +54,7 @@ _HEADERS = [
 
 @dataclass(frozen=True)
 class Refusal:
-    "A response that refuses a request: OpenAI's error object, or a page in a browser"
+    "A response that refuses a request: an error in JSON, or a page in a browser"
 
     status: int
     message: str
@@ -62,19 +62,15 @@ class Refusal:
     page: str | None = None  # HTML for a browser, instead of the message alone
     headers: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = kind_of(self.status)
-        return error_object(self.message, kind, code=self.code)
-
-    def rendered(self, scope: Scope) -> tuple[str, str]:
+    def rendered(self, scope: Scope, form: Form = openai_form) -> tuple[str, str]:
         "The content type and body for this client"
         if wants_page(scope):
             return "text/html; charset=utf-8", self.page or _page(self.message)
-        return "application/json", json.dumps(self.body)
+        error = RequestError(self.status, self.message, code=self.code)
+        return "application/json", json.dumps(form(error))
 
-    async def send(self, scope: Scope, send: Send) -> None:
-        kind, text = self.rendered(scope)
+    async def send(self, scope: Scope, send: Send, form: Form = openai_form) -> None:
+        kind, text = self.rendered(scope, form)
         body = text.encode()
         headers = {
             "content-type": kind,
@@ -98,6 +94,7 @@ class Guard:
     ``hosts`` are the allowed host names. ``admit`` is asked last, before the body is
     read. ``is_form`` says which requests are a form of ours, that strangers may send:
     it must be short and arrive soon. Once ``closing`` is set, no body is waited for.
+    ``form_of`` gives the form of the errors of a path.
     """
 
     def __init__(
@@ -109,6 +106,7 @@ class Guard:
         admit: Callable[[Scope], Awaitable[Refusal | None]] | None = None,
         is_form: Callable[[Scope], bool] = lambda scope: False,
         closing: asyncio.Event | None = None,
+        form_of: Callable[[Scope], Form] = lambda scope: openai_form,
     ):
         self.app = app
         self.is_ours = is_ours
@@ -117,6 +115,7 @@ class Guard:
         self.admit = admit
         self.is_form = is_form
         self.closing = closing or asyncio.Event()
+        self.form_of = form_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,7 +133,7 @@ class Guard:
             except _Unread as error:
                 refusal = error.refusal
         if refusal is not None:
-            return await refusal.send(scope, send)
+            return await refusal.send(scope, send, self.form_of(scope))
         return await self.app(scope, receive, send)
 
     async def _received(self, scope: Scope, receive: Receive) -> Receive:
