@@ -14,9 +14,8 @@ import functools
 import re
 from typing import Any
 
-from .api import branches, chat, internal, openapi, status
+from .api import branches, chat, form_of_view, internal, openapi, status
 from .door import HOME, LOGIN, door_of, paths_of
-from .errors import Form, openai_form
 from .page import login, page_api, page_changes, pages, static_files
 from .serving import server_of
 
@@ -71,12 +70,12 @@ def is_ours(datasette: Any, scope: dict[str, Any]) -> bool:
     )
 
 
-def form_of(scope: dict[str, Any]) -> Form:
+def form_of(scope: dict[str, Any]) -> Any:
     "The form of the errors at a path: that of the view that is there"
-    for route, pattern in zip(ROUTES, _patterns(True)[len(_OURS) :], strict=True):
+    for (_, view), pattern in zip(ROUTES, _patterns(True)[len(_OURS) :], strict=True):
         if pattern.match(scope["path"]):
-            return getattr(route[1], "form", openai_form)
-    return openai_form
+            return form_of_view(view)
+    return form_of_view(None)
 
 
 def _is_served(datasette: Any) -> bool:

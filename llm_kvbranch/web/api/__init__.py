@@ -5,7 +5,14 @@ does not know how answers are generated or what the pages look like.
 """
 
 from . import branches, chat, internal, openapi, schemas, status
-from .endpoint import LESS, Call, failure_response, json_response, view
+from .endpoint import (
+    LESS,
+    Call,
+    failure_response,
+    form_of_view,
+    json_response,
+    view,
+)
 
 __all__ = [
     "LESS",
@@ -13,6 +20,7 @@ __all__ = [
     "branches",
     "chat",
     "failure_response",
+    "form_of_view",
     "internal",
     "json_response",
     "openapi",

@@ -134,6 +134,12 @@ def view(
     return wrap
 
 
+def form_of_view(view: Any) -> Form:
+    "The form in which a view prints errors"
+    found: Form = getattr(view, "form", openai_form)
+    return found
+
+
 def _time_limit(datasette: Any, hint: str = LESS) -> RequestError:
     limit = datasette.setting("sql_time_limit_ms")
     return RequestError(
