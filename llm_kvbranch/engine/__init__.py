@@ -7,6 +7,7 @@ or why something is decoded.
 """
 
 from .blob import cut
+from .classes import FEW, MANY, ONE, Classes
 from .core import Engine, Feed, Kept
 from .fit import MARGIN, check_known, layers_that_fit, tokens_that_fit
 from .parameters import KV_TYPES, Rope, Settings
@@ -15,8 +16,12 @@ from .threads import default_threads
 from .weights import Load, Weights
 
 __all__ = [
+    "FEW",
     "KV_TYPES",
+    "MANY",
     "MARGIN",
+    "ONE",
+    "Classes",
     "Engine",
     "Feed",
     "Kept",

@@ -26,6 +26,7 @@ from typing import Any
 
 from ..errors import ContextError, KVBranchError, StateError
 from . import blob
+from .classes import classes_of
 from .lib import (
     build,
     listen,
@@ -70,7 +71,8 @@ class Engine:
     ``n_ctx`` is the size of the context in cells. ``cuts_anywhere`` says whether a
     sequence can be cut at any position and continued; if not, snapshots are needed.
     ``window`` is the size in tokens of a sliding window, if that is all a sequence
-    remembers beside its rows; else 0.
+    remembers beside its rows; else 0. ``classes`` says how many rows must be computed
+    together to come out the same, bit for bit, as with more of them.
     """
 
     def __init__(self, weights: Weights, settings: Settings):
@@ -79,6 +81,7 @@ class Engine:
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self.window = weights.n_swa if weights.kind == "attention" else 0
+        self.classes = classes_of(settings, not weights.gpu_layers)
         n_threads = settings.n_threads or default_threads()
         self._survives_fork = n_threads == 1 and not weights.gpu_layers
         self._llama = llama()

@@ -1,0 +1,55 @@
+"""Classes of batches: how many rows are computed together decides how they round.
+
+The idea: llama.cpp's CPU backend has several kernels for the same mathematics, and
+chooses by the number of rows in a batch. Within a class of sizes a row comes out the
+same, bit for bit, whatever is computed beside it; from one class to another the last
+bits differ. Matrix products have one kernel for a single row and one for more. Flash
+attention over f16 or f32 rows has another one from 64 rows on.
+
+The invariant: ``of`` never puts two sizes into one class that are known to differ.
+
+This module knows what llama.cpp's source says; ``llm kvbranch doctor --exact`` finds
+out whether the machine agrees. It does not know prompts or why rows are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .parameters import Settings
+
+ONE, FEW, MANY = 1, 2, 3  # codes of the classes
+_TILE = 64  # rows, GGML_FA_TILE_Q
+_TILED = ("f16", "f32")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The smallest batch of each class, in rows.
+
+    Batches of ``few`` rows or more, up to ``many``, are of one class, those of ``many``
+    or more of another. Both are 1 if no size is known to agree with another.
+    """
+
+    few: int = 1
+    many: int = 1
+
+    def of(self, n: int) -> int:
+        "The code of the class of a batch of n rows"
+        if n >= self.many:
+            return MANY
+        return FEW if n >= self.few else ONE
+
+    def least(self, n: int) -> int:
+        "The fewest rows that are of the class of n rows; n rows are at least that many"
+        return {MANY: self.many, FEW: self.few}.get(self.of(n), 1)
+
+
+def classes_of(settings: Settings, on_cpu: bool) -> Classes:
+    "The classes of a context that keeps the rows of each token"
+    if not on_cpu:
+        return Classes()
+    same = settings.type_k == settings.type_v
+    if settings.flash_attn != "off" and same and settings.type_k in _TILED:
+        return Classes(2, _TILE)
+    return Classes(2, 2)
