@@ -25,6 +25,7 @@ import llm
 
 from .errors import SettingError
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 60.0  # seconds, of the setting max_pause
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -126,6 +127,23 @@ def budget() -> int | None:
     "How many bytes state files may take; None if not set"
     value = get("budget")
     return None if value is None else parse_size(str(value))
+
+
+def max_pause() -> float | None:
+    "For how many seconds a server's answers may pause; None if not set"
+    value = get("max_pause")
+    try:
+        seconds = None if value is None else float(value)
+        if isinstance(value, bool):
+            raise TypeError
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if seconds is not None and not SHORTEST_PAUSE <= seconds <= LONGEST_PAUSE:
+        raise SettingError(
+            f"The setting max_pause is {value!r}: it must be a number of seconds, from "
+            f"{SHORTEST_PAUSE} to {LONGEST_PAUSE}"
+        )
+    return seconds
 
 
 def parse_size(text: str) -> int:

@@ -182,3 +182,25 @@ def test_other_models_work(tmp_path):
         check=True,
     )
     assert "kvllama" in done.stdout
+
+
+class TestMaxPause:
+    "Fails if a pause that cannot be meant is taken"
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"), [(None, None), (0.3, 0.3), ("1", 1.0), (60, 60.0)]
+    )
+    def test_one_that_is_set(self, directory, value, seconds):
+        settings.put("max_pause", value)
+        assert settings.max_pause() == seconds
+
+    def test_the_environment_wins(self, directory, monkeypatch):
+        settings.put("max_pause", 2)
+        monkeypatch.setenv("LLM_KVBRANCH_MAX_PAUSE", "0.1")
+        assert settings.max_pause() == 0.1
+
+    @pytest.mark.parametrize("value", [0, -1, "soon", "nan", [1], True, 1e9])
+    def test_a_bad_one(self, directory, value):
+        settings.put("max_pause", value)
+        with pytest.raises(SettingError, match="must be a number of seconds"):
+            launch.serve(launch.ServeOptions(port=0), lambda ready: None)

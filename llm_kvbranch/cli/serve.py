@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..settings import LONGEST_PAUSE, SHORTEST_PAUSE
 from .options import completing, database_option
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ if TYPE_CHECKING:
     default=64,
     help="Requests that may wait for a slot (default: 64)",
 )
+@click.option(
+    "--max-pause",
+    metavar="SECONDS",
+    type=click.FloatRange(SHORTEST_PAUSE, LONGEST_PAUSE),
+    help="How long running answers may pause while a prompt is read (default: 0.3). "
+    "Less is smoother, more reads prompts sooner",
+)
 @click.option("--no-log", is_flag=True, help="Do not log answers or store their state")
 @database_option
 def serve(
@@ -81,6 +89,7 @@ def serve(
     slots: int,
     n_ctx: int | None,
     queue: int,
+    max_pause: float | None,
     no_log: bool,
     database: str | None,
 ) -> None:
@@ -110,6 +119,7 @@ def serve(
         slots=slots,
         n_ctx=n_ctx,
         queue=queue,
+        max_pause=max_pause,
         log=not no_log,
     )
     try:

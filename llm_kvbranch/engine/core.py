@@ -72,7 +72,8 @@ class Engine:
     sequence can be cut at any position and continued; if not, snapshots are needed.
     ``window`` is the size in tokens of a sliding window, if that is all a sequence
     remembers beside its rows; else 0. ``classes`` says how many rows must be computed
-    together to come out the same, bit for bit, as with more of them.
+    together to come out the same, bit for bit, as with more of them. A batch of a
+    multiple of ``tile`` rows is cheapest, 1 if that does not matter.
     """
 
     def __init__(self, weights: Weights, settings: Settings):
@@ -82,6 +83,7 @@ class Engine:
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self.window = weights.n_swa if weights.kind == "attention" else 0
         self.classes = classes_of(settings, not weights.gpu_layers)
+        self.tile = self.classes.many if self.classes.many > self.classes.few else 1
         n_threads = settings.n_threads or default_threads()
         self._survives_fork = n_threads == 1 and not weights.gpu_layers
         self._llama = llama()

@@ -99,6 +99,18 @@ class Generation:
         return self.n_generated > 0
 
     @property
+    def is_reading(self) -> bool:
+        "Whether it has more of its prompt to read, or waits for another to do so"
+        return self.feed is None or len(self.feed.tokens) > 1
+
+    @property
+    def n_left(self) -> int:
+        "How many tokens of its prompt are not read yet"
+        if self.slot is None or self.slot.target is None:
+            return len(self.feed.tokens) if self.feed is not None else 0
+        return len(self.slot.target) - len(self.slot.tokens)
+
+    @property
     def is_behind(self) -> bool:
         "Whether its slot has lost rows that its feed would follow on"
         if self.feed is None or self.slot is None:

@@ -24,20 +24,24 @@ from ..chat import Chat, Event
 from ..engine import Engine, Feed, Load, Settings, Weights
 from ..errors import KVBranchError
 from ..store import STORE_ERRORS, Store, common_prefix, fingerprint_of
-from . import batching
-from .batching import Pace, interruptible
+from .batching import Kernel, Limits, choose, shape_of, takes_long
+from .costs import Costs
 from .filling import Decoded
 from .generation import Generation
+from .interrupts import interruptible
 from .loaded import LoadedModel
 from .planning import Planner
 from .request import Request
 from .slots import Slot
 
+_ELDEST = 4  # of so many batches, one reads the prompt that has waited longest
+
 
 class Session(LoadedModel):
     """A loaded model, and the generations that run on it.
 
-    Safe to use from several threads: they take turns batch by batch.
+    Safe to use from several threads: they take turns batch by batch. ``limits`` say
+    how much of the prompts a batch reads.
     """
 
     def __init__(
@@ -50,7 +54,10 @@ class Session(LoadedModel):
     ):
         super().__init__(engine, planner, warn, load, name)
         self.running: list[Generation] = []
-        self.pace = Pace(engine.settings.n_batch)
+        self.limits = Limits()
+        self._kernel = Kernel(engine.settings.n_batch, engine.tile, engine.classes)
+        self._costs = Costs(engine.tile)
+        self._n_steps = 0
 
     def generate(self, request: Request) -> Generation:
         """A generation, which does nothing until it is started or iterated over.
@@ -103,16 +110,22 @@ class Session(LoadedModel):
                         generation.close()
                 self._forget_ended()
                 self._renew_feeds()
-                waiting = [g for g in self.running if g.feed is None]
-                batch = batching.choose(
+                self._n_steps += 1
+                batch = choose(
                     [
                         g
                         for g in self.running
                         if not g.is_behind and (g.cancelled or not g.pieces)
                     ],
-                    self.engine.settings.n_batch,
-                    self.pace.chunk(),
+                    self._kernel,
+                    self.limits,
+                    self._costs,
+                    eldest_first=self._n_steps % _ELDEST == 0,
                 )
+                # Prompts without a turn look again whether another reads the same
+                waiting = [
+                    g for g in self.running if g.is_reading and not _is_in(g, batch)
+                ]
                 if batch:
                     self._decode(batch)
                 self._advance([(generation, Decoded()) for generation in waiting])
@@ -129,12 +142,13 @@ class Session(LoadedModel):
     def _decode(self, batch: list[tuple[Generation, Feed]]) -> None:
         "Decode feeds in one batch, draw tokens, and advance their generations"
         feeds = [feed for _, feed in batch]
-        n = sum(len(feed.tokens) for feed in feeds)
-        takes_long = self.pace.takes_long(n - len(feeds))
-        self.watch("decode", [g for g, _ in batch], self.pace.seconds_at_most(n))
+        shape, costs = shape_of(feeds), self._costs
+        self.watch("decode", [g for g, _ in batch], costs.seconds_at_most(shape))
         started = time.perf_counter()
         try:
-            with interruptible(lambda: _is_given_up(batch), takes_long) as stop:
+            with interruptible(
+                lambda: self._is_given_up(batch), takes_long(feeds, costs)
+            ) as stop:
                 indices = self.engine.decode(feeds, stop)
         except BaseException as error:
             for generation, _ in batch:  # some of their tokens may have been decoded
@@ -142,8 +156,10 @@ class Session(LoadedModel):
                     self.slots.truncate(slot, len(slot.tokens))
             self._failed(batch, error)
             return
-        each = (time.perf_counter() - started) / n
-        self.pace.measured(n - len(feeds), each * n)
+        seconds = time.perf_counter() - started
+        each = seconds / shape.rows
+        if any(len(feed.tokens) > 1 for feed in feeds):
+            costs.measured(shape, seconds)
         tokens, interrupt = self._draw(batch, indices)
         done = [
             (g, Decoded(len(feed.tokens), token, len(feed.tokens) * each))
@@ -184,8 +200,18 @@ class Session(LoadedModel):
                 generation.close(error)
             return
         self._advance([(generation, Decoded()) for generation, _ in batch])
-        if not _is_given_up(batch):
+        if not self._is_given_up(batch):
             raise error
+
+    def _is_given_up(self, batch: list[tuple[Generation, Feed]]) -> bool:
+        """Whether a batch is only for cancelled prompts, and long enough to stop.
+
+        One of limited length is finished: whoever asks again, because a slow model did
+        not answer in time, goes on from there. Begun answers are finished in any case.
+        """
+        return self.limits.alone is None and all(
+            g.cancelled and not g.is_answering for g, _ in batch
+        )
 
     def _advance(
         self,
@@ -267,9 +293,8 @@ class Session(LoadedModel):
         return True
 
 
-def _is_given_up(batch: list[tuple[Generation, Feed]]) -> bool:
-    "Whether a batch is only for cancelled prompts; begun answers are finished"
-    return all(g.cancelled and not g.is_answering for g, _ in batch)
+def _is_in(generation: Generation, batch: list[tuple[Generation, Feed]]) -> bool:
+    return any(g is generation for g, _ in batch)
 
 
 def open_session(

@@ -15,7 +15,6 @@ from llm_kvbranch.engine import Feed
 from llm_kvbranch.errors import BusyError, ContextError
 from llm_kvbranch.inference import generation as one_answer
 from llm_kvbranch.inference import slots as cells
-from llm_kvbranch.inference.batching import Pace, choose, interruptible
 from llm_kvbranch.inference.nostore import NoStore
 from llm_kvbranch.inference.session import Request
 from llm_kvbranch.store.maintenance import verify
@@ -182,49 +181,6 @@ class TestEveryOneGoesOn:
             crowd.session.step()
         assert len(unread.pieces) == 1
         assert unread.n_generated <= 3
-
-    def test_a_batch_is_filled_up_to_its_limits(self):
-        feeds = [
-            Feed(0, 5, tokens_of(range(1))),
-            Feed(1, 0, tokens_of(range(100))),
-            Feed(2, 0, tokens_of(range(4))),
-        ]
-        running = [_Running(feed, i == 0) for i, feed in enumerate(feeds)]
-        chosen = choose(running, 64, 32)
-        assert [len(feed.tokens) for _, feed in chosen] == [1, 4, 28]
-        assert [feed.logits for _, feed in chosen] == [True, True, False]
-        chosen = choose(running[1:], 64, 32)
-        assert sum(len(feed.tokens) for _, feed in chosen) == 64
-
-    def test_the_pace_follows_what_is_measured(self):
-        pace = Pace(512)
-        assert pace.chunk() == 8
-        pace.measured(300, 1.0)
-        assert pace.chunk() == 30
-        for _ in range(20):
-            pace.measured(30, 1.0)
-        assert pace.chunk() == 8
-        for _ in range(20):
-            pace.measured(512, 0.01)
-        assert pace.chunk() == 512
-
-    def test_a_short_batch_has_no_stop_function(self):
-        "Fails if each token of an answer costs some hundred calls of Python"
-        pace = Pace(512)
-        assert not pace.takes_long(0)  # answers alone
-        assert pace.takes_long(1)  # nobody knows yet
-        pace.measured(400, 1.0)
-        assert not pace.takes_long(60)
-        assert pace.takes_long(400)
-        with interruptible(lambda: True, False) as stop:
-            assert stop is None
-        with interruptible(lambda: True, True) as stop:
-            assert stop()
-
-
-class _Running:
-    def __init__(self, feed, is_answering):
-        self.feed, self.is_answering = feed, is_answering
 
 
 class TestRoom:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_kvbranch.chat.template import CHATML, Chat
-from llm_kvbranch.engine import Feed, Load, Sampling
+from llm_kvbranch.engine import Classes, Feed, Load, Sampling
 from llm_kvbranch.errors import ContextError, StateError
 from llm_kvbranch.inference.planning import Planner
 from llm_kvbranch.inference.session import Session
@@ -114,6 +114,7 @@ class FakeEngine:
         self.memory_kind = {"recurrent": recurrent, "window": window}
         self.cuts_anywhere = not (recurrent or window)
         self.window = window
+        self.tile, self.classes = 1, Classes()
         self.n_ctx = 0
         self.decoded: list[int] = []  # every token ever decoded
         self.n_batches = 0

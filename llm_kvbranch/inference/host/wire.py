@@ -28,8 +28,9 @@ class Opening:
     """Which model to load, and how to serve it.
 
     ``max_cells`` is how many tokens all slots may hold together, None for what memory
-    allows. ``n_waiting`` is how many requests may wait for a slot. The rest is as
-    open_session takes it.
+    allows. ``n_waiting`` is how many requests may wait for a slot, ``max_pause`` for
+    how many seconds answers may stand still while prompts are read, None for the
+    default. The rest is as open_session takes it.
     """
 
     load: Load
@@ -40,6 +41,7 @@ class Opening:
     template: str | None = None
     max_cells: int | None = None
     n_waiting: int = 64
+    max_pause: float | None = None
 
 
 def to_line(message: dict[str, Any]) -> bytes:

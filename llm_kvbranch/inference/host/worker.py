@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from ...chat import Event, event_to_json
 from ...errors import KVBranchError, report
 from ...store import prune
+from ..batching import PAUSE, PIECE, Limits
 from ..generation import Generation
 from ..scheduler import Scheduler, Ticket, fulfil
 from ..session import Session, open_session
@@ -72,6 +73,7 @@ def _open(opening: wire.Opening, warn: Callable[[str], None]) -> Session:
         template=opening.template,
     )
     session.slots.max_cells = opening.max_cells
+    session.limits = Limits(opening.max_pause or PAUSE, alone=PIECE)
     session.engine.reserve(min(opening.max_cells or _FIRST_CELLS, _FIRST_CELLS))
     return session
 

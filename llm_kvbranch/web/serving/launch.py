@@ -55,7 +55,7 @@ from .listening import (
     public_name,
     usual_port,
 )
-from .served_model import attach, chosen_model, open_server
+from .served_model import Server, attach, chosen_model, open_server
 
 _GRACE = 2  # seconds that connections have to end
 _PATIENCE = 10.0  # and answers, to be logged
@@ -82,6 +82,7 @@ class ServeOptions:
     slots: int = 8
     n_ctx: int | None = None
     queue: int = 64
+    max_pause: float | None = None
     log: bool = True
 
 
@@ -116,16 +117,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
         datasette, database = build(_log_path(options.database))
         door = Door(token, hosts, Sessions(session_secret(), token, port))
         close_door(datasette, door)
-        server = open_server(
-            options.model,
-            options.slots,
-            options.n_ctx,
-            options.queue,
-            options.log,
-            database,
-            token,
-            _warn,
-        )
+        server = _opened(options, database, token)
         attach(datasette, server)
         local = f"http://{local_name(options.host)}:{port}"
         public = f"http://{public_name(options.host, options.allow_hosts)}:{port}"
@@ -160,6 +152,20 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
         finally:
             withdraw()
             server.close(0)
+
+
+def _opened(options: ServeOptions, database: str, token: str) -> Server:
+    return open_server(
+        options.model,
+        options.slots,
+        options.n_ctx,
+        options.queue,
+        options.max_pause,
+        options.log,
+        database,
+        token,
+        _warn,
+    )
 
 
 def already_there(options: ServeOptions, token: str) -> ServerInfo | None:
@@ -303,7 +309,7 @@ def _run(
 ) -> None:
     "Serve until a signal, at which streams end at once"
 
-    class Server(uvicorn.Server):
+    class Uvicorn(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             keep_quiet(asyncio.get_running_loop())
             await super().startup(sockets)
@@ -332,4 +338,4 @@ def _run(
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    Server(config).run(sockets=[listening])
+    Uvicorn(config).run(sockets=[listening])

@@ -29,6 +29,7 @@ from ...models import (
     template_of,
 )
 from ...settings import budget, data_directory
+from ...settings import max_pause as max_pause_setting
 
 
 class ServedModel(AsyncKVLlama):
@@ -138,6 +139,7 @@ def open_server(
     slots: int,
     n_ctx: int | None,
     queue: int,
+    max_pause: float | None,
     log: bool,
     database_name: str,
     token: str,
@@ -146,8 +148,9 @@ def open_server(
     """Load a model and serve it.
 
     ``n_ctx`` is how many tokens all slots may hold together, by default what memory
-    allows. ``warn`` is given one line about anything that went wrong on the way.
-    Raises KVBranchError.
+    allows. ``max_pause`` is for how many seconds answers may stand still while prompts
+    are read, by default what the user has set. ``warn`` is given one line about
+    anything that went wrong on the way. Raises KVBranchError.
     """
     found, chosen, key = chosen_model(model)
     opening = Opening(
@@ -159,6 +162,7 @@ def open_server(
         template=template_of(chosen),
         max_cells=n_ctx,
         n_waiting=queue,
+        max_pause=max_pause or max_pause_setting(),
     )
     model_id = f"{catalog.MODEL_ID}/{model}" if model else catalog.MODEL_ID
     served = ServedModel(found, model_id, Host(opening, warn))
