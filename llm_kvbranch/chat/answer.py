@@ -111,7 +111,30 @@ class AnswerReader:
         # One that is used in calls is kept, in case there is no call
         if control and text and text not in self._quotable:
             self._hidden.append((begin, begin + len(text)))
-        self._read()
+        if control or not self._continue(text, begin):
+            self._read()
+
+    def _continue(self, text: str, begin: int) -> bool:
+        "Record a token in which nothing can begin or end, as in most of an answer"
+        marks = self._in_thinking if self._thinking else self._in_answer
+        if (
+            self._at != begin  # something before it is held back
+            or self._fresh
+            or self._trim
+            or self._attempts is not None
+            or not text
+            or text[-1].isspace()
+            or marks.may_begin(text)
+        ):
+            return False
+        self._at = self._seen = begin + len(text)
+        n = len(self._starts)
+        if self._thinking:
+            self._record.add("reasoning", text, n - 1, n)
+        else:
+            self._called = False
+            self._record.add("text", text, n - 1, n)
+        return True
 
     def end(self, ended_by: str | None) -> None:
         "End the answer; ``ended_by`` is None if it was cut off"

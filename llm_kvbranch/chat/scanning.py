@@ -58,6 +58,12 @@ class Marks:
         self.pattern = re.compile("|".join(map(re.escape, marks)) or "(?!)")
         self._begun = {mark[:n] for mark in marks for n in range(1, len(mark))}
         self._longest = max(map(len, marks), default=0)
+        firsts = "".join(sorted({mark[0] for mark in marks}))
+        self._firsts = re.compile(f"[{re.escape(firsts)}]" if firsts else "(?!)")
+
+    def may_begin(self, text: str) -> bool:
+        "Whether a text has a character that a mark begins with"
+        return self._firsts.search(text) is not None
 
     def find(self, source: Source, at: int) -> re.Match[str] | None:
         "The next mark, unless more text could make it a longer one"

@@ -235,10 +235,12 @@ class Generation:
         resumed = self.request.resumed
         ended = resumed is not None and self._repeat(resumed, answer)
         n_before, first = len(generated), 0.0
+        tokens = plan.tokens + generated
         if token is None and not ended:
-            token = yield from self._next(slot, plan.tokens + generated, answer)
+            token = yield from self._next(slot, tokens, answer)
         while not (ended or self._cancelled or token is None or weights.is_eog(token)):
             generated.append(token)
+            tokens.append(token)
             self.pieces.extend(answer.feed(token))
             self._constrain(answer)
             if not first:
@@ -246,7 +248,7 @@ class Generation:
                 self.facts["ttft_ms"] = ms(first - self._started)
             ended = self._is_over(answer)
             if not ended:
-                token = yield from self._next(slot, plan.tokens + generated, answer)
+                token = yield from self._next(slot, tokens, answer)
         if (n := len(generated) - n_before) > 1:
             rate = (n - 1) / (time.perf_counter() - first)
             self.facts["decode_tps"] = round(rate, 2)
@@ -277,8 +279,9 @@ class Generation:
 
     def _constrain(self, answer: AnswerStream) -> None:
         "Have the sampler keep to its grammar from where the answer begins"
-        begun = answer.may_call if self.request.must_call else answer.has_begun
-        if begun and not self._constrained and self._sampler is not None:
+        if self._constrained or self._sampler is None:
+            return
+        if answer.may_call if self.request.must_call else answer.has_begun:
             self._constrained = True
             self._sampler.constrain()
 

@@ -838,6 +838,28 @@ class TestSampling:
         assert isinstance(value["age"], int)
         assert isinstance(value["alive"], bool)
 
+    def test_the_likeliest_is_that_of_llama_cpp(
+        self, weights: Weights, tokens: array[int]
+    ) -> None:
+        "Also where two are equally likely: greedy answers must not change"
+        engine, bindings = engine_of(weights), lib.llama()
+        [at] = engine.decode([Feed(0, 0, tokens[:20], logits=True)])
+        greedy = engine.sampler(Sampling(temperature=0), tokens)
+        # A penalty of nothing that was said: drawn by llama.cpp's own sampler
+        other = engine.sampler(
+            Sampling(temperature=0, presence_penalty=0.1), array("i")
+        )
+        logits = bindings.llama_get_logits_ith(engine._context, at)
+        first = greedy.sample(engine._context, at)
+        for tied in (weights.n_vocab - 1, first + 1, 0):
+            logits[tied] = logits[first]
+            expected = min(first, tied)
+            drawn = greedy.sample(engine._context, at)
+            assert drawn == expected == other.sample(engine._context, at)
+            other = engine.sampler(
+                Sampling(temperature=0, presence_penalty=0.1), array("i")
+            )
+
     @pytest.mark.parametrize(
         "grammar",
         ["", " \n", "# root", "root ::= ", "root ::=\n# a\nb ::= [a]"],
