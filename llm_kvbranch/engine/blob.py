@@ -29,12 +29,14 @@ is appended (``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``).
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import struct
 from array import array
 from dataclasses import dataclass, field
 
 from ..errors import StateError
+from .lib import row_validator, stderr
 
 _MAGIC = 0xAF143CD8  # io_magic in llama-context.cpp
 HEADER = 8  # bytes before the first block
@@ -130,6 +132,23 @@ def check_snapshot(payload: memoryview, position: int, layout: Layout) -> list[A
 def window_start(snapshot: memoryview, position: int) -> int:
     "The first position in a snapshot of a window that was checked"
     return position - int(struct.unpack_from("<I", snapshot, HEADER + 4)[0])
+
+
+def all_finite(view: memoryview, areas: list[Area]) -> bool:
+    "Whether no area holds a NaN or an infinite value"
+    validate = row_validator()
+    base = ctypes.addressof(ctypes.c_uint8.from_buffer(view))
+    with stderr():
+        return all(
+            validate(area.ggml_type, base + area.at, area.nbytes) for area in areas
+        )
+
+
+def is_transposed(payload: bytearray, layout: Layout) -> bool:
+    "Whether rows with at least one cell hold their values transposed"
+    (count,) = struct.unpack_from("<I", payload, HEADER + 4)
+    at = HEADER + 8 + layout.cell * count
+    return bool(struct.unpack_from("<I", payload, at)[0])
 
 
 def with_tail(payload: bytearray, start: int, end: int, layout: Layout) -> bytearray:

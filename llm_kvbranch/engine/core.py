@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 from array import array
 from collections.abc import Callable, Iterable
@@ -31,12 +32,10 @@ from .lib import (
     build,
     listen,
     llama,
-    row_validator,
     signals_held,
-    stderr,
     take_errors,
 )
-from .parameters import Settings, context_parameters
+from .parameters import Settings, context_parameters, no_context
 from .sampler import Sampler, Sampling
 from .threads import check_process, default_threads, is_forked, own_process
 from .weights import Weights
@@ -133,7 +132,7 @@ class Engine:
             "model": " ".join(map(digest, load.files)),
             "llama.cpp": build(),
             "kv_type": f"{self.settings.type_k}/{self.settings.type_v}",
-            "flash_attn": self.settings.flash_attn,
+            "flash_attn": self._flash_attn,
             "rope": str(self.settings.rope),
             "lora": ", ".join(lora) or "none",
             "n_rs_seq": "0",
@@ -144,6 +143,28 @@ class Engine:
             shares = ":".join(f"{share:g}" for share in load.tensor_split)
             fields["split"] = f"{load.split_mode} {shares} {load.main_gpu}"
         return fields
+
+    @functools.cached_property
+    def _flash_attn(self) -> str:
+        """The setting that states depend on: "off" if a GPU turned "auto" off.
+
+        llama.cpp decides that when it makes a context, and shows it only in the layout
+        of a state, where values are transposed without flash attention.
+        """
+        chosen, weights = self.settings.flash_attn, self.weights
+        if chosen != "auto" or not weights.gpu_layers or weights.kind == "recurrent":
+            return chosen
+        self.reserve(1)
+        self.decode([Feed(0, 0, array("i", [0]), logits=False)])
+        transposed = blob.is_transposed(self.capture(0, 0, 1), self._layout)
+        self.cut(0, 0)
+        return "off" if transposed else chosen
+
+    @property
+    def placement(self) -> str:
+        "Where layers and KV cache are, in words"
+        split = self.weights.gpu_layers and not self.settings.offload_kqv
+        return self.weights.placement + (", KV cache in main memory" if split else "")
 
     # -- the context ---------------------------------------------------
 
@@ -194,10 +215,8 @@ class Engine:
         with signals_held():
             self._context = lib.llama_init_from_model(self.weights.model, parameters)
         if not self._context:
-            raise ContextError(
-                f"llama.cpp cannot make a context of {n_ctx} tokens with KV type"
-                f" {settings.type_k}/{settings.type_v}: {take_errors()}"
-            )
+            on_gpu = bool(self.weights.gpu_layers)
+            raise ContextError(no_context(settings, n_ctx, on_gpu, take_errors()))
         self._memory = lib.llama_get_memory(self._context)
         self._batch = lib.llama_batch_init(settings.n_batch, 0, 1)
         self.n_ctx = n_ctx
@@ -440,7 +459,7 @@ class Engine:
         Raises StateError when the payload is not a capture of [start, end).
         """
         view = memoryview(payload)
-        return self._all_finite(view, blob.check(view, start, end, self._layout))
+        return blob.all_finite(view, blob.check(view, start, end, self._layout))
 
     def is_finite_snapshot(
         self, snapshot: memoryview | bytearray, position: int
@@ -448,15 +467,7 @@ class Engine:
         "The same for the snapshot of a position"
         view = memoryview(snapshot)
         areas = blob.check_snapshot(view, position, self._layout)
-        return self._all_finite(view, areas)
-
-    def _all_finite(self, view: memoryview, areas: list[blob.Area]) -> bool:
-        validate = row_validator()
-        base = ctypes.addressof(ctypes.c_uint8.from_buffer(view))
-        with stderr():
-            return all(
-                validate(area.ggml_type, base + area.at, area.nbytes) for area in areas
-            )
+        return blob.all_finite(view, areas)
 
     def _get(self, seq: int, flags: int = 0) -> bytearray:
         lib, context = self._llama, self._context

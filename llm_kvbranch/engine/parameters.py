@@ -51,7 +51,8 @@ class Settings:
 
     A state only fits a context with the same KV types, flash attention and rope; the
     rest may differ between capture and restore. ``n_batch`` is in tokens, ``n_seq`` is
-    the number of sequences.
+    the number of sequences. Without ``offload_kqv`` the KV cache is in main memory,
+    even for layers on a GPU.
     """
 
     type_k: str = "f16"
@@ -60,7 +61,26 @@ class Settings:
     n_batch: int = 512
     n_threads: int | None = None
     n_seq: int = 8
+    offload_kqv: bool = True
     rope: Rope = Rope()
+
+
+def no_context(settings: Settings, n_ctx: int, on_gpu: bool, reason: str) -> str:
+    "Why llama.cpp made no context, and what to do about it where a GPU is why"
+    types = f"{settings.type_k}/{settings.type_v}"
+    text = f"llama.cpp cannot make a context of {n_ctx} tokens with KV type {types}"
+    text += f": {reason}"
+    if not on_gpu:
+        return text
+    if "flash attention" in reason.lower() and settings.flash_attn == "auto":
+        return (
+            f"{text}. This GPU has no flash attention for the model: set kv_type to "
+            f"{settings.type_k}/f16, or n_gpu_layers to 0"
+        )
+    if "alloc" in reason or "memory" in reason:
+        kept = " or offload_kqv to false" if settings.offload_kqv else ""
+        return f"{text}. Set a smaller n_ctx, kv_type or n_gpu_layers{kept}"
+    return text
 
 
 def context_parameters(settings: Settings, n_ctx: int, on_cpu: bool = False) -> Any:
@@ -72,6 +92,7 @@ def context_parameters(settings: Settings, n_ctx: int, on_cpu: bool = False) -> 
         parameters.n_ubatch = min(settings.n_batch, _AT_A_TIME)
     parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
     parameters.kv_unified = True
+    parameters.offload_kqv = settings.offload_kqv
     parameters.n_threads = settings.n_threads or default_threads()
     parameters.n_threads_batch = parameters.n_threads
     parameters.flash_attn_type = FLASH_ATTENTION[settings.flash_attn]

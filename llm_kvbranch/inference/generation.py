@@ -357,7 +357,7 @@ class Generation:
             )
             or None,
             generated_tokens=0,
-            device=self.model.engine.weights.placement,
+            device=self.model.engine.placement,
             miss_reason=reason,
             system_prompt="in the first question"
             if self.model.planner.chat.folds_system(self.request.messages)

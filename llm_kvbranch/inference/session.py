@@ -336,6 +336,7 @@ def open_session(
         fingerprint,
         engine.cuts_anywhere,
         engine.window,
-        f"{weights.load.n_gpu_layers} {settings.n_threads or ''}",
+        f"{weights.load.n_gpu_layers} {settings.n_threads or ''}"
+        f"{'' if settings.offload_kqv else ' kv in main memory'}",
     )
     return Session(engine, planner, warn, load, name)

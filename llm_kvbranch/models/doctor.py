@@ -132,8 +132,10 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
     memory = next((d["free"] for d in compute["devices"] if d["kind"] == "CPU"), 0)
     wanted = -1 if chosen.n_gpu_layers is None else chosen.n_gpu_layers
     layers = min(about.n_layer + 1, wanted) if wanted >= 0 else about.n_layer + 1
-    fitting = min(layers, layers_that_fit(about, gpus, types)) if gpus else 0
-    whole = gpus and fitting > about.n_layer
+    kept_there = chosen.offload_kqv is not False
+    most = layers_that_fit(about, gpus, types, *(() if kept_there else (0,)))
+    fitting = min(layers, most) if gpus else 0
+    whole = gpus and fitting > about.n_layer and kept_there
     room = sum(one.free for one in gpus) if whole else memory
     tokens = tokens_that_fit(about, room, types)
     if room and not tokens and not about.unfit:

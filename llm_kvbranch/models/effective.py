@@ -97,7 +97,7 @@ def context_of(chosen: ModelSettings) -> Settings:
 
     given = {
         name: value
-        for name in ("n_batch", "n_threads")
+        for name in ("n_batch", "n_threads", "offload_kqv")
         if (value := getattr(chosen, name)) is not None
     }
     types = (chosen.kv_type or "f16").split("/", 1)

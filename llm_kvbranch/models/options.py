@@ -295,6 +295,11 @@ class ModelSettings(KVLlamaOptions):
     main_gpu: Optional[int] = Field(
         default=None, ge=0, description="GPU to use with split_mode none"
     )
+    offload_kqv: Optional[bool] = Field(
+        default=None,
+        description="Keep the KV cache of layers on the GPU there (default true). If "
+        "false it is in main memory: slower, and leaves room for more layers",
+    )
 
     @field_validator("chat_template")
     @classmethod

@@ -36,7 +36,6 @@ class FakeVocab:
 
     bos_text = ""
     eos_text = "<|im_end|>"
-    placement = "CPU"
     chat_template = CHATML
     control_texts = tuple(CONTROLS)
     longest_piece = 2
@@ -100,6 +99,8 @@ class FakeEngine:
     back. With a ``window``, that value is the last rows, which a later snapshot may
     also contain.
     """
+
+    placement = "CPU"
 
     def __init__(
         self,
