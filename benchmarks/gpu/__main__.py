@@ -3,6 +3,11 @@
     python -m benchmarks.gpu --build --work DIR --out DIR
     python -m benchmarks.gpu --phase measure --work DIR --tokens 1024,4096
     python -m benchmarks.gpu --shape tiny --tokens 512,1024 --no-tests
+    python -m benchmarks.gpu --build --software --phase tests --work DIR
+
+The last one needs no GPU: it builds for Vulkan and uses Mesa's software device, which
+is slow, but makes GPU backends of llama.cpp take part in the tests. On Debian it takes
+``apt-get install glslc libvulkan-dev mesa-vulkan-drivers``.
 
 It runs in a checkout, with what the tests need (``.[test]``), on Linux or macOS.
 Phases, each of which finds what the others left in ``--work``:
@@ -12,7 +17,8 @@ Phases, each of which finds what the others left in ``--work``:
   other phases run there from then on. ``--sdist`` (a file or a folder) builds
   without network, with the scikit-build-core, cmake and ninja that are there. A
   build that was interrupted goes on.
-- ``tests``: the engine's tests; whatever can be offloaded is.
+- ``tests``: those that a GPU has to pass (``suite.py``), with all layers, a part of
+  them, and the KV cache in main memory. ``DIR/tests.log`` has what pytest said.
 - ``model``: a model of ``--shape`` with random weights (``model.py``).
 - ``measure``: for each KV type and number of tokens (``measuring.py``).
 
@@ -29,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -40,8 +47,9 @@ from ..harness.machine import versions
 from ..harness.result import Result
 from . import MEASUREMENT, report
 from .build import BACKENDS, build, in_environment, run_there
-from .measuring import KV_BYTES, ensure_model, measure, run_tests
+from .measuring import KV_BYTES, ensure_model, measure
 from .model import SHAPES, TYPES
+from .suite import PARTS, run_suite
 
 PHASES = ("build", "tests", "model", "measure")
 
@@ -62,7 +70,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--sdist", type=Path, help="of llama-cpp-python: build without network")
     add("--jobs", type=int, help="compilers at a time (else one for each core)")
     add("--cuda", default="native", help="CUDA architectures, such as 90")
+    add("--software", action="store_true", help="use Mesa's software device")
     add("--no-tests", action="store_true")
+    names = [part.name for part in PARTS]
+    add("--tests", nargs="+", choices=names, help="of the tests, these only")
+    add("--processes", type=int, default=1, help="that run tests at the same time")
     add("--shape", choices=SHAPES, default="llama-3.2-3b")
     add("--type", choices=TYPES, default="q8_0", help="of the weights")
     add("--kv", nargs="+", choices=KV_BYTES, default=["f16", "q8_0"])
@@ -74,6 +86,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         arguments.threads = arguments.threads or 1
     if min(arguments.tokens) < 2:
         parser.error("--tokens: at least 2")
+    if arguments.software:
+        arguments.backend = "vulkan"
+        # Software devices are not taken unless they are named
+        os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
     if arguments.build:
         arguments.phase.append("build")
     if arguments.no_tests:
@@ -88,13 +104,17 @@ def run(arguments: argparse.Namespace, argv: list[str], work: Path) -> int:
         return run_there(argv, work)
     machine = report.facts()
     print(report.machine_line(machine), flush=True)
+    passed = True
     if "tests" in arguments.phase:
-        run_tests(work)
+        suite = run_suite(
+            work, arguments.tests, arguments.processes, arguments.software
+        )
+        passed = all(run["ok"] for run in suite["runs"])
     model = None
     if {"model", "measure"} & set(arguments.phase):
         model = ensure_model(arguments, work)
     if "measure" not in arguments.phase:
-        return 0
+        return 0 if passed else 1
     result = Result(MEASUREMENT.name, MEASUREMENT.title, date=harness.today())
     result.machine, result.versions = machine, versions()
     result.facts = {"model": model, "runs": measure(arguments, work)}

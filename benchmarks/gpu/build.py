@@ -22,6 +22,8 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
+from .headers import ensure_headers
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 BACKENDS = {  # what CMake is told, and the program without which there is no use
     "cuda": ("-DGGML_CUDA=on", "nvcc"),
@@ -48,6 +50,8 @@ def build(arguments: argparse.Namespace, work: Path) -> None:
         flags += cuda_flags(toolkit, arguments.cuda, environment)
     if missing := list(missing_tools(compiler, offline=arguments.sdist is not None)):
         sys.exit(f"Cannot build for {backend}: there is no {', no '.join(missing)}")
+    if backend == "vulkan":
+        ensure_headers(work, environment)
     environment["CMAKE_ARGS"] = " ".join([*flags, environment.get("CMAKE_ARGS", "")])
     environment["CMAKE_BUILD_PARALLEL_LEVEL"] = str(arguments.jobs or os.cpu_count())
     make_environment(work)

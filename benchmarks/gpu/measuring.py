@@ -27,45 +27,8 @@ from .build import ROOT
 from .model import SHAPES, write_model
 from .task import BATCHES, Task
 
-TESTS = [
-    f"tests/{name}.py"
-    for name in (
-        "engine/test_engine",
-        "inference/test_restored_equals_live",
-        "engine/test_architectures",
-    )
-]
-OUTCOMES = ("passed", "failed", "error", "skipped")
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 FRESH = ("prefill", "warm", "cold")  # in a new process; the last two restore
-
-
-def run_tests(work: Path) -> dict[str, Any]:
-    "The engine's tests: how many passed, failed, were skipped"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    started = time.perf_counter()
-    process = subprocess.run(
-        command, check=False, cwd=ROOT, capture_output=True, text=True
-    )
-    (work / "tests.log").write_text(process.stdout + process.stderr)
-    lines = process.stdout.splitlines() or [""]
-    found = re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])
-    result = {
-        "llama_cpp": llama_build(),
-        "seconds": round(time.perf_counter() - started, 1),
-        **dict.fromkeys(OUTCOMES, 0),
-        **{outcome: int(n) for n, outcome in found},
-    }
-    if process.returncode:
-        print("\n".join(lines[-30:]), process.stderr[-3000:])
-    (work / "tests.json").write_text(json.dumps(result))
-    print(tests_line(result), flush=True)
-    return result
-
-
-def tests_line(tests: dict[str, Any]) -> str:
-    numbers = ", ".join(f"{tests[outcome]} {outcome}" for outcome in OUTCOMES)
-    return f"engine tests: {numbers} in {tests['seconds']:.0f} s"
 
 
 def model_path(arguments: argparse.Namespace, work: Path) -> Path:

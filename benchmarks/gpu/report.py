@@ -15,7 +15,8 @@ from ..harness.bars import Bar
 from ..harness.machine import output_of
 from ..harness.result import Result
 from ..harness.table import markdown
-from .measuring import FRESH, in_words, median_of, ms, tests_line
+from .measuring import FRESH, in_words, median_of, ms
+from .suite import summary
 from .task import BATCHES, STEPS
 
 
@@ -121,7 +122,7 @@ def table(result: Result) -> str:
         f"Model: {model['shape']}, random weights, {model['type']}, "
         f"{model['bytes'] / 1e9:.2f} GB, of which {model['offloaded_bytes'] / 1e9:.2f} "
         f"went to a GPU, loaded in {model['load_s']:.1f} s.",
-        *([f"{tests_line(tests)}."] if tests else []),
+        *([f"{summary(tests)}."] if tests else []),
         f"{machine_line(result.machine)}.",
     ]
     return "\n\n".join(parts)

@@ -56,6 +56,18 @@ def devices() -> list[Device]:
     return found
 
 
+def used_for_layers(found: list[Device], main: int | None = None) -> list[Device]:
+    """The devices that llama.cpp puts layers on.
+
+    Integrated GPUs only if there are no others beside remote ones (RPC); with ``main``
+    that one alone.
+    """
+    remote = [one for one in found if one.kind == "GPU" and one.name.startswith("RPC")]
+    gpus = [one for one in found if one.kind == "GPU" and one not in remote]
+    used = remote + (gpus or [one for one in found if one.kind == "iGPU"])
+    return used if main is None else used[main : main + 1]
+
+
 @functools.cache
 def _library() -> Any:
     lib = llama()._lib

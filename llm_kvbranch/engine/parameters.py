@@ -78,7 +78,7 @@ def no_context(settings: Settings, n_ctx: int, on_gpu: bool, reason: str) -> str
             f"{settings.type_k}/f16, or n_gpu_layers to 0"
         )
     if "alloc" in reason or "memory" in reason:
-        kept = " or offload_kqv to false" if settings.offload_kqv else ""
+        kept = ", or offload_kqv to false" if settings.offload_kqv else ""
         return f"{text}. Set a smaller n_ctx, kv_type or n_gpu_layers{kept}"
     return text
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import KVBranchError, ModelLoadError
 from .constraint import Vocabulary
-from .devices import can_offload, devices
+from .devices import can_offload, devices, used_for_layers
 from .fit import explain, layers_that_fit
 from .gguf import check_parts, parts, read_header, unfit
 from .lib import listen, llama, signals_held, take_errors
@@ -88,7 +88,8 @@ class Weights:
 
     def _load_model(self) -> None:
         "Load the weights, with fewer layers on the GPU if not all of them fit"
-        gpus = [device for device in devices() if device.takes_layers]
+        alone = self.load.main_gpu if self.load.split_mode == "none" else None
+        gpus = used_for_layers(devices(), alone)
         self.devices = [f"{gpu.description} ({gpu.name})" for gpu in gpus]
         wanted = self.load.n_gpu_layers
         if gpus and wanted:
@@ -113,6 +114,9 @@ class Weights:
         lib, load = self._llama, self.load
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = n_gpu_layers
+        none = (ctypes.c_void_p * 1)()
+        if n_gpu_layers == 0:  # else it computes large batches on a GPU all the same
+            parameters.devices = ctypes.cast(none, ctypes.c_void_p)
         parameters.main_gpu = load.main_gpu
         parameters.split_mode = SPLIT_MODES[load.split_mode]
         shares = (ctypes.c_float * lib.llama_max_devices())(

@@ -128,7 +128,8 @@ def _model(found: dict[str, Any], problems: list[tuple[str, str]]) -> dict[str, 
     kinds = (chosen.kv_type or "f16").split("/", 1)
     types = KV_TYPES[kinds[0]], KV_TYPES[kinds[-1]]
     compute = found["compute"] or {"devices": []}
-    gpus = [d for d in devices.devices() if d.takes_layers]
+    alone = chosen.main_gpu or 0 if chosen.split_mode == "none" else None
+    gpus = devices.used_for_layers(devices.devices(), alone)
     memory = next((d["free"] for d in compute["devices"] if d["kind"] == "CPU"), 0)
     wanted = -1 if chosen.n_gpu_layers is None else chosen.n_gpu_layers
     layers = min(about.n_layer + 1, wanted) if wanted >= 0 else about.n_layer + 1

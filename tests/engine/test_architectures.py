@@ -25,8 +25,8 @@ import shutil
 import signal
 import struct
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,12 @@ from llm_kvbranch.engine.blob import cut
 from llm_kvbranch.errors import ContextError, StateError
 from llm_kvbranch.inference.readback import covered
 from llm_kvbranch.inference.resume import GRID, PROMPT_GRID
-from llm_kvbranch.inference.session import (
-    Generation,
-    Request,
-    Session,
-    open_session,
-)
+from llm_kvbranch.inference.session import Request, Session
 from llm_kvbranch.inference.slots import HEADROOM
-from llm_kvbranch.store.chain import Entry
 from llm_kvbranch.store.maintenance import verify
 
 from ..support import synth
 from ..support.toys import (
-    CLOSE,
     ENDS_ONLY,
     GREEDY,
     RECURRENT,
@@ -59,104 +52,13 @@ from ..support.toys import (
     WINDOWED,
     Toy,
     architectures,
-    decode,
 )
-
-N = 24  # tokens of an answer
-
-QUESTION = "Tell me of the sea, of the ships on it, and of those who sail them."
-NEXT = "And then? What became of the oldest of them, and who told the others?"
-LAST = "Who told you that?"
-
-
-@dataclass
-class Home:
-    "A directory for state, and sessions that use it, each like a later process"
-
-    toy: Toy
-    root: Path
-    warnings: list[str]
-
-    def session(self) -> Session:
-        return open_session(
-            self.toy.load, SETTINGS, self.root, self.warnings.append, self.toy.weights
-        )
+from ..support.turns import LAST, NEXT, QUESTION, Home, N, Turn, ask, is_right, path_of
 
 
 @pytest.fixture
 def home(toy: Toy, tmp_path: Path) -> Home:
     return Home(toy, tmp_path / "kvbranch", [])
-
-
-@dataclass
-class Turn:
-    "An answer, and the messages up to it and with it"
-
-    generation: Generation
-    text: str
-    messages: list[Any]
-    entry: Entry | None = None
-
-    @property
-    def answer(self) -> list[int]:
-        return list(self.generation.tokens[self.generation.n_prompt :])
-
-    @property
-    def prompt(self) -> list[int]:
-        assert self.generation.plan is not None
-        return list(self.generation.plan.tokens)
-
-    @property
-    def restored(self) -> int:
-        return int(self.generation.facts["restored_tokens"])
-
-    @property
-    def miss_reason(self) -> str | None:
-        reason: str | None = self.generation.facts["miss_reason"]
-        return reason
-
-    def commit(self, response_id: str) -> Turn:
-        self.entry = self.generation.commit(response_id)
-        assert self.entry is not None
-        assert self.entry.state.end == self.generation.end
-        return self
-
-    def cut(self, n: int) -> list[Any]:
-        "The messages with the first n characters of the answer only"
-        return [*self.messages[:-1], llm.assistant(self.text[:n])]
-
-
-def ask(
-    session: Session,
-    messages: Sequence[Any],
-    question: str = QUESTION,
-    n: int | None = N,
-    **chosen: Any,
-) -> Turn:
-    "Put a question after some messages and read the whole answer"
-    asked = [*messages, llm.user(question)]
-    generation = session.generate(
-        Request(messages=asked, sampling=GREEDY, max_tokens=n, **chosen)
-    )
-    text = "".join(event.text for event in generation)
-    return Turn(generation, text, [*asked, llm.assistant(text)])
-
-
-def is_right(turn: Turn) -> bool:
-    "Whether the plan's tokens, decoded from scratch, lead to the same answer"
-    generation = turn.generation
-    weights = generation.model.engine.weights
-    decoded = decode(weights, generation.tokens, generation.n_prompt)
-    return max(decoded.beaten_by, default=0.0) <= CLOSE
-
-
-def path_of(home: Home, turn: Turn) -> Path:
-    assert turn.entry is not None
-    return home.root.joinpath(
-        "states",
-        turn.entry.state.fingerprint,
-        f"{turn.entry.state.response_id}.safetensors",
-    )
 
 
 class TestToys:

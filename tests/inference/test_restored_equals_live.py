@@ -20,7 +20,6 @@ import pytest
 from llm_kvbranch.engine import Engine, Feed, Load, Sampling, Settings, Weights
 from llm_kvbranch.inference.filling import Decoded, Filler
 from llm_kvbranch.inference.slots import Slots
-from llm_kvbranch.models.catalog import embedded_model
 from llm_kvbranch.store.header import State
 from llm_kvbranch.store.store import Store
 from llm_kvbranch.store.tokens import prefix_digest
@@ -33,8 +32,8 @@ GREEDY = Sampling(temperature=0)
 
 
 @pytest.fixture(scope="module")
-def weights():
-    return Weights(Load(embedded_model()))
+def weights(model_path):
+    return Weights(Load(model_path))
 
 
 def generate(engine: Engine, seq: int, tokens: array, index: int) -> array:

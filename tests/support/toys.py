@@ -150,11 +150,12 @@ def _arrays(view: memoryview, areas: list[Area], cell: int) -> list[Any]:
         order = np.argsort(cells[:: cell // 4])
     found = []
     for area in areas:
-        assert not area.transposed
         kind = _TYPES[area.ggml_type]
         data = np.frombuffer(view, kind, area.nbytes // kind.itemsize, area.at)
         if area.nbytes:
-            found.append(data.reshape(area.n_rows, -1)[order].astype(np.float64))
+            rows = data.reshape(area.n_rows, -1)
+            rows = rows.T if area.transposed else rows
+            found.append(rows[order].astype(np.float64))
     return found
 
 
@@ -168,6 +169,18 @@ def off(ones: list[Any], others: list[Any]) -> float:
         return np.inf
     differences = (
         float(abs(one - other).max() / np.sqrt((other**2).mean()))
+        for one, other in pairs
+    )
+    return max(differences, default=0.0)
+
+
+def apart(ones: list[Any], others: list[Any]) -> float:
+    "The difference of two values as a whole, relative to their layer's RMS"
+    pairs = list(zip(ones, others, strict=True))
+    if any(one.shape != other.shape for one, other in pairs):
+        return np.inf
+    differences = (
+        float(np.sqrt(((one - other) ** 2).mean() / (other**2).mean()))
         for one, other in pairs
     )
     return max(differences, default=0.0)

@@ -239,7 +239,8 @@ class TestStop:
             connection.close()
             assert code == 0
             assert seconds < 5.5  # and a moment for a busy machine
-            assert "The engine did not stop" in "".join(serving.errors)
+            (said,) = serving.errors
+            assert "The engine did not stop" in said
             assert not list((serving.home / "kvbranch").glob("server*.json"))
 
     def test_with_clients_that_say_nothing(self, tmp_path):

@@ -138,6 +138,8 @@ def serve(options: ServeOptions, ready: Callable[[ServerInfo], None]) -> None:
             door.closing.set()
             # An engine that does nothing else will not end its answers either
             alive = asyncio.wrap_future(server.host.alive())
+            # It fails with an engine that is ended, which asyncio would print
+            alive.add_done_callback(lambda done: done.cancelled() or done.exception())
             server.begin_shutdown()
             await _logged(server.tasks, alive)
             patience = _PATIENCE / 2 if alive.done() else 0
