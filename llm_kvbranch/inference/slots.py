@@ -247,6 +247,8 @@ class Slots:
         ContextError when there is no room, BusyError when another generation has to
         end first.
         """
+        if n <= slot.reserved and self.engine.n_ctx:  # nobody else has taken it
+            return
         before, slot.reserved = slot.reserved, max(slot.reserved, n)
         idle = [s for s in self._slots if s.tokens and not s.busy and s is not slot]
         for other in sorted(idle, key=lambda s: s.used):
@@ -257,7 +259,7 @@ class Slots:
         try:
             if (needed := self._n_cells()) > self.engine.n_ctx:
                 self._enlarge(needed)
-        except ContextError:
+        except BaseException:
             slot.reserved = before
             raise
 

@@ -215,6 +215,32 @@ class TestRoom:
         for generation in (first, *others):
             crowd.check(generation)
 
+    def test_cells_are_not_counted_for_each_file(self, tmp_path):
+        "Fails if all answers stop while a chain of many files is restored"
+        crowd, said = served(tmp_path), []
+        for i in range(20):
+            said.append(user(f"Question {i}"))
+            answer = crowd.start(said, max_tokens=5)
+            crowd.run()
+            answer.commit(f"r{i}")
+            said.append(llm.assistant(answer.text))
+        crowd = served(tmp_path)
+        slots, n_counted = crowd.session.slots, 0
+        count = slots.n_used
+
+        def counted():
+            nonlocal n_counted
+            n_counted += 1
+            return count()
+
+        slots.n_used = counted
+        answer = crowd.start([*said, user("And then?")])
+        n_at_start = n_counted  # by then all is restored
+        crowd.run()
+        crowd.check(answer)
+        assert answer.facts["restored_tokens"] > 200
+        assert n_at_start < 5
+
     def test_a_limit(self):
         crowd = served()
         crowd.session.slots.max_cells = 700
