@@ -8,16 +8,32 @@ from .harness import plots
 from .harness.bars import Bar
 from .harness.result import Result
 from .harness.table import DASH, markdown, plain, ratio, spread
-from .peers.servers import OURS
+from .peers.servers import LLAMA, OURS
 
 COUNTS = (1, 2, 4, 8)
 MOST_BEYOND = 0.15  # seconds
+MOST_STOP = 0.5  # seconds
+MOST_SHARE = 1.3  # of llama-server's time to the first token of a long prompt
 
 
 def bars(result: Result) -> list[Bar]:
     beyond = result.median("command", "beyond")
     what = "seconds of `llm` beyond `llm --version` and the server's own"
-    return [Bar(what, beyond, most=MOST_BEYOND)]
+    share = result.ratio(("stall ttft", OURS), ("stall ttft", LLAMA))
+    return [
+        Bar(what, beyond, most=MOST_BEYOND),
+        Bar(
+            "seconds that an answer stops at most while 3,000 tokens are read",
+            result.median("stall", OURS),
+            most=MOST_STOP,
+        ),
+        Bar(
+            "time to their first token, of llama-server's",
+            share,
+            most=MOST_SHARE,
+            why="" if share is not None else result.why_not("stall ttft", LLAMA),
+        ),
+    ]
 
 
 def table(result: Result) -> str:
