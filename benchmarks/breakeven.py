@@ -118,7 +118,7 @@ class Model:
         filler = Filler(self.engine, slots, self.store, lambda *_: None)
         self.engine.cut(0, 0)
         tokens = self.context(n)
-        work = filler.fill(slots.acquire(tokens), tokens, chain)
+        work = filler.fill(slots.acquire(tokens), tokens, chain, own=len(chain.tokens))
         filling, _ = alone(work, self.engine)
         return filling
 

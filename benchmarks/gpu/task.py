@@ -211,7 +211,7 @@ def restore(
     started = time.perf_counter()
     chain = store.longest_prefix(fingerprint(task), tokens).cut(task.n - 1)
     found = time.perf_counter()
-    filling, index = alone(filler.fill(slot, tokens, chain), engine)
+    filling, index = alone(filler.fill(slot, tokens, chain, own=task.n - 1), engine)
     token = draw(engine, tokens, index)
     ended = time.perf_counter()
     if slot.seq or filling.restored != task.n - 1:

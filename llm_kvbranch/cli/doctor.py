@@ -16,26 +16,63 @@ _SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "b
 
 
 @click.command()
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Try whether the same prompt gets the same answer each time",
+)
 @json_option
-def doctor(json_: bool) -> None:
+def doctor(exact: bool, json_: bool) -> None:
     """
     Check devices, memory, the default model and the store
 
     Also shows how to install a build of llama-cpp-python for your GPU. The exit
     code is 1 if no model can answer.
+
+    With --exact, the default model is loaded, and answers a prompt in all the ways
+    in which its state can come about. That takes under a minute for a small model.
     """
     from ..models import doctor as checks
 
     found = checks.examine()
+    if exact and not any(level == "error" for level, _ in found["problems"]):
+        from ..models import exact as trial
+
+        found["exact"] = trial.try_answers()
     if json_:
         click.echo(json.dumps(found, indent=2))
     else:
         for name, text in _lines(found):
             label = click.style(name.ljust(10), dim=True)
             click.echo(label + hanging(text, 10))
+        if "exact" in found:
+            _print_exact(found["exact"])
         _print_problems(found)
     if any(level == "error" for level, _ in found["problems"]):
         raise click.exceptions.Exit(1)
+
+
+def _print_exact(exact: dict[str, Any]) -> None:
+    "What was tried, and what it means"
+    click.echo(
+        f"\nThe same answer again, tried with {exact['model']} "
+        f"({exact['seconds']:.0f} s):"
+    )
+    for sizes in reversed(exact["classes"]):
+        least, most = min(sizes), max(sizes)
+        numbers = f"{least} to {most}" if most > least else str(least)
+        label = f"{numbers} token{'s' if most > 1 else ''} together".ljust(30)
+        click.echo(f"  {label}round alike")
+    for way in exact["ways"]:
+        verdict, colour = "another answer", "red"
+        if way["same"]:
+            verdict, colour = "the same answer, rounded differently", "yellow"
+        if way["bits"]:
+            verdict, colour = "the same, bit for bit", "green"
+        click.echo(f"  {way['way'].ljust(30)}{click.style(verdict, fg=colour)}")
+    for note in exact["notes"]:
+        sign, colour = _SIGNS["note"]
+        click.echo(f"{click.style(sign, fg=colour, bold=True)} {hanging(note, 2)}")
 
 
 def _print_problems(found: dict[str, Any]) -> None:

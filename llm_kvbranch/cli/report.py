@@ -35,6 +35,7 @@ FACTS = (
     "finish_reason",
     "imported_tokens",
     "miss_reason",
+    "inexact",
     "system_prompt",
     "restore_ms",
     "prefill_ms",

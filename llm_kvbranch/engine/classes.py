@@ -28,11 +28,18 @@ class Classes:
     """The smallest batch of each class, in rows.
 
     Batches of ``few`` rows or more, up to ``many``, are of one class, those of ``many``
-    or more of another. Both are 1 if no size is known to agree with another.
+    or more of another. Both are 1 if no size is known to agree with another, or if it
+    does not matter. llama.cpp splits batches of more than ``most`` rows, 0 for never.
     """
 
     few: int = 1
     many: int = 1
+    most: int = 0
+
+    @property
+    def tile(self) -> int:
+        "Rows that are computed in one go, 1 where there is no such number"
+        return self.many if self.many > self.few else 1
 
     def of(self, n: int) -> int:
         "The code of the class of a batch of n rows"
@@ -41,15 +48,29 @@ class Classes:
         return FEW if n >= self.few else ONE
 
     def least(self, n: int) -> int:
-        "The fewest rows that are of the class of n rows; n rows are at least that many"
+        "The fewest rows that are of the class of n rows"
         return {MANY: self.many, FEW: self.few}.get(self.of(n), 1)
 
+    def piece(self, left: int, room: int) -> int:
+        """How many of the rows that are left to decode next, at most ``room``.
 
-def classes_of(settings: Settings, on_cpu: bool) -> Classes:
-    "The classes of a context that keeps the rows of each token"
-    if not on_cpu:
-        return Classes()
+        What llama.cpp computes at once is of the class of ``left`` rows, now and later.
+        """
+        n, least = min(left, room), self.least(left)
+        if 0 < left - n < least < left:
+            n = max(1, left - least)
+        if self.most and n > self.most and 0 < n % self.most < least:
+            n -= least if n == left else n % self.most
+        return n
+
+
+def classes_of(settings: Settings, n_at_once: int) -> Classes:
+    """The classes of a context on the CPU that keeps the rows of each token.
+
+    ``n_at_once`` is how many rows llama.cpp computes at once, at most.
+    """
     same = settings.type_k == settings.type_v
-    if settings.flash_attn != "off" and same and settings.type_k in _TILED:
-        return Classes(2, _TILE)
-    return Classes(2, 2)
+    tiled = settings.flash_attn != "off" and same and settings.type_k in _TILED
+    if tiled and n_at_once >= _TILE:
+        return Classes(2, _TILE, n_at_once)
+    return Classes(2, 2, n_at_once)

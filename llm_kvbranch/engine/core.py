@@ -27,7 +27,7 @@ from typing import Any
 
 from ..errors import ContextError, KVBranchError, StateError
 from . import blob
-from .classes import classes_of
+from .classes import Classes, classes_of
 from .lib import (
     build,
     listen,
@@ -35,7 +35,7 @@ from .lib import (
     signals_held,
     take_errors,
 )
-from .parameters import Settings, context_parameters, no_context
+from .parameters import Settings, context_parameters, no_context, rows_at_once
 from .sampler import Sampler, Sampling
 from .threads import check_process, default_threads, is_forked, own_process
 from .weights import Weights
@@ -81,10 +81,12 @@ class Engine:
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self.window = weights.n_swa if weights.kind == "attention" else 0
-        self.classes = classes_of(settings, not weights.gpu_layers)
-        self.tile = self.classes.many if self.classes.many > self.classes.few else 1
+        on_cpu, known = not weights.gpu_layers, Classes()
+        if on_cpu:
+            known = classes_of(settings, rows_at_once(settings, on_cpu))
+        self.tile, self.classes = known.tile, known if self.cuts_anywhere else Classes()
         n_threads = settings.n_threads or default_threads()
-        self._survives_fork = n_threads == 1 and not weights.gpu_layers
+        self._survives_fork = n_threads == 1 and on_cpu
         self._llama = llama()
         self._context: Any = None
         self._memory: Any = None

@@ -83,13 +83,19 @@ def no_context(settings: Settings, n_ctx: int, on_gpu: bool, reason: str) -> str
     return text
 
 
+def rows_at_once(settings: Settings, on_cpu: bool) -> int:
+    "How many rows of a batch llama.cpp computes together, at most"
+    if settings.flash_attn == "off" and on_cpu:  # more take 1.3 times as long
+        return min(settings.n_batch, _AT_A_TIME)
+    return settings.n_batch
+
+
 def context_parameters(settings: Settings, n_ctx: int, on_cpu: bool = False) -> Any:
     "llama_context_params for n_ctx cells; ``on_cpu`` if no layer is on a GPU"
     parameters = llama().llama_context_default_params()
     parameters.n_ctx = n_ctx
-    parameters.n_batch = parameters.n_ubatch = settings.n_batch
-    if settings.flash_attn == "off" and on_cpu:  # larger takes 1.3 times as long
-        parameters.n_ubatch = min(settings.n_batch, _AT_A_TIME)
+    parameters.n_batch = settings.n_batch
+    parameters.n_ubatch = rows_at_once(settings, on_cpu)
     parameters.n_seq_max = settings.n_seq + 1  # and the scratch sequence
     parameters.kv_unified = True
     parameters.offload_kqv = settings.offload_kqv

@@ -3,11 +3,16 @@
 The order is llama.cpp's default: penalties, top-k, typical, top-p, min-p, then
 temperature and the draw. Temperature 0 is greedy. The penalties also see the end of the
 prompt, whether it was decoded or restored.
+
+The invariant: what is drawn at a place in an answer depends on the seed, the place and
+the tokens before it, not on how those were drawn. So an answer that is resumed by
+another sampler goes on as it would have.
 """
 
 from __future__ import annotations
 
 import ctypes
+import random
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +64,9 @@ class Sampler:
     ):
         self._chain = None
         self._llama = lib = llama()
+        self._seed: int | None = None  # of what draws at random, if anything does
+        self._drawing: Any = None  # the chain that ends with it
+        self._n = 0  # tokens so far
         vocab = weights.vocab
         self._matcher = self._grammar = None
         if sampling.constraint is not None:
@@ -120,8 +128,9 @@ class Sampler:
         if sampling.min_p > 0:
             self._add(lib.llama_sampler_init_min_p(sampling.min_p, 1))
         self._add(lib.llama_sampler_init_temp(sampling.temperature))
-        seed = 0xFFFFFFFF if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-        self._add(lib.llama_sampler_init_dist(seed))
+        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
+        self._seed, self._drawing = seed & 0xFFFFFFFF, self._chain
+        self._add(lib.llama_sampler_init_dist(self._seed))
 
     def _add(self, sampler: Any) -> None:
         self._llama.llama_sampler_chain_add(self._chain, sampler)
@@ -137,6 +146,8 @@ class Sampler:
 
     def sample(self, context: Any, index: int) -> int:
         "Draw a token from the logits at a batch index, and remember it"
+        self._seed_draw()
+        self._n += 1
         if self._is_greedy:
             return self._likeliest(context, index)
         if self._matcher is None or self._waits:
@@ -159,8 +170,19 @@ class Sampler:
         )
         return int(np.frombuffer(logits, np.float32).argmax())
 
+    def _seed_draw(self) -> None:
+        "Have the next draw depend on its place, not on how many numbers others took"
+        if self._seed is None or not self._n:
+            return
+        lib, chain = self._llama, self._drawing
+        last = lib.llama_sampler_chain_n(chain) - 1
+        lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, last))
+        seed = _mixed(self._seed, self._n)
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+
     def accept(self, token: int) -> None:
         "Remember a token that was drawn before, from the same logits"
+        self._n += 1
         self._llama.llama_sampler_accept(self._chain, token)
         if self._matcher is not None and not self._waits:
             self._matcher.accept(token)
@@ -174,3 +196,11 @@ class Sampler:
             self._grammar = None
 
     __del__ = close
+
+
+def _mixed(seed: int, place: int) -> int:
+    "A seed for a place: neighbours get seeds that have nothing to do with each other"
+    x = (seed << 32 | place) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & (1 << 64) - 1
+    return (x ^ x >> 31) & 0xFFFFFFFE  # llama.cpp takes the largest for a random one

@@ -6,6 +6,7 @@ answer added, the scheduler that serves many clients, and the process that it ru
 It does not know llm's models and options, HTTP, or the log.
 """
 
+from . import trial
 from .generation import Generation
 from .host import Host, HostedAnswer, Opening
 from .request import Request
@@ -22,4 +23,5 @@ __all__ = [
     "Session",
     "Ticket",
     "open_session",
+    "trial",
 ]

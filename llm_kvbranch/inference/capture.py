@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import KVBranchError, StateError
 from ..store import STORE_ERRORS, Chain, Entry, State, Store, prefix_digest, tokens_of
+from .exact import fit_of
 from .filling import Filling
 from .loaded import LoadedModel
 from .planning import Plan
@@ -66,6 +67,8 @@ class NewState:
         self._start = 0  # where its state began when it was finished
         self._fork = min(filling.resident - filling.shared, self.n_prompt - 1)
         self._misses, self._reads = filling.misses, filling.reads
+        kinds = slot.kinds[: self.n_prompt]
+        self._fit = fit_of(self.n_prompt, plan.own, model.engine.classes, [kinds])
         lost = [entry for entry, _ in filling.misses if not self._can_heal(entry)]
         plan.chain = plan.chain.before(lost)
 
@@ -221,6 +224,8 @@ class NewState:
             if not segment.entry.present:
                 chain = chain.cut(segment.start)
                 break
+        if chain.segments:
+            chain = chain.cut(self._fit.rows(planner.kinds(chain)))
         return self._without_chance_share(chain)
 
     def _without_chance_share(self, chain: Chain) -> Chain:

@@ -23,6 +23,7 @@ from typing import Protocol, TypeVar
 from ..engine import Engine, Feed
 from ..errors import ContextError, StateError
 from ..store import Chain, Check, Entry, Segment, State, common_prefix
+from .exact import GENERATED, Fit, fit_of, kinds_of
 from .resume import Step, resumable, steps
 from .slots import Slot, Slots
 
@@ -50,12 +51,14 @@ class Decoded:
     """What became of a feed: its first ``n`` tokens were decoded.
 
     ``token`` was drawn from the logits of the last one, if that was decoded and its
-    logits were wanted. ``seconds`` is the feed's share of the batch's time.
+    logits were wanted. ``seconds`` is the feed's share of the batch's time, which had
+    ``n_batch`` tokens, if others were decoded too.
     """
 
     n: int = 0
     token: int | None = None
     seconds: float = 0.0
+    n_batch: int = 0
 
 
 Result = TypeVar("Result")
@@ -69,7 +72,9 @@ class Filling:
 
     ``shared`` is how many of the resident ones came from other slots. ``misses`` are
     files that could not be used, and why; ``reads`` the bytes of each file restored
-    and the seconds it took. ``token`` was drawn after the last token.
+    and the seconds it took. ``token`` was drawn after the last token. ``stored`` says
+    how the stored rows were computed. ``rounds_otherwise`` says that rows which were
+    computed again in a batch of the same class were not the same bits.
     """
 
     resident: int = 0
@@ -80,6 +85,8 @@ class Filling:
     restore_ms: float = 0.0
     prefill_ms: float = 0.0
     token: int | None = None
+    stored: bytes = b""
+    rounds_otherwise: bool = False
 
 
 class Filler:
@@ -108,23 +115,30 @@ class Filler:
         n_cells: int = 0,
         logits: bool = True,
         mark: int | None = None,
+        own: int = 0,
     ) -> Feeds[Filling]:
         """Make the slot hold exactly the tokens.
 
         ``chain`` says which of them are stored. Room for ``n_cells`` tokens is made
         in the slot. With ``logits`` a token is drawn after the last one. ``mark`` is
-        where other prompts will continue from, if not from the last token. Raises
-        ContextError when there is no room.
+        where other prompts will continue from, if not from the last token. ``own`` is
+        where the tokens begin that are new to their history. Raises ContextError when
+        there is no room.
         """
-        filling = Filling()
+        stored = kinds_of(chain, self.engine.classes)
+        filling = Filling(stored=stored)
         started = time.perf_counter()
+        fit = self._fit(tokens, own, stored)
         held = self.engine.length(slot.seq)  # fewer if a context was lost
-        resident = min(common_prefix(slot.tokens, tokens), held, len(tokens) - 1)
+        known = slot.kinds[: min(common_prefix(slot.tokens, tokens), held)]
+        resident, end = fit.reusable(known), fit.rows(known)
+        before = self._rows(slot, resident, end)
+        chain = chain.cut(fit.reusable(stored))
         self.slots.hand_over(slot, resident)
         self.slots.truncate(slot, resident)
-        slot.target = tokens
+        slot.target, slot.beside = tokens, False
         try:
-            filling.shared = self.slots.share_prefix(slot, tokens)
+            filling.shared = self.slots.share_prefix(slot, tokens, fit.reusable)
             self.slots.reserve(slot, max(n_cells, len(tokens)))
             filling.resident = len(slot.tokens)
             filling.shared = min(filling.shared, filling.resident)
@@ -135,10 +149,29 @@ class Filler:
                 started = time.perf_counter()
                 self._restore_whole(slot, tokens, chain, filling)
                 filling.restore_ms += _ms_since(started)
-            filling.token = yield from self.prefill(slot, tokens, filling, logits, mark)
+            filling.token = yield from self._prefill(
+                slot, tokens, filling, logits, mark, fit
+            )
         finally:
             slot.target = None
+        if before is not None and before != self._rows(slot, resident, end):
+            filling.rounds_otherwise = True
         return filling
+
+    def _rows(self, slot: Slot, start: int, end: int) -> bytearray | None:
+        "Rows that are about to be computed again; None if nothing is to be expected"
+        is_alone = self.slots.n_used() == len(slot.tokens)
+        if not self.engine.cuts_anywhere or end <= start or not is_alone:
+            return None
+        return self.engine.capture(slot.seq, start, end)
+
+    def _fit(self, tokens: array[int], own: int, stored: bytes) -> Fit:
+        "Which rows can be reused, by what is in memory and stored"
+        known = [
+            slot.kinds[: common_prefix(slot.tokens, tokens)]
+            for slot in self.slots.all()
+        ]
+        return fit_of(len(tokens), own, self.engine.classes, [*known, stored])
 
     # -- from disk -------------------------------------------------------
 
@@ -164,8 +197,8 @@ class Filler:
                 self._lost(segment.entry, error)
             filling.restore_ms += _ms_since(started)
             if lost:
-                missing = tokens[: segment.end]
-                yield from self.decode(slot, missing, filling, logits=False)
+                missing, n = tokens[: segment.end], segment.end
+                yield from self.decode(slot, missing, n, filling, logits=False)
 
     def _restore_whole(
         self, slot: Slot, tokens: array[int], chain: Chain, filling: Filling
@@ -233,7 +266,8 @@ class Filler:
                 *(slot.seq, payload, state.start, state.end, segment.end, begin),
                 check=check.settle,
             )
-            slot.append(tokens[begin : segment.end])
+            kinds = filling.stored[begin : segment.end]
+            slot.append(tokens[begin : segment.end], kinds)
             for step in own:
                 if not self._resume(slot, step, snapshots[step.mark]):
                     return False
@@ -266,44 +300,58 @@ class Filler:
         self,
         slot: Slot,
         tokens: array[int],
+        n_prompt: int,
         filling: Filling | None = None,
         logits: bool = True,
     ) -> Feeds[int | None]:
-        "Decode the tokens that the slot lacks; returns the token drawn after the last"
+        """Decode the tokens that the slot lacks; returns the token drawn after them.
+
+        Those after the prompt are an answer's, which are decoded one by one.
+        """
         token = None
+        room, classes = self.engine.settings.n_batch, self.engine.classes
         while token is None and (begin := len(slot.tokens)) < len(tokens):
-            end = min(begin + self.engine.settings.n_batch, len(tokens))
-            token = yield from self._feed(slot, tokens, end, filling, logits)
+            end = begin + 1
+            if begin < n_prompt:
+                end = begin + classes.piece(n_prompt - begin, room)
+            token = yield from self._feed(slot, tokens, end, filling, logits, n_prompt)
         return token
 
-    def prefill(
+    def _prefill(
         self,
         slot: Slot,
         tokens: array[int],
         filling: Filling,
-        logits: bool = True,
-        mark: int | None = None,
+        logits: bool,
+        mark: int | None,
+        fit: Fit,
     ) -> Feeds[int | None]:
-        """The same for a prompt.
+        """Decode a prompt's tokens that the slot lacks; returns the token drawn.
 
         It waits for another slot that is prefilling the same tokens, and takes
         snapshots where prompts that begin alike could continue from.
         """
-        token, first, worth = None, len(slot.tokens), _WORTH_WAITING
-        last = len(tokens) - 1 if mark is None else mark
+        token, worth = None, _WORTH_WAITING
+        room, classes = self.engine.settings.n_batch, self.engine.classes
+        last = fit.end if mark is None else min(mark, fit.end)
+        least = classes.least(len(tokens) - fit.own)
         while token is None and (begin := len(slot.tokens)) < len(tokens):
-            if self._is_prefilled_elsewhere(slot, tokens, worth):
+            if self._is_prefilled_elsewhere(slot, tokens, worth, fit):
                 worth = 1  # having waited, wait for all of it
                 yield None
-                n = self.slots.share_prefix(slot, tokens)
+                n = self.slots.share_prefix(slot, tokens, fit.reusable)
                 filling.shared += n
                 filling.resident += n
                 continue
             stop = len(tokens)
             if not self.engine.cuts_anywhere:
-                stop = slot.snapshots.next_stop(begin, first, len(tokens), last)
-            end = min(begin + self.engine.settings.n_batch, stop)
-            token = yield from self._feed(slot, tokens, end, filling, logits)
+                stop = slot.snapshots.next_stop(
+                    *(begin, fit.own, len(tokens)), last, least
+                )
+            end = begin + classes.piece(stop - begin, room)
+            token = yield from self._feed(
+                slot, tokens, end, filling, logits, len(tokens)
+            )
             if len(slot.tokens) == stop < len(tokens):
                 self._take_snapshot(slot, stop == last)
         return token
@@ -315,6 +363,7 @@ class Filler:
         end: int,
         filling: Filling | None,
         logits: bool,
+        n_prompt: int,
     ) -> Feeds[int | None]:
         """Yield the slot's next tokens, up to ``end``; record what was decoded of them.
 
@@ -325,21 +374,27 @@ class Filler:
         begin = len(slot.tokens)
         wanted = logits and end == len(tokens)
         done = yield Feed(slot.seq, begin, tokens[begin:end], wanted)
+        slot.beside = slot.beside or done.n_batch > done.n
         if done.n and self.engine.length(slot.seq) == begin + done.n:
-            slot.append(tokens[begin : begin + done.n])
+            kind = GENERATED
+            if begin < n_prompt:
+                kind = self.engine.classes.of(max(done.n, done.n_batch))
+            slot.append(tokens[begin : begin + done.n], bytes([kind]) * done.n)
         if filling is not None:
             filling.prefill_ms += done.seconds * 1000
         return done.token
 
     def _is_prefilled_elsewhere(
-        self, slot: Slot, tokens: array[int], worth: int
+        self, slot: Slot, tokens: array[int], worth: int, fit: Fit
     ) -> bool:
         "Whether another slot is ahead in prefilling ``worth`` or more of the tokens"
         for other in self.slots.all():
             if other is slot or other.target is None:
                 continue
-            n = min(common_prefix(other.target, tokens), len(tokens) - 1)
-            if n - len(slot.tokens) < worth:
+            n = min(common_prefix(other.target, tokens), fit.end)
+            if n - len(slot.tokens) < worth or fit.rows(other.kinds[:n]) < len(
+                other.kinds[:n]
+            ):
                 continue
             if not self.engine.cuts_anywhere and n < len(tokens) - 1:
                 continue  # it would take no snapshot where they part

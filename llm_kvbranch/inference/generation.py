@@ -75,6 +75,7 @@ class Generation:
         self._sampler: Sampler | None = None
         self._constrained = False
         self._cancelled = False
+        self._rounds_otherwise = False
         self._started = 0.0
         self._running: Feeds[None] | None = None
         self._new_state: NewState | None = None
@@ -217,10 +218,11 @@ class Generation:
         n_cells = max(min(self.n_ctx, self.n_prompt + expected), plan.chain.n_cells)
         draws = resumed is None and answer.forced is None
         filling = yield from model.filler.fill(
-            slot, plan.tokens, plan.chain, n_cells, draws, plan.mark
+            slot, plan.tokens, plan.chain, n_cells, draws, plan.mark, plan.own
         )
         new_state = NewState(model, plan, slot, filling, self.facts)
         self._describe(plan, filling)
+        self._rounds_otherwise = filling.rounds_otherwise
         yield from self._generate(plan, slot, filling.token, answer)
         if resumed is not None:
             answer.name_again(resumed.calls)
@@ -376,6 +378,25 @@ class Generation:
             with contextlib.suppress(*STORE_ERRORS):
                 self.model.planner.store.count_miss(reason)
 
+    def _why_inexact(self, plan: Plan, slot: Slot) -> str | None:
+        "Why the same prompt may get another answer next time; None for no such reason"
+        engine, reused = self.model.engine, self.facts["restored_tokens"]
+        n_used = self.model.slots.n_used()
+        reasons = {
+            "a GPU may round differently each time": engine.weights.gpu_layers,
+            "an earlier answer was read again as text": engine.cuts_anywhere
+            and reused < plan.own,
+            "a sliding window was put back, whose rows are at other places then": (
+                engine.window and reused
+            ),
+            "it was computed beside other answers": slot.beside,
+            "other conversations were in memory": n_used > len(slot.tokens),
+            "the same tokens were rounded otherwise than before": (
+                self._rounds_otherwise
+            ),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
     def _next(
         self, slot: Slot, tokens: array[int], answer: AnswerStream
     ) -> Feeds[int | None]:
@@ -389,8 +410,12 @@ class Generation:
             except ContextError:
                 self.finish_reason = "context"
                 return None
-            logits = forced is None
-            token = yield from model.filler.decode(slot, tokens, logits=logits)
+            # More than one after the prompt if they are another engine's
+            n = min(len(tokens), max(self.n_prompt, len(slot.tokens) + 1))
+            token = yield from model.filler.decode(
+                *(slot, tokens[:n], self.n_prompt),
+                logits=forced is None and n == len(tokens),
+            )
         model.filler.token_decoded(slot)
         if forced is not None and self._sampler is not None:
             self._sampler.accept(forced)
@@ -431,7 +456,7 @@ class Generation:
         model.slots.truncate(slot, len(tokens))
         if len(slot.tokens) < min(len(plan.chain.tokens), self.n_prompt):
             yield from model.filler.fill(slot, tokens, plan.chain, logits=False)
-        yield from model.filler.decode(slot, tokens, logits=False)
+        yield from model.filler.decode(slot, tokens, self.n_prompt, logits=False)
         self.tokens = tokens
         tip_hash = answer_hash(self.parts, plan.input_hash)
         model.planner.remember(
@@ -444,6 +469,7 @@ class Generation:
             thinking_tokens=answer.n_thinking or None,
             thinking_cut=answer.is_over_budget or None,
             finish_reason=self.finish_reason,
+            inexact=self._why_inexact(plan, slot),
             state_start=start,
             state_end=self.end,
             state_bytes=nbytes,

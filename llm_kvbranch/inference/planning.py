@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..chat import Chat, Part, Rendering, message_text
+from ..engine import Classes
 from ..store import Chain, Entry, Hold, common_prefix, tokens_of
 from .assembly import DROPPED, Answer, Assembled, Assembler
+from .exact import OTHERWISE, fit_of, kinds_of
 from .nostore import NoStore, States
 from .readback import STRADDLE
 from .resume import resumable
@@ -35,6 +37,7 @@ _TWO_TEXTS = ("A", "1")  # no token begins both
 _SUSPICIOUS = 16  # characters for each token that fits: longer prompts are estimated
 _MORE = 16  # known tokens by which another date must be better
 _PLAIN = Rendering()
+_ANY = Classes()
 _HEADER = 16  # tokens that a template writes before an answer, at most
 _SLACK = 0.02  # seconds that prefilling must save to be preferred to restoring
 
@@ -53,6 +56,8 @@ class Plan:
     no state. ``without_store`` says that the store failed: nothing is read from or
     written to it for this prompt.
     ``mark`` is where the next turn will continue from if the template drops thinking.
+    ``own`` is where the tokens begin that no earlier turn has read or generated. From
+    ``end`` on, tokens are read again for the answer to be the same as the first time.
     """
 
     tokens: array[int]
@@ -69,6 +74,8 @@ class Plan:
     n_read: int = 0
     drops: bool = False
     mark: int | None = None
+    own: int = 0
+    end: int = 0
 
 
 def why_prefilled(plan: Plan, lost: Sequence[str], n_reused: int) -> str | None:
@@ -80,7 +87,7 @@ def why_prefilled(plan: Plan, lost: Sequence[str], n_reused: int) -> str | None:
     reasons = list(lost)
     if reason := plan.miss_reason or plan.choice:
         reasons.append(reason)
-    elif not reasons and n_reused < min(plan.n_known, len(plan.tokens) - 1):
+    elif not reasons and n_reused < min(plan.n_known, plan.end):
         is_dropped = plan.drops and n_reused >= plan.n_read
         reasons.append(DROPPED if is_dropped else plan.lack)
     return "; ".join(dict.fromkeys(reasons)) or None
@@ -91,7 +98,7 @@ class Planner:
 
     ``cuts_anywhere`` says whether a sequence can be continued from any position, or
     only where snapshots and the ``window`` (in tokens) allow it. ``machine`` names what
-    prefill rates are measured on.
+    prefill rates are measured on. ``classes`` says how rows round.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Planner:
         cuts_anywhere: bool,
         window: int = 0,
         machine: str = "",
+        classes: Classes = _ANY,
     ):
         self.chat = chat
         self.store: States = NoStore() if store is None else store
@@ -109,6 +117,7 @@ class Planner:
         self.cuts_anywhere = cuts_anywhere
         self.window = window
         self.machine = machine
+        self.classes = classes
         self._recent: deque[Turn] = deque(maxlen=_MAX_RECENT)
 
     @contextlib.contextmanager
@@ -159,7 +168,7 @@ class Planner:
             index = known.index
             plan.known_hash = history.hashes[index - 1] if index else None
             plan.n_known, plan.n_read = assembled.n_known, assembled.n_read
-            plan.drops = assembled.drops
+            plan.own, plan.drops = assembled.n_read, assembled.drops
             base = assembled.base
             plan.lack = self._why_no_state(base.entry if base else known.entry, plan)
         asked = next((entry for entry in seen if entry.state.render == render), None)
@@ -169,8 +178,22 @@ class Planner:
             plan.lack = self._why_no_state(asked, plan)
         elif reason is None:
             plan.miss_reason = self._why_another_date(messages, rendering, plan)
+        self._fit(plan)
         self._choose(plan)
         return plan
+
+    def _fit(self, plan: Plan) -> None:
+        "Leave out what a fresh run would compute otherwise"
+        kinds = self.kinds(plan.chain)
+        fit = fit_of(len(plan.tokens), plan.own, self.classes, [kinds])
+        plan.end = fit.end
+        if fit.rows(kinds) < min(len(kinds), fit.end):
+            plan.lack = OTHERWISE
+        plan.chain = plan.chain.cut(fit.reusable(kinds))
+
+    def kinds(self, chain: Chain) -> bytes:
+        "How the rows of a chain were computed"
+        return kinds_of(chain, self.classes)
 
     def ahead(
         self,

@@ -42,16 +42,21 @@ class Snapshots:
         "Whether to take a snapshot at a position of an answer"
         return position % self.grid == 0
 
-    def next_stop(self, at: int, begin: int, end: int, last: int) -> int:
+    def next_stop(
+        self, at: int, begin: int, end: int, last: int, least: int = 1
+    ) -> int:
         """Where to stop next, after ``at``, while prefilling a prompt [begin, end).
 
-        ``last`` is where other prompts will continue from.
+        ``last`` is where other prompts will continue from. Stops do not depend on how
+        much of the prompt is known, and are ``least`` tokens apart, or more.
         """
         grid = max(self.grid, PROMPT_GRID)
         stop = at - at % grid + grid
-        if last - begin >= _WORTH and at < last:
-            stop = min(stop, last)
-        return min(stop, end)
+        while stop - at < least:
+            stop += grid
+        if last - begin >= _WORTH and at < last and last - stop < least:
+            stop = last
+        return stop if end - stop >= least else end
 
     def add(self, position: int, data: bytearray, keep: bool = False) -> None:
         "Keep a snapshot, and fewer of the others if they take too much memory"

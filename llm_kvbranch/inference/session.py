@@ -162,7 +162,7 @@ class Session(LoadedModel):
             costs.measured(shape, seconds)
         tokens, interrupt = self._draw(batch, indices)
         done = [
-            (g, Decoded(len(feed.tokens), token, len(feed.tokens) * each))
+            (g, Decoded(len(feed.tokens), token, len(feed.tokens) * each, shape.rows))
             for (g, feed), token in zip(batch, tokens, strict=True)
         ]
         self._advance(done, interrupt)
@@ -288,7 +288,8 @@ class Session(LoadedModel):
             except (KVBranchError, KeyboardInterrupt):  # stop raises the latter
                 self.slots.truncate(slot, begin)
                 return not stop()
-            slot.append(more)
+            kind = self.engine.classes.of(len(more))
+            slot.append(more, bytes([kind]) * len(more))
             slot.ahead += len(more)
         return True
 
@@ -338,5 +339,6 @@ def open_session(
         engine.window,
         f"{weights.load.n_gpu_layers} {settings.n_threads or ''}"
         f"{'' if settings.offload_kqv else ' kv in main memory'}",
+        engine.classes,
     )
     return Session(engine, planner, warn, load, name)

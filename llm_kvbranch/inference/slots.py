@@ -19,6 +19,7 @@ import contextlib
 import itertools
 import weakref
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,17 +47,21 @@ class Slot:
     """A sequence of the context and the token ids of its rows.
 
     ``cells`` has the number of each row's cell: sequences that share a row have the
-    same number there. ``response_id`` is the logged response that the slot ends with,
+    same number there. ``kinds`` says how each row was computed (see ``exact``).
+    ``response_id`` is the logged response that the slot ends with,
     if any. ``ahead`` is how many tokens after that were decoded for the next prompt.
     ``target`` are the tokens that it is being filled with, None while it is not.
     ``reserved`` is how many tokens it may hold before it must reserve again.
+    ``beside`` says whether rows were decoded beside others' since it was last filled.
     """
 
     seq: int
     tokens: array[int] = field(default_factory=tokens_of)
     cells: array[int] = field(default_factory=lambda: array("q"))
+    kinds: bytearray = field(default_factory=bytearray)
     target: array[int] | None = None
     reserved: int = 0
+    beside: bool = False
     response_id: str | None = None
     ahead: int = 0
     busy: bool = False
@@ -64,9 +69,10 @@ class Slot:
     waiting: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     snapshots: Snapshots = field(default_factory=Snapshots)
 
-    def append(self, tokens: array[int]) -> None:
+    def append(self, tokens: array[int], kinds: bytes) -> None:
         "Record rows of more tokens, in new cells"
         self.tokens += tokens
+        self.kinds += kinds
         self.cells.extend(itertools.islice(_cells, len(tokens)))
 
     def share(self, other: Slot, end: int) -> None:
@@ -74,6 +80,7 @@ class Slot:
         begin = len(self.tokens)
         self.tokens += other.tokens[begin:end]
         self.cells += other.cells[begin:end]
+        self.kinds += other.kinds[begin:end]
 
     def drop(self, n: int) -> None:
         "Record that there are no rows from n on"
@@ -82,6 +89,7 @@ class Slot:
         self.ahead = max(0, self.ahead - max(0, len(self.tokens) - n))
         del self.tokens[n:]
         del self.cells[n:]
+        del self.kinds[n:]
 
     def rests_at(self, tokens: array[int]) -> bool:
         "Whether it is idle, and these are its tokens but for those read ahead"
@@ -179,15 +187,18 @@ class Slots:
 
     # -- rows ------------------------------------------------------------
 
-    def share_prefix(self, slot: Slot, tokens: array[int]) -> int:
+    def share_prefix(
+        self, slot: Slot, tokens: array[int], fit: Callable[[bytearray], int] = len
+    ) -> int:
         """Share the rows of the slot that has the most of the tokens.
 
-        All but the last token, whose logits are needed. Returns how many rows the slot
-        gained.
+        All but the last token, whose logits are needed. ``fit`` says how many rows of
+        some kinds may be used. Returns how many rows the slot gained.
         """
         begin, end = len(slot.tokens), len(slot.tokens)
         for other in self._slots:
             n = min(common_prefix(other.tokens, tokens), len(tokens) - 1)
+            n = min(n, fit(other.kinds))
             if not self.engine.cuts_anywhere:
                 n = other.snapshots.last(n) or 0
             if other is not slot and n > end and n <= self.engine.length(other.seq):

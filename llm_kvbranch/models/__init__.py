@@ -2,7 +2,7 @@
 
 Owns finding and downloading GGUF files, short names for downloads, options, settings,
 and the doctor, which checks whether a model fits this machine. It does not know
-conversations and loads no model.
+conversations, and loads no model but to try whether its answers repeat.
 
 llm imports this package for every command that names a model, whichever it is. So names
 are imported when they are first used: building the options alone takes 20 ms.
@@ -39,6 +39,7 @@ __all__ = [
     "context_of",
     "describe_models",
     "doctor",
+    "exact",
     "gpu",
     "hub",
     "load_of",

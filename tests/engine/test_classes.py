@@ -25,17 +25,31 @@ def test_classes_of_sizes():
 
 
 @pytest.mark.parametrize(
-    ("settings", "on_cpu", "expected"),
+    ("settings", "expected"),
     [
-        (Settings(), True, Classes(2, 64)),
-        (Settings(flash_attn="off"), True, Classes(2, 2)),
-        (Settings(type_k="q8_0", type_v="q8_0"), True, Classes(2, 2)),
-        (Settings(type_k="f16", type_v="q8_0"), True, Classes(2, 2)),
-        (Settings(), False, Classes(1, 1)),
+        (Settings(), Classes(2, 64, 512)),
+        (Settings(flash_attn="off"), Classes(2, 2, 512)),
+        (Settings(type_k="q8_0", type_v="q8_0"), Classes(2, 2, 512)),
+        (Settings(type_k="f16", type_v="q8_0"), Classes(2, 2, 512)),
+        (Settings(n_batch=32), Classes(2, 2, 32)),
     ],
 )
-def test_classes_of_settings(settings, on_cpu, expected):
-    assert classes_of(settings, on_cpu) == expected
+def test_classes_of_settings(settings, expected):
+    assert classes_of(settings, settings.n_batch) == expected
+
+
+@pytest.mark.parametrize("classes", [Classes(2, 64, 512), Classes(2, 2, 128)])
+@pytest.mark.parametrize("room", [128, 512])
+def test_no_piece_of_a_prompt_is_of_a_smaller_class(classes, room):
+    for n in range(1, 1200):
+        left, computed = n, []
+        while left:
+            piece = classes.piece(left, room)
+            assert 0 < piece <= room
+            at_once = min(piece, classes.most)
+            computed += [at_once] * (piece // at_once) + [piece % at_once or at_once]
+            left -= piece
+        assert {classes.of(size) for size in computed} == {classes.of(n)}
 
 
 def rows(toy, settings: Settings, sizes: list[int]) -> bytes:

@@ -199,7 +199,7 @@ class TestRoom:
         for slot, end in ((first, 40), (second, 10)):
             slots.reserve(slot, end)
             engine.decode([Feed(slot.seq, 0, tokens[:end])])
-            slot.append(tokens[:end])
+            slot.append(tokens[:end], bytes(end))
         assert slots.share_prefix(second, tokens) == 29
         slots.reserve(third, engine.n_ctx + 1)
         assert slots.n_used() == engine.n_cells

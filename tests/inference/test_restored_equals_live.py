@@ -96,7 +96,7 @@ class Restored:
         slot = slots.acquire(tokens)
         chain = store.longest_prefix("f", tokens).cut(cut)
         assert len(chain.tokens) == cut
-        filling, index = alone(filler.fill(slot, tokens, chain), engine)
+        filling, index = alone(filler.fill(slot, tokens, chain, own=cut), engine)
         assert not filling.misses
         assert filling.restored == cut
         full = generate(engine, slot.seq, tokens, index)

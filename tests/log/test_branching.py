@@ -362,7 +362,8 @@ class TestSeveral:
         arguments = ["-n", "4", "-o", "seed", "7", *options, "--json"]
         facts = json.loads(ok("kvbranch", "last", "Invent a name.", *arguments))
         assert facts[0]["prefilled_tokens"] > 1
-        assert [one["prefilled_tokens"] for one in facts[1:]] == [1, 1, 1]
+        # Two are computed together, as the first time: one alone rounds differently
+        assert [one["prefilled_tokens"] for one in facts[1:]] == [2, 2, 2]
         assert len({one["text"] for one in facts}) > 1
         assert all(one["state_file"] for one in facts)
         assert "no problem" in ok("kvbranch", "verify")
@@ -512,7 +513,7 @@ class TestState:
         first = self.facts(ok)
         ok("kvbranch", "retry", first["response_id"], *GREEDY)
         second = self.facts(ok)
-        assert second["prefilled_tokens"] == 1
+        assert second["prefilled_tokens"] == 2
         assert second["verb"] == "retry"
 
     def test_from_another_model_and_to_one(self, ok, log):

@@ -36,6 +36,7 @@ class FakeVocab:
 
     bos_text = ""
     eos_text = "<|im_end|>"
+    gpu_layers = 0
     chat_template = CHATML
     control_texts = tuple(CONTROLS)
     longest_piece = 2

@@ -262,8 +262,9 @@ class TestFollowUp:
         first = server.chat(f"{text} How many words?")
         second = server.chat(f"{text} What is the last word?")
         assert first.cached < 40
-        assert second.cached > 200
-        assert second.facts["prefilled_tokens"] < 20
+        assert second.cached > 150
+        # As many as are computed together the first time round alike
+        assert second.facts["prefilled_tokens"] <= 64
 
 
 class TestSiblings:
@@ -305,7 +306,7 @@ class TestSiblings:
             server.metrics()['kvbranch_tokens_total{kind="prefilled"}']
             - before['kvbranch_tokens_total{kind="prefilled"}']
         )
-        assert read <= usage.prompt_tokens + 2
+        assert read <= usage.prompt_tokens + 2 * 64  # computed together, as at first
         said = [turn(server, each)["output_tokens"] for each in ids.values()]
         assert usage.completion_tokens == sum(said) > 3
 
@@ -724,7 +725,7 @@ class TestBranch:
         assert reply.text == second.text or Judge().is_right(server, reply.id)
         assert reply.id != second.id
         assert sent(server, reply.id) == sent(server, second.id)
-        assert reply.facts["prefilled_tokens"] == 1
+        assert reply.facts["prefilled_tokens"] == 2  # as many as round alike
 
     def test_generate(self, server):
         reply = ask(server, "/generate", prompt="Say hello.", system="Be brief.")
@@ -820,7 +821,7 @@ class TestLooking:
             assert slot["state"] == "idle"
             ahead = slot["n_tokens"] - done.usage.prompt_tokens - 16
             assert 0 <= ahead <= AHEAD
-            assert slot["n_shared"] >= done.usage.prompt_tokens - 1
+            assert slot["n_shared"] >= done.usage.prompt_tokens - 64
         whole = server.slots()
         assert whole["n_used"] < sum(slot["n_tokens"] for slot in whole["slots"])
         assert len(whole["slots"]) == 8
