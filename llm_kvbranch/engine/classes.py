@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parameters import Settings
+from .parameters import Settings, rows_at_once
 
 ONE, FEW, MANY = 1, 2, 3  # codes of the classes
 _TILE = 64  # rows, GGML_FA_TILE_Q
@@ -64,13 +64,13 @@ class Classes:
         return n
 
 
-def classes_of(settings: Settings, n_at_once: int) -> Classes:
-    """The classes of a context on the CPU that keeps the rows of each token.
-
-    ``n_at_once`` is how many rows llama.cpp computes at once, at most.
-    """
+def classes_of(settings: Settings, on_cpu: bool) -> Classes:
+    "The classes of a context; nothing is known of kernels that are not the CPU's"
+    if not on_cpu:
+        return Classes()
+    most = rows_at_once(settings, on_cpu)
     same = settings.type_k == settings.type_v
     tiled = settings.flash_attn != "off" and same and settings.type_k in _TILED
-    if tiled and n_at_once >= _TILE:
-        return Classes(2, _TILE, n_at_once)
-    return Classes(2, 2, n_at_once)
+    if tiled and most >= _TILE:
+        return Classes(2, _TILE, most)
+    return Classes(2, 2, most)

@@ -35,7 +35,7 @@ from .lib import (
     signals_held,
     take_errors,
 )
-from .parameters import Settings, context_parameters, no_context, rows_at_once
+from .parameters import Settings, context_parameters, no_context
 from .sampler import Sampler, Sampling
 from .threads import check_process, default_threads, is_forked, own_process
 from .weights import Weights
@@ -81,9 +81,8 @@ class Engine:
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self.window = weights.n_swa if weights.kind == "attention" else 0
-        on_cpu, known = not weights.gpu_layers, Classes()
-        if on_cpu:
-            known = classes_of(settings, rows_at_once(settings, on_cpu))
+        on_cpu = not weights.gpu_layers
+        known = classes_of(settings, on_cpu)
         self.tile, self.classes = known.tile, known if self.cuts_anywhere else Classes()
         n_threads = settings.n_threads or default_threads()
         self._survives_fork = n_threads == 1 and on_cpu

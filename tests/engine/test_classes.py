@@ -28,14 +28,15 @@ def test_classes_of_sizes():
     ("settings", "expected"),
     [
         (Settings(), Classes(2, 64, 512)),
-        (Settings(flash_attn="off"), Classes(2, 2, 512)),
+        (Settings(flash_attn="off"), Classes(2, 2, 128)),
         (Settings(type_k="q8_0", type_v="q8_0"), Classes(2, 2, 512)),
         (Settings(type_k="f16", type_v="q8_0"), Classes(2, 2, 512)),
         (Settings(n_batch=32), Classes(2, 2, 32)),
     ],
 )
 def test_classes_of_settings(settings, expected):
-    assert classes_of(settings, settings.n_batch) == expected
+    assert classes_of(settings, True) == expected
+    assert classes_of(settings, False) == Classes(), "nothing is known of a GPU"
 
 
 @pytest.mark.parametrize("classes", [Classes(2, 64, 512), Classes(2, 2, 128)])
