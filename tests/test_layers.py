@@ -25,7 +25,7 @@ ROOMS = {
     "log": "errors",
     "store": "errors settings engine log",
     "inference": "errors engine chat store",
-    "models": "errors settings engine store",
+    "models": "errors settings engine store inference",
     "client": "errors settings chat",
     "console": "",
     "model": "errors settings chat inference models client console",

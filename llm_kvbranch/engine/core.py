@@ -81,11 +81,10 @@ class Engine:
         self.n_ctx = 0
         self.cuts_anywhere = weights.kind == "attention" and weights.n_swa == 0
         self.window = weights.n_swa if weights.kind == "attention" else 0
-        on_cpu = not weights.gpu_layers
-        known = classes_of(settings, on_cpu)
+        known = classes_of(settings, on_cpu=not weights.gpu_layers)
         self.tile, self.classes = known.tile, known if self.cuts_anywhere else Classes()
         n_threads = settings.n_threads or default_threads()
-        self._survives_fork = n_threads == 1 and on_cpu
+        self._survives_fork = n_threads == 1 and not weights.gpu_layers
         self._llama = llama()
         self._context: Any = None
         self._memory: Any = None
