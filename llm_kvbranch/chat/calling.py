@@ -19,6 +19,7 @@ from ..errors import ChatError
 from .bounds import SchemaError
 from .dialect import Dialect
 from .formats import KEY, Form, Json, Object, Tagged
+from .named import Messages
 from .scanning import ANY
 from .schema import json_rule, lark
 from .values import takes_text, typed
@@ -51,13 +52,17 @@ def call_grammar(
     Raises ChatError if the model's form of calls has none, and for a tool whose
     arguments cannot be enforced.
     """
-    if dialect.messages is not None:
+    messages = dialect.messages
+    if messages is not None and not messages.call:
         raise ChatError(
             "tool_choice cannot be enforced for this model: leave it out, or set it "
             "to auto"
         )
-    form = _form(dialect)
-    rules = _Rules(form, dialect.short_ids, controls)
+    rules: _Rules | _MessageRules
+    if messages is not None:
+        rules = _MessageRules(messages, controls)
+    else:
+        rules = _Rules(_form(dialect), dialect.short_ids, controls)
     functions = {tool["function"]["name"]: tool["function"] for tool in tools}
     for name in names:
         if name not in functions:
@@ -80,47 +85,14 @@ def _form(dialect: Dialect) -> Form:
     return form if isinstance(how, Json | Object | Tagged) else _HERMES
 
 
-class _Rules:
+class _Grammar:
     "The rules of a grammar, as they are made"
 
-    def __init__(self, form: Form, short_ids: bool, controls: Controls):
-        self._form = form
-        self._id = _IDS[short_ids or isinstance(form.arguments, Object)]
+    def __init__(self, controls: Controls, id: str = ""):
         self._controls = controls
+        self._id = id
         self._rules: list[str] = []
         self._calls: list[str] = []
-
-    def add(self, name: str, parameters: dict[str, Any]) -> None:
-        "Add the call of a tool"
-        form, how = self._form, self._form.arguments
-        if parameters.get("type", "object") != "object":
-            raise SchemaError("its parameters are not an object")
-        parameters = {**parameters, "type": "object"}
-        after = form.after.rstrip()
-        if isinstance(how, Tagged):
-            lead = form.before + name + form.middle
-            call = f"{self._text(lead)} {self._tagged(how, parameters)}"
-        else:
-            before, behind = _object(how, name) if isinstance(how, Object) else ("", "")
-            before = before or name + form.middle
-            arguments = self._rule(json_rule(parameters))
-            call, after = (
-                f"{self._text(form.before + before)} {arguments}",
-                (behind + after),
-            )
-        self._calls.append(self._rule(f"{call} {self._text(after)}"))
-
-    def grammar(self, several: bool) -> str:
-        form = self._form
-        begin, call = form.begin.lstrip(), " | ".join(self._calls)
-        space = form.after[len(form.after.rstrip()) :]
-        end = space + form.end.rstrip() if form.end.strip() else ""
-        between = space + form.between + ("" if end else begin)
-        more = ""
-        if several and (end or not form.whole):
-            more = f"({self._text(between)} call)*"
-        start = f"start: {self._text(begin)} call {more} {self._text(end)}"
-        return lark("\n".join([start, f"call: {call}", *self._rules]))
 
     def _rule(self, rule: str, attributes: str = "") -> str:
         "Give a rule a name"
@@ -145,6 +117,81 @@ class _Rules:
             found += [self._id] if i else []
             found += [json.dumps(part, ensure_ascii=False)] if part else []
         return found
+
+    def _until(self, end: str) -> str:
+        "Any text up to a closing mark, and that mark"
+        stop = end.split(maxsplit=1)[0]
+        controls = self._controls(stop)
+        if controls and stop.startswith(controls[0][0]):
+            return f"{self._rule('/(?s:.*)/')} {self._text(end)}"
+        text = self._rule("/(?s:.*)/", f"[suffix={json.dumps(stop)}]")
+        return f"{text} {self._text(end.partition(stop)[2])}"
+
+    def _whole(self, start: str) -> str:
+        "The grammar of an answer with the calls added"
+        calls = " | ".join(self._calls)
+        return lark("\n".join([f"start: {start}", f"call: {calls}", *self._rules]))
+
+
+class _MessageRules(_Grammar):
+    "Rules where an answer is messages: thinking may come before the call"
+
+    def __init__(self, messages: Messages, controls: Controls):
+        super().__init__(controls)
+        self._messages = messages
+
+    def add(self, name: str, parameters: dict[str, Any]) -> None:
+        "Add the call of a tool"
+        assert self._messages.call is not None
+        before, after = self._messages.call
+        arguments = self._rule(json_rule(_of_an_object(parameters)))
+        lead = self._text(before.replace(ANY, name))
+        self._calls.append(self._rule(f"{lead} {arguments} {self._text(after)}"))
+
+    def grammar(self, several: bool) -> str:
+        "A model that writes messages waits for the result of its first call"
+        open, close = self._messages.thinking
+        role = self._text(self._messages.start + "assistant")
+        thought = f"{self._text(open)} {self._until(close)} {role}"
+        return self._whole(f"({role})? ({thought})? call")
+
+
+class _Rules(_Grammar):
+    "Rules where calls have marks around them"
+
+    def __init__(self, form: Form, short_ids: bool, controls: Controls):
+        short = short_ids or isinstance(form.arguments, Object)
+        super().__init__(controls, _IDS[short])
+        self._form = form
+
+    def add(self, name: str, parameters: dict[str, Any]) -> None:
+        "Add the call of a tool"
+        form, how = self._form, self._form.arguments
+        parameters = _of_an_object(parameters)
+        after = form.after.rstrip()
+        if isinstance(how, Tagged):
+            lead = form.before + name + form.middle
+            call = f"{self._text(lead)} {self._tagged(how, parameters)}"
+        else:
+            before, behind = _object(how, name) if isinstance(how, Object) else ("", "")
+            before = before or name + form.middle
+            arguments = self._rule(json_rule(parameters))
+            call, after = (
+                f"{self._text(form.before + before)} {arguments}",
+                (behind + after),
+            )
+        self._calls.append(self._rule(f"{call} {self._text(after)}"))
+
+    def grammar(self, several: bool) -> str:
+        form = self._form
+        begin = form.begin.lstrip()
+        space = form.after[len(form.after.rstrip()) :]
+        end = space + form.end.rstrip() if form.end.strip() else ""
+        between = space + form.between + ("" if end else begin)
+        more = ""
+        if several and (end or not form.whole):
+            more = f"({self._text(between)} call)*"
+        return self._whole(f"{self._text(begin)} call {more} {self._text(end)}")
 
     def _tagged(self, how: Tagged, parameters: dict[str, Any]) -> str:
         "Arguments between tags, in the order of the schema"
@@ -178,7 +225,10 @@ class _Rules:
                 return f"{lead} ({rule}) {self._text(end)}"
             if limit := _limit(schema):
                 raise SchemaError(f"{limit} of the parameter {key} cannot be enforced")
-            return f"{lead} {self._free(how, end)}"
+            if how.cdata:
+                text = self._until("]]>")
+                return f'{lead} "<![CDATA[" {text} {self._text(end)}'
+            return f"{lead} {self._until(end)}"
         definitions = {
             name: parameters[name]
             for name in ("$defs", "definitions")
@@ -194,19 +244,11 @@ class _Rules:
                 value = how.others[_KINDS.index(kind)]
         return f"{self._text(lead + value)} {self._rule(rule)} {self._text(end)}"
 
-    def _free(self, how: Tagged, end: str) -> str:
-        "Any text up to a closing tag, and that tag"
-        stop = end.split(maxsplit=1)[0]
-        behind = end.partition(stop)[2]
-        if how.cdata:
-            stop, behind = "]]>", end
-        before = '"<![CDATA["' if how.cdata else ""
-        controls = self._controls(stop)
-        if controls and stop.startswith(controls[0][0]):
-            text = self._rule("/(?s:.*)/")
-            return f"{text} {self._text(end)}"
-        text = self._rule("/(?s:.*)/", f"[suffix={json.dumps(stop)}]")
-        return f"{before} {text} {self._text(behind)}"
+
+def _of_an_object(parameters: dict[str, Any]) -> dict[str, Any]:
+    if parameters.get("type", "object") != "object":
+        raise SchemaError("its parameters are not an object")
+    return {**parameters, "type": "object"}
 
 
 def _object(how: Object, name: str) -> tuple[str, str]:

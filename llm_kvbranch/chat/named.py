@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from .formats import Form, Offered, Tagged, calls
 from .parts import Call, Kind, Record
-from .scanning import Marks, Mismatch, Scanner, Source, read_json
+from .scanning import ANY, Marks, Mismatch, Scanner, Source, read_json
 
 Calls = list[tuple[str, dict[str, Any]]]  # names and arguments
 
@@ -36,7 +36,8 @@ class Messages:
     """How the messages of an answer are written.
 
     ``thinking`` is what is around thinking. ``others`` occur in headers. ``form`` is
-    how a message to a function is written, if it is not just the arguments as JSON.
+    how a message to a function is written, if it is not just the arguments as JSON;
+    ``call`` is what is around these, with ANY for the function's name.
     """
 
     thinking: tuple[str, str]
@@ -45,6 +46,7 @@ class Messages:
     ends: tuple[str, ...]
     others: tuple[str, ...] = ()
     form: Form | None = None
+    call: tuple[str, str] | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -76,6 +78,10 @@ GPT_OSS = Messages(
     "<|message|>",
     ("<|end|>", "<|call|>", "<|return|>"),
     ("<|channel|>", "<|constrain|>"),
+    call=(
+        f"<|channel|>commentary to=functions.{ANY} <|constrain|>json<|message|>",
+        "<|call|>",
+    ),
 )
 MUSE = Messages(
     (" to=self<|message|>", "<|eom|>"),
@@ -174,9 +180,10 @@ class MessageReader:
                 record.add(said.kind, said.text, n - 1, n)
                 continue
             begin = record.parts[-1].end if record.parts else 0
+            if record.calls and not self._several:
+                record.add("text", said.text, begin, n)
+                continue
             for name, arguments in said.calls:
-                if record.calls and not self._several:
-                    break
                 record.add_call(Call(self._new_id(), name, arguments), begin, n)
 
     def _read(self, text: str, control: bool) -> Iterator[_Said]:

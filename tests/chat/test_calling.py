@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from llm_kvbranch.chat import Reader, call_grammar
 from llm_kvbranch.chat.dialect import Dialect, learn
 from llm_kvbranch.chat.jinja import render
+from llm_kvbranch.chat.named import MUSE
 from llm_kvbranch.engine.constraint import Vocabulary
 from llm_kvbranch.errors import ChatError
 from tests.support import walks
@@ -80,6 +81,8 @@ class Bytes:
 
 def vocabulary_of(dialect: Dialect) -> Bytes:
     "With the tags of the form as control tokens"
+    if dialect.messages is not None:
+        return Bytes([*dialect.messages.markers])
     marks = dialect.forms[0].marks if dialect.forms else ""
     return Bytes(sorted(set(llamacpp.RULE.findall(marks))))
 
@@ -128,7 +131,7 @@ def own(name: str) -> Dialect:
     return learn(source, shown)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt-oss"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("several", [True, False])
 def test_answers_are_calls(name: str, several: bool) -> None:
     check(own(name), several, ALL, 10)
@@ -140,7 +143,7 @@ def test_with_the_templates_of_llama_cpp(several: bool) -> None:
     tried = 0
     for name in llamacpp.templates():
         dialect = llamacpp.dialect_of(name)
-        if dialect.messages is None:
+        if dialect.messages is None or dialect.messages.call is not None:
             check(dialect, several, ALL, 4)
             tried += 1
     assert tried >= 60
@@ -159,6 +162,23 @@ def test_one_call_at_most_is_read() -> None:
     assert reader.text == call
 
 
-def test_answers_that_are_messages_are_refused() -> None:
+def test_tagged_messages_are_refused() -> None:
+    "The calls of muse-glimmer: a tool's name is in its message and in the header"
     with pytest.raises(ChatError, match="cannot be enforced for this model"):
-        check(own("gpt-oss"), True, ALL, 1)
+        call_grammar(Dialect(messages=MUSE), TOOLS, ALL, True, lambda _: ())
+
+
+def test_thinking_of_a_message_may_come_first() -> None:
+    made = vocabulary_of(own("gpt-oss"))
+    grammar = call_grammar(own("gpt-oss"), TOOLS, ALL, True, made.controls)
+    told = [walks.walk(made, grammar, seed) or "" for seed in range(40)]
+    thought = [said for said in told if said.startswith("<|channel|>analysis")]
+    assert thought
+    assert any(said.startswith("<|channel|>commentary to=") for said in told)
+    for said in thought:
+        reader = Reader(own("gpt-oss"), TOOLS, prompt="<|start|>assistant")
+        spelled = "|".join(map(re.escape, made.names))
+        for piece in re.split(f"({spelled})", said):
+            reader.feed(piece, control=piece in made.names)
+        reader.end(END)
+        assert len(reader.calls) == 1
