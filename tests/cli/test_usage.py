@@ -70,8 +70,8 @@ ALWAYS = {
     "export": "database force json",
     "import": "database trust json",
     "serve": "port host allow-host token new-token open model slots ctx queue no-log "
-    "database",
-    "doctor": "json",
+    "database max-pause",
+    "doctor": "exact json",
     "models settings": "json",
     "store status": "database json",
     "store budget": "json",

@@ -201,7 +201,7 @@ def print_all(llm: Homes, found: Outputs) -> None:
     (llm.root / "ann" / "logs.db").rename(llm.root / "kept.db")
     found.add(status, run("store", "status"))
     print_models(llm, found)
-    found.add(doctor, run("doctor"))
+    found.add(doctor, run("doctor"), run("doctor", "--exact"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_KVBRANCH_MODEL", "none")
         found.add(doctor, run("doctor", fails=True))

@@ -277,6 +277,15 @@ class TestEnds:
         (warning,) = running.warnings
         assert name in warning
 
+    def test_a_seeded_answer_goes_on_with_the_same_words(self, running):
+        "Fails if random numbers begin again with the engine"
+        seeded = Sampling(temperature=1.5, seed=11)
+        expected = running.ask("Tell me", max_tokens=120, sampling=seeded).text
+        asked = running.ask("Tell me", max_tokens=120, sampling=seeded).until(20)
+        running.hit(signal.SIGKILL)
+        assert asked.text == expected
+        assert running.host.n_restarts == 1
+
     def test_before_the_first_token(self, running):
         expected = running.ask("Tell me " * 300).text
         for _ in range(2):

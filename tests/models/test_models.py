@@ -1027,6 +1027,18 @@ class TestDoctor:
         assert "room for all 8,192 tokens" in said
         assert "layers on a GPU" not in said or found["compute"]["can_offload"]
 
+    def test_exact(
+        self, llm: Homes, toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        "It says what came out the same, and leaves nothing behind"
+        monkeypatch.setenv("LLM_KVBRANCH_MODEL", str(toy))
+        said = " ".join(llm("a", "kvbranch", "doctor", "--exact").split())
+        assert "64 to 130 tokens together round alike" in said
+        assert said.count("the same, bit for bit") == 7
+        assert "another answer" not in said
+        assert "share batches, which round differently" in said
+        assert not list((tmp_path / "a").iterdir())
+
     def test_a_budget_before_there_is_a_store(
         self, llm: Homes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
