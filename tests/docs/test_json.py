@@ -43,6 +43,7 @@ UNSEEN = {
     ("`llm kvbranch doctor`", "compute.gpu_build_wanted", "string"),
     ("`llm kvbranch doctor`", "store", "null"),
     ("`llm kvbranch doctor`", "log", "null"),
+    ("`llm kvbranch doctor`", "exact.notes[]", "string"),  # by processor and build
     ("`POST /v1/chat/completions`", "choices[].message.content", "null"),
     ("`POST /v1/chat/completions`", "choices[].message.tool_calls", "array"),
     ("`POST /v1/chat/completions`", "choices[].thread_id", "null"),

@@ -348,7 +348,8 @@ class TestCutting:
         second = ask(home.session(), first.messages, NEXT).commit("r2")
         again = ask(home.session(), first.messages, NEXT)
         assert again.prompt == second.prompt
-        kept = len(again.prompt) - 1
+        # The last tokens are computed in a batch that rounds like the first time's
+        kept = len(again.prompt) - (2 if home.toy.cuts_anywhere else 1)
         expected = home.toy.reachable(second.entry.state, kept)
         assert again.restored == expected
         assert is_right(again)
@@ -360,10 +361,11 @@ class TestCutting:
         first = ask(home.session(), [], f"{long} Who?").commit("r1")
         assert len(first.prompt) > 2 * PROMPT_GRID
         again = ask(home.session(), [], f"{long} Who?")
-        assert again.restored == len(again.prompt) - 1
+        again_read = 64 if home.toy.cuts_anywhere else 1
+        assert again.restored == len(again.prompt) - again_read
         assert is_right(again)
         other = ask(home.session(), [], f"{long} Where was it?")
-        kept = shared(other, first)
+        kept = min(shared(other, first), len(other.prompt) - again_read)
         assert other.restored == home.toy.reachable(first.entry.state, kept)
         assert kept - other.restored < PROMPT_GRID
         assert is_right(other)

@@ -724,7 +724,8 @@ class TestWhatTheyDo:
         assert Path(adapted_facts["state_file"]).parent != folder
         again, again_facts = self.answer(llm)
         assert again == adapted
-        assert again_facts["restored_tokens"] == again_facts["prompt_tokens"] - 1
+        # Two tokens are read, as a batch of one would round differently
+        assert again_facts["restored_tokens"] == again_facts["prompt_tokens"] - 2
         llm("a", "kvbranch", "settings", "toy", "lora", f"{adapter}:0.5")
         half, half_facts = self.answer(llm)
         assert half not in (plain, adapted)
