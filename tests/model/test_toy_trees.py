@@ -80,7 +80,8 @@ EXACT = 0.95
 
 VERBS = ("continue", "continue", "branch", "branch", "branch", "focus", "retry")
 GREEDY = ("-o", "temperature", "0", "-o", "n_threads", "1")
-SHORT = 64  # tokens read of a prompt at whose end no snapshot is taken
+SHORT = 128  # tokens read of a prompt at whose end no snapshot is taken
+TOGETHER = 64  # at the end of a prompt, which are computed in one batch
 CHANCE = 64  # tokens shared with another turn that are not worth needing its file
 
 # Several commands in one process: starting llm takes most of a second
@@ -401,7 +402,7 @@ class TestTree:
             assert restored >= tree.toy.reachable(last, n_known)
             if node.verb == "branch":
                 before = tree.state(node.parent)
-                far = max(GRID, tree.toy.window)
+                far = max(GRID, tree.toy.window) + TOGETHER
                 if node.parent.facts["prefilled_tokens"] <= SHORT:
                     far += before.answer - before.start
                 assert n_known - restored <= far
