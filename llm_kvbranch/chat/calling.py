@@ -53,16 +53,16 @@ def call_grammar(
     arguments cannot be enforced.
     """
     messages = dialect.messages
-    if messages is not None and not messages.call:
+    rules: _Rules | _MessageRules
+    if messages is None:
+        rules = _Rules(_form(dialect), dialect.short_ids, controls)
+    elif messages.call is not None:
+        rules = _MessageRules(messages, messages.call, controls)
+    else:
         raise ChatError(
             "tool_choice cannot be enforced for this model: leave it out, or set it "
             "to auto"
         )
-    rules: _Rules | _MessageRules
-    if messages is not None:
-        rules = _MessageRules(messages, controls)
-    else:
-        rules = _Rules(_form(dialect), dialect.short_ids, controls)
     functions = {tool["function"]["name"]: tool["function"] for tool in tools}
     for name in names:
         if name not in functions:
@@ -136,14 +136,14 @@ class _Grammar:
 class _MessageRules(_Grammar):
     "Rules where an answer is messages: thinking may come before the call"
 
-    def __init__(self, messages: Messages, controls: Controls):
+    def __init__(self, messages: Messages, call: tuple[str, str], controls: Controls):
         super().__init__(controls)
         self._messages = messages
+        self._around = call
 
     def add(self, name: str, parameters: dict[str, Any]) -> None:
         "Add the call of a tool"
-        assert self._messages.call is not None
-        before, after = self._messages.call
+        before, after = self._around
         arguments = self._rule(json_rule(_of_an_object(parameters)))
         lead = self._text(before.replace(ANY, name))
         self._calls.append(self._rule(f"{lead} {arguments} {self._text(after)}"))

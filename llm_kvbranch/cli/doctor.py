@@ -29,8 +29,9 @@ def doctor(exact: bool, json_: bool) -> None:
     Also shows how to install a build of llama-cpp-python for your GPU. The exit
     code is 1 if no model can answer.
 
-    With --exact, the default model is loaded, and answers a prompt in all the ways
-    in which its state can come about. That takes under a minute for a small model.
+    With --exact, the default model answers a prompt again and again: fresh, from
+    memory, from disk and in branches. The answers are compared. That takes under a
+    minute for a small model.
     """
     from ..models import doctor as checks
 

@@ -345,9 +345,8 @@ class Filler:
                 continue
             stop = len(tokens)
             if not self.engine.cuts_anywhere:
-                stop = slot.snapshots.next_stop(
-                    *(begin, fit.own, len(tokens)), last, least
-                )
+                n = len(tokens)
+                stop = slot.snapshots.next_stop(begin, fit.own, n, last, least)
             end = begin + classes.piece(stop - begin, room)
             token = yield from self._feed(
                 slot, tokens, end, filling, logits, len(tokens)
@@ -392,9 +391,8 @@ class Filler:
             if other is slot or other.target is None:
                 continue
             n = min(common_prefix(other.target, tokens), fit.end)
-            if n - len(slot.tokens) < worth or fit.rows(other.kinds[:n]) < len(
-                other.kinds[:n]
-            ):
+            kinds = other.kinds[:n]
+            if n - len(slot.tokens) < worth or fit.rows(kinds) < len(kinds):
                 continue
             if not self.engine.cuts_anywhere and n < len(tokens) - 1:
                 continue  # it would take no snapshot where they part

@@ -412,9 +412,11 @@ class Generation:
                 return None
             # More than one after the prompt if they are another engine's
             n = min(len(tokens), max(self.n_prompt, len(slot.tokens) + 1))
+            is_last = n == len(tokens)
+            wanted = tokens if is_last else tokens[:n]  # no copy for each token
+            logits = forced is None and is_last
             token = yield from model.filler.decode(
-                *(slot, tokens[:n], self.n_prompt),
-                logits=forced is None and n == len(tokens),
+                slot, wanted, self.n_prompt, logits=logits
             )
         model.filler.token_decoded(slot)
         if forced is not None and self._sampler is not None:
