@@ -97,5 +97,5 @@ def _notes(found: dict[str, Any], weights: Weights) -> list[str]:
             "tokens on): set n_threads to keep it"
         )
     if influences.get("after") or influences.get("threads"):
-        notes.append("Without flash attention (flash_attn off) neither matters much")
+        notes.append("With flash_attn off, long conversations are hardly affected")
     return notes
